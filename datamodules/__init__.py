@@ -1,0 +1,34 @@
+"""Data modules, one file per family of data: splits, loaders and fingerprints of images and texts.
+
+Importing this package reads no data and needs none of the text packages.
+"""
+
+from datamodules.base import Samples, Split, SplitData, SplitDataset
+from datamodules.bbc import BBCNews
+from datamodules.cifar import CIFAR10, CIFAR100, CIFAR100LT
+from datamodules.digits import Digits
+from datamodules.fashion_mnist import FashionMNIST
+from datamodules.image import ImageData, ImageSplit
+from datamodules.imagenet import ImageNet
+from datamodules.svhn import SVHN
+from datamodules.text import TextClassification, TextData, TextSplit
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CIFAR100LT",
+    "SVHN",
+    "BBCNews",
+    "Digits",
+    "FashionMNIST",
+    "ImageData",
+    "ImageNet",
+    "ImageSplit",
+    "Samples",
+    "Split",
+    "SplitData",
+    "SplitDataset",
+    "TextClassification",
+    "TextData",
+    "TextSplit",
+]

@@ -1,0 +1,240 @@
+"""What every data module here offers: a fixed stratified split, its loaders, and a fingerprint of its content."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from datamodules.splits import Labels, Rows, check_classes, check_labels, digest, integer_bytes, stratified_split
+from eenet.errors import UserError
+
+Split = Literal["train", "val", "test"]
+
+TEST_FRACTION = 0.2
+"""Share of a data set without a test split that becomes one, always with seed 0."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples as they are stored.
+
+    Attributes:
+        inputs: The raw inputs, indexed by row.
+        labels: Class of every row, `(samples,)`, int64.
+        source: The file or folder they come from, for messages.
+    """
+
+    inputs: Any
+    labels: Labels
+    source: str
+
+
+class SplitDataset(Dataset, ABC):
+    """Some rows of labelled samples, ready for a model: item `i` is `(inputs, label)`.
+
+    Args:
+        samples: The samples as stored.
+        rows: The rows of this split, ascending.
+    """
+
+    def __init__(self, samples: Samples, rows: Rows) -> None:
+        self.inputs, self.rows = samples.inputs, rows
+        self.labels = samples.labels[rows]
+        """Class of every item, `(items,)`, int64."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @abstractmethod
+    def __getitem__(self, item: int) -> tuple[Any, int]: ...
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """Bytes that change whenever an input of this split would."""
+
+
+class SplitData(LightningDataModule, ABC):
+    """A classification data set with a fixed split into `train`, `val` and `test`.
+
+    Subclasses set the attributes and implement `read` and `build`. Data are read once, at first use.
+
+    Args:
+        batch_size: Training samples per batch and process.
+        eval_batch_size: Samples per batch wherever nothing is trained.
+        num_workers: Loader processes; 0 loads in the main process.
+        validation_fraction: Share of the training samples held out for validation, between 0 and 1.
+        seed: Decides the validation split and the order of every epoch.
+
+    Attributes:
+        name: Name of the data set, lower case.
+        num_classes: Number of classes.
+        input_shape: `(channels, height, width)` after the transform, `None` for text.
+    """
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_at_least("data.batch_size", batch_size, 1)
+        check_at_least("data.eval_batch_size", eval_batch_size, 1)
+        check_at_least("data.num_workers", num_workers, 0)
+        check_at_least("data.seed", seed, 0)
+        if not 0 < validation_fraction < 1:
+            raise UserError("data.validation_fraction", validation_fraction, "must lie between 0 and 1")
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.validation_fraction, self.seed = validation_fraction, seed
+
+    @abstractmethod
+    def read(self) -> tuple[Samples, Samples | None]:
+        """The training and the test samples as stored; `None` where the data set has no test split."""
+
+    @abstractmethod
+    def build(self, samples: Samples, rows: Rows, augmented: bool) -> SplitDataset:
+        """Some rows of the samples behind the evaluation or the augmenting transform."""
+
+    def keep(self, labels: Labels) -> Rows:
+        """The training rows in use, before validation is cut off; all by default."""
+        return np.arange(len(labels))
+
+    @property
+    def collate(self) -> Callable | None:
+        """How items become a batch; `None` for torch's default."""
+        return None
+
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Samples, Rows]]:
+        train, test = self.read()
+        for samples in (train, test) if test else (train,):
+            check_labels(samples.labels, self.num_classes, samples.source)
+        rows = np.arange(len(train.labels))
+        if test is None:
+            rows, test_rows = stratified_split(train.labels, rows, TEST_FRACTION, seed=0, field="data")
+            test = train
+        else:
+            test_rows = np.arange(len(test.labels))
+        rows = rows[self.keep(train.labels[rows])]
+        check_classes(train.labels[rows], self.num_classes, train.source)
+        fraction = self.validation_fraction
+        rows, val_rows = stratified_split(train.labels, rows, fraction, self.seed, "data.validation_fraction")
+        return {"train": (train, rows), "val": (train, val_rows), "test": (test, test_rows)}
+
+    def prepare_data(self) -> None:
+        """Download where asked, read and check everything, on one process, before the others start."""
+        _ = self._splits
+
+    def dataset(self, split: Split, augmented: bool = False) -> SplitDataset:
+        """One split as a data set of `(inputs, label)`, in data set order.
+
+        Args:
+            split: Which split.
+            augmented: Put training samples through the augmenting transform; other splits are never augmented.
+
+        Raises:
+            UserError: If there is no such split, or the data are missing or damaged.
+        """
+        if split not in get_args(Split):
+            raise UserError("split", split, f"must be one of {', '.join(get_args(Split))}")
+        samples, rows = self._splits[split]
+        return self.build(samples, rows, augmented and split == "train")
+
+    def loader(self, split: Split, augmented: bool = False) -> DataLoader:
+        """A plain sequential loader of a split, in data set order, for features and calibration."""
+        return self._load(self.dataset(split, augmented), batch_size=self.eval_batch_size)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled training batches; the order of an epoch is a function of the seed and the epoch."""
+        dataset = self.train_dataset()
+        return self._load(dataset, batch_size=self.batch_size, sampler=self.train_sampler(dataset))
+
+    def val_dataloader(self) -> DataLoader:
+        """Validation batches, in data set order."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Test batches, in data set order."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test batches."""
+        return self.loader("test")
+
+    def train_dataset(self) -> SplitDataset:
+        """The samples that `train_dataloader` draws from."""
+        return self.dataset("train")
+
+    def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
+        """The order of training samples; Lightning sets its epoch and leaves a `DistributedSampler` as it is."""
+        return DistributedSampler(dataset, *self.processes, shuffle=True, seed=self.seed)
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Number of processes and the number of this one, `(1, 0)` without a trainer."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _load(self, dataset: SplitDataset, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=self.collate,
+            **options,
+        )
+
+    def fingerprint(self, split: Split, augmented: bool = False) -> str:
+        """Hex digest of everything that decides the inputs of a split: samples, labels, rows and transform."""
+        dataset = self.dataset(split, augmented)
+        rows, labels = integer_bytes(dataset.rows), integer_bytes(dataset.labels)
+        return digest([self.name.encode(), rows, labels, *dataset.content()])
+
+    def split_record(self) -> dict[str, Any]:
+        """The name, seed, sizes and row digests of the splits, as plain JSON values."""
+        rows = {split: rows for split, (_, rows) in self._splits.items()}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "sizes": {split: len(rows) for split, rows in rows.items()},
+            "digest": {split: hashlib.sha256(integer_bytes(rows)).hexdigest() for split, rows in rows.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The split record, which Lightning keeps in the checkpoint."""
+        return self.split_record()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint made on another split.
+
+        Raises:
+            UserError: If the checkpoint's split record differs from this one.
+        """
+        record = self.split_record()
+        for key, value in record.items():
+            if state_dict.get(key) != value:
+                problem = f"the checkpoint was made on another split: its {key} is {state_dict.get(key)!r}"
+                raise UserError(f"data ({key})", value, f"{problem}; use the data settings it was made with")
+
+
+def check_at_least(field: str, value: float, least: float) -> None:
+    """Refuse a value below the least that makes sense.
+
+    Raises:
+        UserError: If it is below.
+    """
+    if value < least:
+        raise UserError(field, value, f"must be at least {least}")

@@ -1,0 +1,35 @@
+"""The 1,797 handwritten digits that come with scikit-learn."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from datamodules.base import Samples
+from datamodules.image import ImageData, Pixels
+
+
+class Digits(ImageData):
+    """scikit-learn's handwritten digits: 1,797 real images, 8 by 8 pixels, always there.
+
+    The augmentation is a random shift by one pixel.
+
+    Args:
+        augment: Augment the batches of the train loader.
+    """
+
+    name = "digits"
+    num_classes = 10
+    stored_shape = (1, 8, 8)
+    mean, std = (0.3053,), (0.3760,)
+    levels = 16
+
+    def __init__(self, augment: bool = False, **kwargs: Any) -> None:
+        super().__init__(augment=augment, **kwargs)
+
+    def read(self) -> tuple[Samples, None]:
+        """All images; the test split is cut from them."""
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images.astype(np.uint8)[:, None])
+        return Samples(Pixels(pixels), digits.target.astype(np.int64), "scikit-learn's load_digits"), None

@@ -1,0 +1,199 @@
+"""Images: the transform, the data set behind it, and the checks of files on disk."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data.distributed import DistributedSampler
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms import v2
+
+from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
+from datamodules.splits import Rows
+from eenet.errors import UserError
+
+CHUNK = 1024
+"""Images hashed at a time, so that a fingerprint never copies a whole data set."""
+
+
+class Images(Protocol):
+    """Stored images: row `i` is a uint8 tensor `(channels, height, width)`."""
+
+    def __getitem__(self, row: int) -> Tensor: ...
+
+    def content(self, rows: Rows) -> Iterator[bytes]:
+        """Bytes that change whenever one of these images would."""
+        ...
+
+
+class Pixels:
+    """Images in memory.
+
+    Args:
+        pixels: `(images, channels, height, width)`, uint8.
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.pixels[row]
+
+    def content(self, rows: Rows) -> Iterator[bytes]:
+        """The pixels."""
+        for start in range(0, len(rows), CHUNK):
+            yield self.pixels[rows[start : start + CHUNK]].numpy().tobytes()
+
+
+class ImageSplit(SplitDataset):
+    """Some images behind a transform.
+
+    Random transforms draw from torch's global generator, unless `epoch` is set: then what a sample becomes is a
+    function of the seed, the epoch and the sample alone, however many processes load it.
+
+    Args:
+        samples: The samples as stored; their inputs are `Images`.
+        rows: The rows of this split.
+        transform: From a uint8 image to a float input, `(channels, height, width)`.
+        seed: Seed of the augmentation.
+    """
+
+    epoch: int | None = None
+
+    def __init__(self, samples: Samples, rows: Rows, transform: v2.Compose, seed: int) -> None:
+        super().__init__(samples, rows)
+        self.transform, self.seed = transform, seed
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        row = int(self.rows[item])
+        image, label = self.inputs[row], int(self.labels[item])
+        if self.epoch is None:
+            return self.transform(image), label
+        with torch.random.fork_rng(devices=[]):
+            entropy = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)
+            torch.default_generator.manual_seed(int(entropy[0]))
+            return self.transform(image), label
+
+    def content(self) -> Iterator[bytes]:
+        """The transform and the images."""
+        yield repr(self.transform).encode()
+        yield from self.inputs.content(self.rows)
+
+
+class EpochSampler(DistributedSampler):
+    """torch's distributed sampler, which also tells an `ImageSplit` which epoch to augment for."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of an epoch, counted from 0."""
+        super().set_epoch(epoch)
+        self.dataset.epoch = epoch  # type: ignore[attr-defined]
+
+
+class ImageData(SplitData):
+    """An image data set: resize, normalisation with the set's own mean and deviation, standard augmentation.
+
+    Augmentation is a random crop after zero padding by an eighth of the side, and a horizontal flip where a mirrored
+    image keeps its class.
+
+    Args:
+        image_size: Side of the square input in pixels, resized bilinearly; `null` keeps the stored size.
+        channels: 3 turns a grey image into three equal channels; `null` keeps the stored channels.
+        augment: Augment the batches of the train loader.
+
+    Attributes:
+        stored_shape: `(channels, height, width)` of a stored image.
+        mean: Mean of the training pixels per channel, on the scale 0 to 1.
+        std: Their standard deviation, on the same scale.
+        levels: The brightest pixel value.
+        flips: Whether a mirrored image keeps its class.
+    """
+
+    stored_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    levels: int = 255
+    flips: bool = False
+
+    def __init__(
+        self, image_size: int | None = None, channels: int | None = None, augment: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        stored_channels, height, _ = self.stored_shape
+        self.image_size = height if image_size is None else image_size
+        check_at_least("data.image_size", self.image_size, 1)
+        self.channels = stored_channels if channels is None else channels
+        if self.channels not in (stored_channels, 3):
+            raise UserError("data.channels", channels, f"{self.name} can be {stored_channels} or 3 channels")
+        self.augment = augment
+        self.input_shape = (self.channels, self.image_size, self.image_size)
+
+    def geometry(self, augmented: bool) -> list[nn.Module]:
+        """Transforms of a stored image to the input size, augmenting or not."""
+        side = self.stored_shape[-1]
+        steps: list[nn.Module] = []
+        if augmented:
+            steps.append(v2.RandomCrop(side, padding=side // 8))
+        if augmented and self.flips:
+            steps.append(v2.RandomHorizontalFlip())
+        if self.image_size != side:
+            # In float, so that a pixel of few levels is not rounded back to one of them.
+            steps += [v2.ToDtype(torch.float32), v2.Resize([self.image_size, self.image_size])]
+        return steps
+
+    def transform(self, augmented: bool) -> v2.Compose:
+        """From a stored uint8 image to a normalised float input."""
+        mean, std = ([self.levels * value for value in values] for values in (self.mean, self.std))
+        replicate = [] if self.channels == self.stored_shape[0] else [v2.RGB()]
+        return v2.Compose([*self.geometry(augmented), v2.ToDtype(torch.float32), v2.Normalize(mean, std), *replicate])
+
+    def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
+        """Some images behind the evaluation or the augmenting transform."""
+        return ImageSplit(samples, rows, self.transform(augmented), self.seed)
+
+    def train_dataset(self) -> SplitDataset:
+        """The training split, augmented if `augment` says so."""
+        return self.dataset("train", augmented=self.augment)
+
+    def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
+        """The order of training images, and with it their augmentation."""
+        if not self.augment:
+            return super().train_sampler(dataset)
+        sampler = EpochSampler(dataset, *self.processes, shuffle=True, seed=self.seed)
+        sampler.set_epoch(0)
+        return sampler
+
+
+def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Refuse a folder in which one of torchvision's files is missing or damaged.
+
+    Args:
+        root: Folder of the data set.
+        files: Path below `root` and MD5 sum of each file.
+
+    Raises:
+        UserError: Naming the folder and the files.
+    """
+    remedy = "set data.init_args.download: true"
+    expected = dict(files)
+    missing = [name for name in expected if not (root / name).is_file()]
+    if missing:
+        problem = f"the folder has to hold {', '.join(expected)} and misses {', '.join(missing)}"
+        raise UserError("data.root", str(root), f"{problem}; put them there or {remedy}")
+    damaged = [name for name, check in expected.items() if not check_integrity(str(root / name), check)]
+    if damaged:
+        raise UserError("data.root", str(root), f"damaged {', '.join(damaged)} (wrong MD5 sum); delete and {remedy}")
+
+
+def fetch(download: Callable[[], object], root: Path) -> None:
+    """Run a download of torchvision's.
+
+    Raises:
+        UserError: If it fails.
+    """
+    try:
+        download()
+    except (OSError, RuntimeError) as error:
+        raise UserError("data.download", True, f"downloading to {root} failed: {error}") from error

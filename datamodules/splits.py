@@ -1,0 +1,121 @@
+"""Pure functions on labels: which rows belong to which split, and the digest that proves it."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from eenet.errors import UserError
+
+Labels = np.ndarray
+Rows = np.ndarray
+
+
+def stratified_split(labels: Labels, rows: Rows, fraction: float, seed: int, field: str) -> tuple[Rows, Rows]:
+    """Cut a part off some rows, with the same class proportions on both sides.
+
+    Args:
+        labels: Class of every sample, `(samples,)`.
+        rows: The rows to divide, `(rows,)`.
+        fraction: Share of `rows` that is cut off, between 0 and 1.
+        seed: Decides the cut, the same on every machine.
+        field: The configuration field to name if the cut cannot be made.
+
+    Returns:
+        The rows that stay and the rows cut off, both ascending.
+
+    Raises:
+        UserError: If a class has a single sample, or a side would have fewer samples than there are classes.
+
+    Example:
+        >>> stay, part = stratified_split(np.array([0, 0, 1, 1]), np.arange(4), 0.5, seed=0, field="data")
+        >>> len(stay), len(part), sorted([*stay, *part]) == [0, 1, 2, 3]
+        (2, 2, True)
+    """
+    try:
+        stay, part = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=seed)
+    except ValueError as error:
+        raise UserError(field, fraction, f"{len(rows)} samples cannot be split by class: {error}") from error
+    return np.sort(stay), np.sort(part)
+
+
+def long_tailed(labels: Labels, ratio: float, seed: int) -> Rows:
+    """Rows of an exponentially imbalanced subset: class `c` of `C` keeps `round(n_max * ratio ** (c / (C - 1)))`.
+
+    Args:
+        labels: Class of every sample of a balanced set, `(samples,)`; `n_max` is the size of its smallest class.
+        ratio: Size of the last class over that of the first, in (0, 1].
+        seed: Decides which samples a class keeps.
+
+    Returns:
+        Ascending rows.
+
+    Example:
+        >>> rows = long_tailed(np.repeat([0, 1, 2], 100), ratio=0.01, seed=0)
+        >>> np.bincount(np.repeat([0, 1, 2], 100)[rows]).tolist()
+        [100, 10, 1]
+    """
+    counts = np.bincount(labels)
+    shares = ratio ** (np.arange(len(counts)) / max(1, len(counts) - 1))
+    generator = np.random.RandomState(seed)
+    kept = [
+        generator.choice(np.flatnonzero(labels == c), round(counts.min() * share), replace=False)
+        for c, share in enumerate(shares)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def check_labels(labels: Labels, num_classes: int, source: str) -> None:
+    """Refuse labels that are not classes `0 .. num_classes - 1`.
+
+    Args:
+        labels: Class of every sample, `(samples,)`.
+        num_classes: Number of classes.
+        source: The file or folder that the labels come from.
+
+    Raises:
+        UserError: If there is no sample, or a label is out of range.
+    """
+    if len(labels) == 0:
+        raise UserError("data", source, "holds no samples")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        row = int(wrong[0])
+        problem = f"label {int(labels[row])} of sample {row} is not one of the {num_classes} classes, counted from 0"
+        raise UserError("data", source, problem)
+
+
+def check_classes(labels: Labels, num_classes: int, source: str) -> None:
+    """Refuse to train on labels that leave a class without samples.
+
+    Args:
+        labels: Class of every training sample, `(samples,)`, in range.
+        num_classes: Number of classes.
+        source: The file or folder that the labels come from.
+
+    Raises:
+        UserError: Naming the class.
+    """
+    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if len(empty):
+        raise UserError("data", source, f"class {int(empty[0])} of {num_classes} has no training samples")
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of some byte strings, as hex; where one ends and the next begins counts.
+
+    Example:
+        >>> digest([b"ab", b"c"]) == digest([b"a", b"bc"])
+        False
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()
+
+
+def integer_bytes(values: np.ndarray) -> bytes:
+    """Integers as little-endian 64-bit bytes, the same on every machine."""
+    return values.astype("<i8").tobytes()

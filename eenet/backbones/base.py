@@ -1,0 +1,86 @@
+"""The contract that every backbone family keeps: a model cut into stages that can be run one at a time."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+State = Any
+"""A pytree of tensors whose first axis is the batch."""
+
+
+def select(state: State, keep: Tensor) -> State:
+    """Keep some samples of a state.
+
+    Args:
+        state: Pytree of tensors whose first axis is the batch.
+        keep: Row indices to keep, `(kept,)`, int64.
+
+    Returns:
+        The same pytree with `kept` rows, in the order of `keep`.
+
+    Example:
+        >>> select({"x": torch.arange(4)}, torch.tensor([2, 0]))["x"]
+        tensor([2, 0])
+    """
+    return pytree.tree_map(lambda rows: rows.index_select(0, keep), state)
+
+
+class StagedBackbone(nn.Module, ABC):
+    """A classifier cut into stages, so that computation can stop after any of them.
+
+    The law: `embed`, then every `run_stage` in order, then `classify` gives the original model's output to float
+    precision. Subclasses set the attributes below and implement the abstract methods.
+
+    Attributes:
+        num_stages: Number of stages.
+        num_classes: Width of the logits.
+        feature_dims: Width of `features(i, state)` for each stage.
+        map_dims: Channels of `feature_map(i, state)` for each stage, `None` for a family without one.
+        input_shape: Shape of one input without the batch axis, `None` for text.
+    """
+
+    num_stages: int
+    num_classes: int
+    feature_dims: list[int]
+    map_dims: list[int] | None = None
+    input_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def embed(self, inputs: Any) -> State:
+        """What comes before the first stage (patch embedding, stem, token embedding)."""
+
+    @abstractmethod
+    def run_stage(self, i: int, state: State) -> State:
+        """Run stage `i`, counted from 0."""
+
+    @abstractmethod
+    def features(self, i: int, state: State) -> Tensor:
+        """The pooled representation after stage `i`, `(batch, feature_dims[i])`, that a vector head reads."""
+
+    def feature_map(self, i: int, state: State) -> Tensor:
+        """The unpooled representation after stage `i`, `(batch, map_dims[i], height, width)`, for a pooling head."""
+        raise NotImplementedError(f"{type(self).__name__} has no feature map")
+
+    @abstractmethod
+    def classify(self, state: State) -> Tensor:
+        """The model's own head, after the last stage: logits `(batch, classes)`."""
+
+    def example_input(self) -> Any:
+        """One input with a batch axis of 1, on the CPU, for counting MACs: a black image unless overridden."""
+        if self.input_shape is None:
+            raise NotImplementedError(f"{type(self).__name__} takes no images and must make its own example")
+        return torch.zeros(1, *self.input_shape)
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What identifies the architecture (plain JSON values): two backbones that agree share checkpoints."""
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits `(batch, classes)` of the whole model."""
+        state = self.embed(inputs)
+        for i in range(self.num_stages):
+            state = self.run_stage(i, state)
+        return self.classify(state)

@@ -1,0 +1,146 @@
+"""Residual networks of timm and torchvision, one stage per residual block."""
+
+from itertools import chain
+from typing import Any, Literal
+
+import torchvision
+from torch import Tensor, nn
+
+from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.timm_model import create_model
+from eenet.backbones.weights import load_weights
+from eenet.errors import UserError
+
+
+class ResNet(StagedBackbone):
+    """A residual network whose features are the globally averaged feature maps.
+
+    Args:
+        name: `resnet18`, `resnet50`, `wide_resnet50_2`, ... as the library calls it.
+        num_classes: Number of classes.
+        image_size: Height and width in pixels.
+        in_channels: Channels of the image.
+        library: Where the model comes from, `timm` or `torchvision`.
+        pretrained: True for the library's published weights, or the path of a weight file.
+        small_images: Replace the 7x7 stride-2 stem and its pooling by one 3x3 convolution, for images of 32 pixels.
+        overrides: Further arguments of the library's model, such as timm's `channels` and `layers`.
+
+    Raises:
+        UserError: The name is not a residual network of the library, or the image is smaller than the network can use.
+
+    Example:
+        >>> resnet = ResNet("resnet18", 10, 32, small_images=True)
+        >>> resnet.num_stages, resnet.feature_dims[0], resnet.feature_dims[-1]
+        (8, 64, 512)
+    """
+
+    model: Any
+    input_shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        image_size: int = 224,
+        in_channels: int = 3,
+        library: Literal["timm", "torchvision"] = "timm",
+        pretrained: bool | str = False,
+        small_images: bool = False,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if image_size < 8:
+            raise UserError("backbone.image_size", image_size, "a residual network needs at least 8 pixels")
+        self.name, self.num_classes, self.library = name, num_classes, library
+        self.small_images, self.overrides = small_images, dict(overrides or {})
+        make = _timm_resnet if library == "timm" else _torchvision_resnet
+        self.model = make(name, num_classes, in_channels, pretrained, self.overrides)
+        if small_images:
+            width = self.model.bn1.num_features
+            self.model.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+            self.model.maxpool = nn.Identity()
+        self.input_shape = (in_channels, image_size, image_size)
+        self.num_stages = len(self.blocks)
+        self.feature_dims = [_out_channels(block) for block in self.blocks]
+        self.map_dims = self.feature_dims
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of the four layers, in order."""
+        model = self.model
+        return list(chain(model.layer1, model.layer2, model.layer3, model.layer4))
+
+    def embed(self, inputs: Tensor) -> State:
+        """The stem: `(batch, channels, height, width)`."""
+        model = self.model
+        act = model.act1 if self.library == "timm" else model.relu
+        return model.maxpool(act(model.bn1(model.conv1(inputs))))
+
+    def run_stage(self, i: int, state: State) -> State:
+        """Residual block `i`."""
+        return self.blocks[i](state)
+
+    def features(self, i: int, state: State) -> Tensor:
+        """Mean over the positions, `(batch, channels)`."""
+        return state.mean(dim=(2, 3))
+
+    def feature_map(self, i: int, state: State) -> Tensor:
+        """The map itself, `(batch, channels, height, width)`."""
+        return state
+
+    def classify(self, state: State) -> Tensor:
+        """Global pooling and the model's own linear head."""
+        model = self.model
+        if self.library == "timm":
+            return model.forward_head(state)
+        return model.fc(model.avgpool(state).flatten(1))
+
+    def description(self) -> dict[str, Any]:
+        """Family, library, name, classes, input shape, stem and overrides."""
+        return {
+            "family": "ResNet",
+            "library": self.library,
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "input_shape": list(self.input_shape),
+            "small_images": self.small_images,
+            **self.overrides,
+        }
+
+
+def _timm_resnet(
+    name: str, num_classes: int, in_channels: int, pretrained: bool | str, overrides: dict[str, Any]
+) -> nn.Module:
+    model = create_model(name, num_classes, in_channels, pretrained, overrides)
+    if not all(hasattr(model, part) for part in ("conv1", "bn1", "act1", "layer4")):
+        raise UserError("backbone.name", name, f"is a {type(model).__name__}, not a residual network of timm")
+    return model
+
+
+def _torchvision_resnet(
+    name: str, num_classes: int, in_channels: int, pretrained: bool | str, overrides: dict[str, Any]
+) -> nn.Module:
+    names = [known for known in torchvision.models.list_models() if "resne" in known and "/" not in known]
+    if name not in names:
+        raise UserError("backbone.name", name, f"torchvision has {', '.join(names)}")
+    weights = "DEFAULT" if pretrained is True else None
+    try:
+        model = torchvision.models.get_model(name, weights=weights, **overrides)
+    except (OSError, RuntimeError) as error:
+        remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
+        raise UserError("backbone.pretrained", pretrained, f"{remedy} ({type(error).__name__}: {error})") from error
+    if in_channels != 3:
+        stem = model.conv1
+        model.conv1 = nn.Conv2d(in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
+    if num_classes != model.fc.out_features:
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
+    if isinstance(pretrained, str):
+        load_weights(model, pretrained)
+    return model
+
+
+def _out_channels(block: nn.Module) -> int:
+    convolutions = [child for name, child in block.named_children() if name.startswith("conv")]
+    last = convolutions[-1]
+    assert isinstance(last, nn.Conv2d)
+    return last.out_channels

@@ -1,0 +1,98 @@
+"""`eenet fit|validate|test|predict`: LightningCLI with a run folder that is never overwritten by accident."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from datamodules import SplitData
+from eenet.errors import UserError
+from lightning_modules import ExitRoutine
+from lightning_modules.callbacks import RandomState, TensorBoardFigures
+from lightning_modules.checkpoints import last_checkpoint
+
+
+class FitConfig(SaveConfigCallback):
+    """Saves the configuration of a training, not of a later test, in the run folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save before training."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class EenetCLI(LightningCLI):
+    """The command line; model and data are given by `class_path` and `init_args`.
+
+    The run folder is `trainer.default_root_dir`: TensorBoard events, `config.yaml`, `checkpoints/last.ckpt`,
+    `results.json` and figures. `fit` refuses a folder that holds a run unless `--ckpt_path` says to continue;
+    `validate`, `test` and `predict` take its last checkpoint unless `--ckpt_path` names another.
+    """
+
+    datamodule: SplitData
+    model: ExitRoutine
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            ExitRoutine,
+            SplitData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=FitConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"default_root_dir": "runs/default"},
+            args=args,
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the checkpoint and guard the run folder before any work is done."""
+        config = self.config[self.subcommand]
+        last = last_checkpoint(config.trainer.default_root_dir)
+        if self.subcommand == "fit":
+            if last.is_file() and config.ckpt_path is None and not config.trainer.fast_dev_run:
+                folder = str(config.trainer.default_root_dir)
+                raise UserError(
+                    "trainer.default_root_dir",
+                    folder,
+                    "holds a run already; continue it with `--ckpt_path last` or choose another folder",
+                )
+        elif config.ckpt_path is None and not config.trainer.fast_dev_run:
+            config.ckpt_path = str(last)
+        if config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
+            raise UserError("ckpt_path", config.ckpt_path, "there is no such checkpoint; `eenet fit` makes it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that logs to TensorBoard in the run folder and keeps the last epoch's checkpoint."""
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Any] = [RandomState(), TensorBoardFigures()]
+        if config.enable_checkpointing is not False:
+            callbacks.append(ModelCheckpoint(save_top_k=0, save_last=True, save_on_train_epoch_end=True))
+        if config.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar(refresh_rate=20))
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Check that data and backbone fit each other.
+
+        Raises:
+            UserError: Another number of classes or another input shape.
+        """
+        backbone, data = self.model.network.backbone, self.datamodule
+        if backbone.num_classes != data.num_classes:
+            raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
+        if backbone.input_shape is not None and tuple(backbone.input_shape) != tuple(data.input_shape or ()):
+            raise UserError(
+                "backbone.input_shape",
+                backbone.input_shape,
+                f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
+                "in_channels, or the data's image_size",
+            )

@@ -1,0 +1,24 @@
+"""Entry point: run a command, and print a user's mistake as one line instead of a traceback."""
+
+import sys
+from collections.abc import Sequence
+
+from eenet.errors import UserError
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the `eenet` command.
+
+    Args:
+        args: Arguments; those of the process when `None`.
+
+    Raises:
+        SystemExit: With status 2 after a user's mistake.
+    """
+    from eenet.cli.lightning import EenetCLI
+
+    try:
+        EenetCLI(args=None if args is None else list(args))
+    except UserError as error:
+        print(f"eenet: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,23 @@
+"""The one error that a user's mistake raises; the command line prints it without a traceback."""
+
+
+class UserError(ValueError):
+    """A value that cannot be used: says which field, what it holds and what would be right.
+
+    Args:
+        field: Name of the configuration field or argument, as the user writes it.
+        value: What it holds.
+        problem: What is wrong with it, and the remedy.
+
+    Example:
+        >>> raise UserError("model.tradeoff", -1.0, "must be at least 0")
+        Traceback (most recent call last):
+        eenet.errors.UserError: model.tradeoff = -1.0: must be at least 0
+    """
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        self.field, self.value, self.problem = field, value, problem
+        super().__init__(f"{field} = {value!r}: {problem}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.field, self.value, self.problem)

@@ -1,0 +1,7 @@
+"""Gates: how ready a sample is to leave at an exit, from that exit's own logits."""
+
+from eenet.gates.base import Gate
+from eenet.gates.confidence import ConfidenceGate, confidence
+from eenet.gates.uncertainty import UncertaintyGate, uncertainty_statistics
+
+__all__ = ["ConfidenceGate", "Gate", "UncertaintyGate", "confidence", "uncertainty_statistics"]

@@ -1,0 +1,62 @@
+"""The gate without parameters: the exit's confidence in its own prediction."""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from eenet.errors import UserError
+from eenet.gates.base import Gate
+
+Measure = Literal["max_probability", "entropy", "margin"]
+
+
+def confidence(logits: Tensor, measure: Measure = "max_probability") -> Tensor:
+    """How sure a softmax is, higher for surer.
+
+    Args:
+        logits: `(..., classes)`.
+        measure: `max_probability`; `entropy` for minus the entropy in nats; `margin` for the top probability minus
+            the second.
+
+    Returns:
+        `(...,)`.
+
+    Example:
+        >>> confidence(torch.zeros(1, 4)).tolist(), confidence(torch.zeros(1, 4), "margin").tolist()
+        ([0.25], [0.0])
+    """
+    if measure == "entropy":
+        log_p = F.log_softmax(logits, dim=-1)
+        return (log_p.exp() * log_p).sum(-1)
+    p = logits.softmax(-1)
+    if measure == "max_probability":
+        return p.amax(-1)
+    top = p.topk(2, dim=-1).values
+    return top[..., 0] - top[..., 1]
+
+
+class ConfidenceGate(Gate):
+    """Scores an exit by the confidence of its own softmax; thresholds are the policy's.
+
+    Args:
+        num_gates: One per exit but the last.
+        measure: `max_probability`, `entropy` or `margin`.
+
+    Raises:
+        UserError: Unknown measure.
+    """
+
+    def __init__(self, num_gates: int, measure: Measure = "max_probability") -> None:
+        super().__init__(num_gates)
+        if measure not in get_args(Measure):
+            raise UserError("gate.measure", measure, f"must be one of {', '.join(get_args(Measure))}")
+        self.measure = measure
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Confidences `(batch, gates)`."""
+        return confidence(logits, self.measure)
+
+    def at(self, exit: int, logits: Tensor) -> Tensor:
+        """Confidence of one exit, `(batch,)`."""
+        return confidence(logits, self.measure)

@@ -1,0 +1,62 @@
+"""The learned gate of JEI-DNN: a logistic unit on four uncertainty statistics."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eenet.gates.base import Gate
+
+
+def uncertainty_statistics(logits: Tensor) -> Tensor:
+    """Maximum probability, entropy, margin, and entropy of the renormalised squares, of a softmax.
+
+    JEI-DNN, section 4 (gate inputs).
+
+    Args:
+        logits: `(..., classes)`.
+
+    Returns:
+        `(..., 4)`; entropies in nats.
+
+    Example:
+        >>> uncertainty_statistics(torch.zeros(1, 2)).tolist()  # doctest: +ELLIPSIS
+        [[0.5, 0.693..., 0.0, 0.693...]]
+    """
+    log_p = F.log_softmax(logits, dim=-1)
+    p = log_p.exp()
+    top = p.topk(2, dim=-1).values
+    entropy = -(p * log_p).sum(-1)
+    squared = p.square()
+    total = squared.sum(-1)
+    squared_entropy = total.log() - 2 * (squared * log_p).sum(-1) / total
+    return torch.stack([top[..., 0], entropy, top[..., 0] - top[..., 1], squared_entropy], dim=-1)
+
+
+class UncertaintyGate(Gate):
+    """Gate logits `w . statistics + b`, one logistic unit per gate, on detached statistics.
+
+    Args:
+        num_gates: One per exit but the last.
+
+    Example:
+        >>> UncertaintyGate(3)(torch.zeros(2, 3, 10)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, num_gates: int) -> None:
+        super().__init__(num_gates)
+        bound = 1 / math.sqrt(4)
+        self.weight = nn.Parameter(torch.empty(num_gates, 4).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_gates).uniform_(-bound, bound))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Gate logits `(batch, gates)`; no gradient reaches `logits`."""
+        statistics = uncertainty_statistics(logits.detach())
+        return (statistics * self.weight).sum(-1) + self.bias
+
+    def at(self, exit: int, logits: Tensor) -> Tensor:
+        """Gate logit of one exit, `(batch,)`."""
+        statistics = uncertainty_statistics(logits.detach())
+        return F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1]).squeeze(-1)

@@ -1,0 +1,184 @@
+"""An early-exit network: a staged backbone, inference modules at some stages, and gates."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eenet.backbones.base import StagedBackbone, State
+from eenet.costs import CostProfile, count_macs
+from eenet.errors import UserError
+from eenet.gates import Gate, UncertaintyGate
+from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
+from eenet.policies.base import Policy
+from eenet.runtime import Routed, route
+
+
+class ExitFeatures(NamedTuple):
+    """What the exits of a frozen backbone need: features at each early exit, and the last exit's logits.
+
+    Attributes:
+        features: One tensor per early exit, `(batch, dim, ...)`.
+        final_logits: `(batch, classes)`.
+    """
+
+    features: list[Tensor]
+    final_logits: Tensor
+
+
+class ExitOutputs(NamedTuple):
+    """All exits computed, for training and validation.
+
+    Attributes:
+        logits: `(batch, exits, classes)`; the last exit is the backbone's own head.
+        scores: Gate scores, `(batch, exits - 1)`.
+    """
+
+    logits: Tensor
+    scores: Tensor
+
+
+class EarlyExitNetwork(nn.Module):
+    """Exits after some stages of a backbone; the last exit is the backbone's own head.
+
+    Args:
+        backbone: The staged backbone.
+        exits: Stages, from 0, after which an exit reads; `all` for every stage but the last.
+        inference_module: Makes an exit's head from `(dim, num_classes)`.
+        gate: Makes the gates from their number.
+
+    Raises:
+        UserError: Exits out of order or range, or a head that reads feature maps on a backbone that has none.
+    """
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        exits: list[int] | Literal["all"] = "all",
+        inference_module: Callable[[int, int], InferenceModule] = LinearHead,
+        gate: Callable[[int], Gate] = UncertaintyGate,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.exit_stages = check_exits(exits, backbone.num_stages)
+        self.inference_modules = nn.ModuleList(
+            _make_head(inference_module, backbone, stage) for stage in self.exit_stages
+        )
+        self.gate = gate(len(self.exit_stages))
+
+    @property
+    def num_exits(self) -> int:
+        """Early exits and the last one."""
+        return len(self.exit_stages) + 1
+
+    @cached_property
+    def costs(self) -> CostProfile:
+        """MACs of every part, counted once on one example input."""
+        return count_costs(self)
+
+    def read(self, exit: int, state: State) -> Tensor:
+        """What the head of an early exit reads from the state after its stage."""
+        stage = self.exit_stages[exit]
+        if self.inference_modules[exit].reads == "map":
+            return self.backbone.feature_map(stage, state)
+        return self.backbone.features(stage, state)
+
+    def extract(self, inputs: Any) -> ExitFeatures:
+        """Run the whole backbone and keep what the exits need."""
+        state = self.backbone.embed(inputs)
+        features: list[Tensor] = []
+        for stage in range(self.backbone.num_stages):
+            state = self.backbone.run_stage(stage, state)
+            if stage in self.exit_stages:
+                features.append(self.read(len(features), state))
+        return ExitFeatures(features, self.backbone.classify(state))
+
+    def from_features(self, extracted: ExitFeatures) -> ExitOutputs:
+        """Heads and gates on features that were extracted before."""
+        final = extracted.final_logits.unsqueeze(1)
+        if not extracted.features:
+            return ExitOutputs(final, final.new_empty(len(final), 0))
+        early = run_inference_modules(self.heads, extracted.features)
+        return ExitOutputs(torch.cat([early, final.to(early.dtype)], dim=1), self.gate(early))
+
+    def forward(self, inputs: Any) -> ExitOutputs:
+        """Logits and gate scores of all exits, nothing skipped."""
+        return self.from_features(self.extract(inputs))
+
+    def route(self, inputs: Any, policy: Policy) -> Routed:
+        """Run only what each sample needs; see `eenet.runtime.route`."""
+        return route(self, inputs, policy)
+
+    @property
+    def heads(self) -> Sequence[InferenceModule]:
+        """The inference modules of the early exits."""
+        return list(self.inference_modules)  # type: ignore[arg-type]
+
+
+def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]:
+    """The early exits' stages.
+
+    Raises:
+        UserError: Not increasing, or not among the stages before the last.
+
+    Example:
+        >>> check_exits("all", 4), check_exits([1], 4)
+        ([0, 1, 2], [1])
+    """
+    if exits == "all":
+        return list(range(num_stages - 1))
+    if not isinstance(exits, list) or not all(isinstance(stage, int) for stage in exits):
+        raise UserError("network.exits", exits, "must be `all` or a list of stage numbers")
+    if any(not 0 <= stage < num_stages - 1 for stage in exits):
+        raise UserError(
+            "network.exits",
+            exits,
+            f"early exits read after stages 0 to {num_stages - 2}; the backbone's own head after the last stage, "
+            f"{num_stages - 1}, is always the last exit and is not listed",
+        )
+    if sorted(set(exits)) != exits:
+        raise UserError("network.exits", exits, f"must be increasing, such as {sorted(set(exits))}")
+    return exits
+
+
+def count_costs(network: EarlyExitNetwork) -> CostProfile:
+    """Count the MACs of each part on one example input."""
+    backbone = network.backbone
+    training = network.training
+    network.eval()
+    try:
+        device = next(network.parameters()).device
+        example = torch.utils._pytree.tree_map(lambda rows: rows.to(device), backbone.example_input())
+        embed, state = count_macs(backbone.embed, example)
+        stages: list[int] = []
+        heads: list[int] = []
+        gates: list[int] = []
+        for stage in range(backbone.num_stages):
+            macs, state = count_macs(backbone.run_stage, stage, state)
+            stages.append(macs)
+            if stage in network.exit_stages:
+                exit = len(heads)
+                macs, logits = count_macs(network.inference_modules[exit], network.read(exit, state))
+                heads.append(macs)
+                gates.append(count_macs(network.gate.at, exit, logits)[0])
+        classifier, _ = count_macs(backbone.classify, state)
+    finally:
+        network.train(training)
+    return CostProfile(embed, tuple(stages), classifier, tuple(heads), tuple(gates), tuple(network.exit_stages))
+
+
+def _make_head(
+    inference_module: Callable[[int, int], InferenceModule], backbone: StagedBackbone, stage: int
+) -> InferenceModule:
+    head = inference_module(backbone.feature_dims[stage], backbone.num_classes)
+    if head.reads == "vector":
+        return head
+    if backbone.map_dims is None:
+        raise UserError(
+            "network.inference_module",
+            type(head).__name__,
+            f"reads feature maps and {type(backbone).__name__} has none; choose a head on pooled features",
+        )
+    return inference_module(backbone.map_dims[stage], backbone.num_classes)

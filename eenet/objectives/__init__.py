@@ -1,0 +1,15 @@
+"""Objectives: pure functions from logits, labels and exit probabilities to losses and gate targets."""
+
+from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
+from eenet.objectives.losses import cross_entropies, exit_weighted_loss, weighted_sum_loss
+
+__all__ = [
+    "GateObjective",
+    "best_exits",
+    "cross_entropies",
+    "exit_weighted_loss",
+    "gate_loss",
+    "gate_targets",
+    "positive_weights",
+    "weighted_sum_loss",
+]

@@ -1,0 +1,61 @@
+"""The contract of a policy: it decides at each exit from what is known there, never from later exits."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Memory = Any
+"""What a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
+
+
+class Policy(nn.Module, ABC):
+    """Decides, exit by exit, which samples leave."""
+
+    def check(self, num_exits: int) -> None:
+        """Refuse a network with the wrong number of exits.
+
+        Raises:
+            UserError: The policy is made for another number of exits.
+        """
+
+    @abstractmethod
+    def start(self, scores: Tensor) -> Memory:
+        """The memory before the first exit; `scores` `(batch,)` gives the batch size and the device."""
+
+    @abstractmethod
+    def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Decide at one exit (any but the last, where everybody leaves).
+
+        Args:
+            exit: Number of the exit, from 0.
+            predictions: The exit's predicted classes, `(batch,)`.
+            scores: The exit's gate scores, `(batch,)`.
+            memory: What `start` or the previous exit returned, for the same samples.
+
+        Returns:
+            Which samples leave, bool `(batch,)`, and the new memory.
+        """
+
+    def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:
+        """The exit of each sample when all exits have been computed, as in validation.
+
+        Args:
+            predictions: Predicted classes, `(batch, exits)`.
+            scores: Gate scores, `(batch, exits - 1)`.
+
+        Returns:
+            Exit numbers, int64 `(batch,)`.
+        """
+        batch, num_exits = predictions.shape
+        exits = torch.full((batch,), num_exits - 1, device=predictions.device)
+        if num_exits == 1:
+            return exits
+        memory = self.start(scores[:, 0])
+        undecided = torch.ones_like(exits, dtype=torch.bool)
+        for exit in range(num_exits - 1):
+            leave, memory = self.decide(exit, predictions[:, exit], scores[:, exit], memory)
+            exits = torch.where(undecided & leave, exit, exits)
+            undecided &= ~leave
+        return exits

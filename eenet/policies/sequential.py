@@ -1,0 +1,74 @@
+"""JEI-DNN's reading of the gates: a distribution over exits, and the decision that follows from it."""
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.policies.base import Memory, Policy
+
+
+def exit_distribution(gate_logits: Tensor) -> Tensor:
+    """Probability of leaving at each exit, `P_l = clip(min(g_l, 1 - sum_{i<l} g_i), 0)`, the last exit taking the rest.
+
+    JEI-DNN, section 4.1; `g_l` is the sigmoid of gate logit `l`.
+
+    Args:
+        gate_logits: `(batch, exits - 1)`.
+
+    Returns:
+        `(batch, exits)`, each row summing to 1.
+
+    Example:
+        >>> exit_distribution(torch.tensor([[0.0, 0.0, 0.0]])).tolist()
+        [[0.5, 0.5, 0.0, 0.0]]
+    """
+    g = gate_logits.sigmoid()
+    taken = g.cumsum(-1) - g
+    early = torch.minimum(g, (1 - taken).clamp_min(0))
+    last = (1 - early.sum(-1, keepdim=True)).clamp_min(0)
+    return torch.cat([early, last], dim=-1)
+
+
+def conditional_exit_probabilities(distribution: Tensor) -> Tensor:
+    """Probability of leaving at each exit given that the sample has reached it: `P_l / (1 - sum_{i<l} P_i)`.
+
+    This is `P_l / prod_{i<l} (1 - cond_i)` of the paper, the product telescoping. Where nothing is left it is 1.
+
+    Args:
+        distribution: Rows summing to 1, `(batch, exits)`.
+
+    Returns:
+        `(batch, exits)`.
+
+    Example:
+        >>> conditional_exit_probabilities(torch.tensor([[0.25, 0.375, 0.375]])).tolist()
+        [[0.25, 0.5, 1.0]]
+    """
+    reach = 1 - (distribution.cumsum(-1) - distribution)
+    return torch.where(reach > 0, distribution / reach.clamp_min(torch.finfo(reach.dtype).tiny), 1.0).clamp(0, 1)
+
+
+class SequentialGates(Policy):
+    """Leave at the first exit whose conditional exit probability is at least one half (JEI-DNN, section 4.1).
+
+    Args:
+        shift: Added to every gate logit; above 0 samples leave earlier.
+
+    Raises:
+        UserError: The shift is not a finite number.
+    """
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        if not abs(shift) < float("inf"):
+            raise UserError("policy.shift", shift, "must be a finite number")
+        self.shift = shift
+
+    def start(self, scores: Tensor) -> Memory:
+        """Probability mass not yet taken, `(batch,)`."""
+        return torch.ones_like(scores)
+
+    def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Compare the exit's share of the remaining mass, `min(g, rest) / rest`, with one half."""
+        g = (scores + self.shift).sigmoid()
+        return 2 * g >= memory, (memory - g).clamp_min(0)

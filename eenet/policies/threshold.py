@@ -1,0 +1,46 @@
+"""Leave when the gate's score reaches a threshold."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.policies.base import Memory, Policy
+
+
+class Threshold(Policy):
+    """Leave at the first exit whose score is at least its threshold.
+
+    Args:
+        thresholds: One per exit but the last, on the scale of the gate's scores.
+
+    Raises:
+        UserError: A threshold is not a number.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        super().__init__()
+        values = torch.tensor([float(value) for value in thresholds])
+        if values.isnan().any():
+            raise UserError("policy.thresholds", list(thresholds), "each must be a number")
+        self.register_buffer("thresholds", values)
+
+    def check(self, num_exits: int) -> None:
+        """One threshold per exit but the last."""
+        if len(self.thresholds) != num_exits - 1:
+            raise UserError(
+                "policy.thresholds",
+                self.thresholds.tolist(),
+                f"{num_exits - 1} are needed for the network's {num_exits} exits, got {len(self.thresholds)}",
+            )
+
+    def start(self, scores: Tensor) -> Memory:
+        """Nothing to remember."""
+        return ()
+
+    def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Compare the scores with this exit's threshold."""
+        return scores >= self.thresholds[exit], memory

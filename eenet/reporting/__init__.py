@@ -1,0 +1,30 @@
+"""What a run found: the results of a split as plain values, written whole, drawn and tabulated."""
+
+from eenet.reporting.figures import accuracy_cost_figure, exit_histogram_figure, reliability_figure, save_figure
+from eenet.reporting.results import (
+    SCHEMA,
+    Results,
+    evaluate,
+    gather_exits,
+    operating_point,
+    read_results,
+    static_exits,
+    write_json,
+)
+from eenet.reporting.table import results_table
+
+__all__ = [
+    "SCHEMA",
+    "Results",
+    "accuracy_cost_figure",
+    "evaluate",
+    "exit_histogram_figure",
+    "gather_exits",
+    "operating_point",
+    "read_results",
+    "reliability_figure",
+    "results_table",
+    "save_figure",
+    "static_exits",
+    "write_json",
+]

@@ -1,0 +1,78 @@
+"""Figures of a run's results, for TensorBoard and for files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from eenet.metrics import NUM_BINS
+from eenet.reporting.results import Results
+
+
+def accuracy_cost_figure(results: Results) -> Figure:
+    """Accuracy against MACs: the static exits' curve and every routed operating point."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    exits, points = results["exits"], results["operating_points"]
+    axes.plot(_percent(exits, "macs_fraction"), _percent(exits, "accuracy"), "o-", color="0.5", label="static exits")
+    for number, row in enumerate(exits):
+        at = (100 * row["macs_fraction"], 100 * row["accuracy"])
+        axes.annotate(str(number), at, (3, -10), textcoords="offset points")
+    for row in points:
+        axes.plot(100 * row["macs_fraction"], 100 * row["accuracy"], "*", markersize=13, label=f"routed, {row['name']}")
+    axes.set_xlabel("mean MACs per sample (% of the full network)")
+    axes.set_ylabel(f"accuracy on {results['split']} (%)")
+    axes.set_title(f"{results['method']} on {results['data']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def exit_histogram_figure(results: Results) -> Figure:
+    """Share of the samples that leave at each exit, for every operating point."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    points = results["operating_points"]
+    width = 0.8 / max(len(points), 1)
+    for number, row in enumerate(points):
+        positions = np.arange(len(row["exit_fractions"])) + (number - (len(points) - 1) / 2) * width
+        axes.bar(positions, [100 * share for share in row["exit_fractions"]], width, label=row["name"])
+    axes.set_xlabel("exit")
+    axes.set_ylabel(f"samples of {results['split']} leaving there (%)")
+    axes.set_xticks(range(len(results["exits"])))
+    axes.legend()
+    return figure
+
+
+def reliability_figure(results: Results) -> Figure:
+    """A reliability diagram for every static exit and every operating point: accuracy by confidence bin."""
+    rows = results["exits"] + results["operating_points"]
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for axes, row in zip(grid, rows, strict=False):
+        bins = row["bins"]
+        axes.plot([0, 1], [0, 1], ":", color="0.5")
+        axes.bar([(index + 0.5) / NUM_BINS for index in bins["index"]], bins["accuracy"], 1 / NUM_BINS, alpha=0.6)
+        axes.plot(bins["confidence"], bins["accuracy"], ".-", color="C1")
+        axes.set_title(f"{row['name']}: ECE {100 * row['ece']:.1f} %", fontsize=9)
+    for axes in grid[len(rows) :]:
+        axes.set_axis_off()
+    figure.supxlabel("confidence")
+    figure.supylabel("accuracy")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure beside the path and rename it, so that the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    figure.savefig(beside, dpi=150)
+    os.replace(beside, path)
+
+
+def _percent(rows: list[dict[str, Any]], key: str) -> list[float]:
+    return [100 * row[key] for row in rows]

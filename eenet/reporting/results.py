@@ -1,0 +1,123 @@
+"""The results of a run on one split, as plain JSON values.
+
+Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split`, `operating_points`, `exits`,
+`versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `nll` (nats), `ece` (15 equal-width
+bins), `brier` (sum over classes), `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`,
+`exit_fractions` and `bins` (the reliability diagram).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.costs import CostProfile, mean_cost
+from eenet.errors import UserError
+from eenet.metrics import summarise
+from eenet.policies import Policy
+
+SCHEMA = 1
+
+Results = dict[str, Any]
+"""Plain JSON values with the fields above."""
+
+
+def evaluate(
+    statistics: Tensor, predictions: Tensor, scores: Tensor, policies: Mapping[str, Policy], costs: CostProfile
+) -> Results:
+    """Rows of all static exits and operating points, from all exits' records of a data set.
+
+    Args:
+        statistics: Of every exit, from `sample_statistics`, `(samples, exits, 4)`.
+        predictions: Predicted classes, `(samples, exits)`.
+        scores: Gate scores, `(samples, exits - 1)`.
+        policies: Operating points by name.
+        costs: The network's cost profile.
+
+    Returns:
+        `exits` and `operating_points`.
+    """
+    points = []
+    for name, policy in policies.items():
+        exits = policy.exits(predictions, scores)
+        points.append(operating_point(name, gather_exits(statistics, exits), exits, costs))
+    return {"operating_points": points, "exits": static_exits(statistics, costs)}
+
+
+def static_exits(statistics: Tensor, costs: CostProfile) -> list[dict[str, Any]]:
+    """A row for each static exit: a network cut there, which runs no other head and no gate.
+
+    Args:
+        statistics: Of every exit, `(samples, exits, 4)`.
+        costs: The network's cost profile.
+    """
+    identity = torch.eye(costs.num_exits)
+    return [
+        _row(f"exit {exit}", statistics[:, exit], identity[exit], costs.static[exit], costs)
+        for exit in range(costs.num_exits)
+    ]
+
+
+def operating_point(name: str, statistics: Tensor, exits: Tensor, costs: CostProfile) -> dict[str, Any]:
+    """A row for the routed network.
+
+    Args:
+        name: Of the operating point.
+        statistics: Of the predictions that samples left with, `(samples, 4)`.
+        exits: Where they left, `(samples,)`.
+        costs: The network's cost profile.
+    """
+    shares = torch.bincount(exits.cpu(), minlength=costs.num_exits).double() / len(exits)
+    return _row(name, statistics, shares, mean_cost(shares, costs.cumulative), costs)
+
+
+def gather_exits(values: Tensor, exits: Tensor) -> Tensor:
+    """Each sample's row at its own exit: `(samples, exits, ...)` and `(samples,)` to `(samples, ...)`."""
+    return values[torch.arange(len(exits), device=exits.device), exits]
+
+
+def _row(name: str, statistics: Tensor, shares: Tensor, macs: float, costs: CostProfile) -> dict[str, Any]:
+    return {
+        "name": name,
+        **summarise(statistics),
+        "macs": macs,
+        "macs_fraction": macs / costs.full,
+        "stages_mean": mean_cost(shares, costs.stages_run),
+        "exit_fractions": shares.tolist(),
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON beside the path and rename it, so that the file is whole or not there.
+
+    Raises:
+        ValueError: A value is not finite; JSON has no such number.
+    """
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json`.
+
+    Raises:
+        UserError: It is not there, not JSON, or of another schema.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError("results", str(path), f"cannot be read ({error}); `eenet test` writes it") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise UserError("results", str(path), f"is not of schema {SCHEMA}; write it again with `eenet test`")
+    return results

@@ -1,0 +1,8 @@
+"""Routines: one file per way of training an early-exit network."""
+
+from lightning_modules.backbone import BackboneTraining
+from lightning_modules.decoupled import DecoupledExits
+from lightning_modules.joint import JointExits
+from lightning_modules.routine import ExitRoutine
+
+__all__ = ["BackboneTraining", "DecoupledExits", "ExitRoutine", "JointExits"]

@@ -1,0 +1,80 @@
+"""Checkpoints: whose they are, and taking a backbone out of one."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import eenet
+from eenet.backbones import StagedBackbone
+from eenet.errors import UserError
+from eenet.network import EarlyExitNetwork
+
+IDENTITY = "eenet"
+"""Key of a checkpoint under which the identity of its network stands."""
+
+_BACKBONE = "network.backbone."
+
+
+def identity(method: str, network: EarlyExitNetwork) -> dict[str, Any]:
+    """What a checkpoint says of its network."""
+    return {
+        "version": eenet.__version__,
+        "method": method,
+        "backbone": network.backbone.description(),
+        "exits": network.exit_stages,
+    }
+
+
+def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNetwork) -> None:
+    """Refuse a checkpoint of another method or network.
+
+    Raises:
+        UserError: The checkpoint is of another method, backbone or set of exits.
+    """
+    found, own = checkpoint.get(IDENTITY), identity(method, network)
+    if not isinstance(found, dict):
+        raise UserError("ckpt_path", None, "is no checkpoint of eenet")
+    for field in ("method", "backbone", "exits"):
+        if found[field] != own[field]:
+            raise UserError(
+                "ckpt_path", found[field], f"is the checkpoint's {field}, the configuration asks for {own[field]!r}"
+            )
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """The last checkpoint of a run's folder."""
+    return Path(run) / "checkpoints" / "last.ckpt"
+
+
+def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backbone_checkpoint") -> None:
+    """Load a backbone's weights from the checkpoint of any routine.
+
+    Args:
+        backbone: The backbone to fill.
+        path: A run's folder or a checkpoint file.
+        field: The configuration field that holds the path.
+
+    Raises:
+        UserError: No such file, no checkpoint of eenet, or of another backbone.
+    """
+    file = last_checkpoint(path) if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(field, path, f"there is no checkpoint {file}; train the backbone first with `eenet fit`")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        found = checkpoint[IDENTITY]["backbone"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise UserError(field, path, f"{file} is no checkpoint of eenet ({type(error).__name__})") from error
+    if found != backbone.description():
+        differences = ", ".join(
+            f"{key} {found.get(key)!r} instead of {wanted!r}"
+            for key, wanted in (found | backbone.description()).items()
+            if found.get(key) != wanted
+        )
+        raise UserError(field, path, f"holds another backbone: {differences}")
+    state = checkpoint["state_dict"]
+    backbone.load_state_dict(
+        {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
+    )

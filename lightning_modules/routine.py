@@ -1,0 +1,255 @@
+"""What all routines share: judging exits and operating points, reporting them, and checkpoint identity."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import Tensor, nn
+
+import eenet
+from eenet.errors import UserError
+from eenet.metrics import Records, sample_statistics
+from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
+from eenet.policies import Policy
+from eenet.reporting import (
+    SCHEMA,
+    Results,
+    accuracy_cost_figure,
+    evaluate,
+    exit_histogram_figure,
+    operating_point,
+    reliability_figure,
+    results_table,
+    save_figure,
+    static_exits,
+    write_json,
+)
+from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
+from lightning_modules.losses import LossLog
+
+SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "stages_mean")
+"""Figures of a result row that are logged."""
+
+
+class ExitRoutine(LightningModule, ABC):
+    """Trains an early-exit network, judges it and reports it.
+
+    Batches are `(inputs, labels)`, or `(ExitFeatures, labels)` where a frozen backbone was run before.
+
+    Args:
+        network: The network.
+        freeze_backbone: Keep the backbone's weights and its normalisation statistics as they are.
+        backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
+
+    Attributes:
+        method: Name of the method in results.
+        results: The last validation's or test's results, without the heading fields during validation.
+    """
+
+    method: str
+
+    def __init__(
+        self, network: EarlyExitNetwork, freeze_backbone: bool, backbone_checkpoint: str | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.freeze_backbone = freeze_backbone
+        self.backbone_checkpoint = backbone_checkpoint
+        self.results: Results = {}
+        self.losses = LossLog()
+        self._records = Records(["statistics", "predictions", "scores"])
+        self._routed = nn.ModuleDict()
+        if freeze_backbone:
+            network.backbone.requires_grad_(False)
+
+    @abstractmethod
+    def policies(self) -> dict[str, Policy]:
+        """The operating points by name, the principal one first."""
+
+    def train(self, mode: bool = True) -> "ExitRoutine":
+        """Set the mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.network.backbone.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Count the costs, check the policies and, before a new training, load the backbone's weights."""
+        for policy in self.policies().values():
+            policy.check(self.network.num_exits)
+        _ = self.network.costs
+        if stage == "fit":
+            self.train()
+            if self.backbone_checkpoint is not None and self.trainer.ckpt_path is None:
+                load_backbone(self.network.backbone, self.backbone_checkpoint)
+
+    def extract(self, inputs: Any) -> ExitFeatures:
+        """What the exits read: given, or computed by the backbone."""
+        if isinstance(inputs, ExitFeatures):
+            return inputs
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return self.network.extract(inputs)
+
+    def forward(self, inputs: Any) -> ExitOutputs:
+        """All exits' logits and gate scores."""
+        return self.network.from_features(self.extract(inputs))
+
+    def log_losses(self, phase: str, batch_idx: int, loss: Tensor) -> None:
+        """Remember a training loss; check and log the means at the trainer's logging interval."""
+        self.losses.add(phase, batch_idx, loss)
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._flush_losses()
+
+    def _flush_losses(self) -> None:
+        means = {f"train/loss/{name}": mean for name, mean in self.losses.flush().items()}
+        if means:
+            self.log_dict(means, on_step=True, on_epoch=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check the epoch's last losses before anything is validated or saved."""
+        if self.trainer.is_last_batch:
+            self._flush_losses()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Judge all exits on a batch."""
+        inputs, labels = batch
+        self.record(self(inputs), labels)
+
+    def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
+        """Add a batch to the records that are judged at the end of the epoch."""
+        self._records.update(
+            statistics=sample_statistics(outputs.logits, labels),
+            predictions=outputs.logits.argmax(-1),
+            scores=outputs.scores,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Judge every exit and operating point, and log them."""
+        records = self._records.compute()
+        self._records.reset()
+        self.finish_validation(records)
+        self.results = {
+            **self._heading("val"),
+            **evaluate(**records, policies=self.policies(), costs=self.network.costs),
+        }
+        self._log_results("val")
+
+    def finish_validation(self, records: dict[str, Tensor]) -> None:
+        """Choose what is chosen on validation data, from `statistics`, `predictions` and `scores` of all samples."""
+
+    def on_test_start(self) -> None:
+        """Make room for each operating point's records."""
+        self._routed = nn.ModuleDict({str(i): Records(["statistics", "exits"]) for i in range(len(self.policies()))})
+        self._routed.to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Judge the static exits, and really route the batch at every operating point."""
+        inputs, labels = batch
+        self.record(self(inputs), labels)
+        for records, policy in zip(self._routed.values(), self.policies().values(), strict=True):
+            routed = self.network.route(inputs, policy.to(self.device))
+            records.update(  # type: ignore[operator]
+                statistics=sample_statistics(routed.logits, labels), exits=routed.exits
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Log the results, write `results.json` and the figures, and print the table."""
+        costs = self.network.costs
+        exits = static_exits(self._records.compute()["statistics"], costs)
+        self._records.reset()
+        points = []
+        for name, records in zip(self.policies(), self._routed.values(), strict=True):
+            points.append(operating_point(name, **records.compute(), costs=costs))  # type: ignore[operator]
+        self.results = {**self._heading("test"), "operating_points": points, "exits": exits}
+        self._log_results("test")
+        self._write_results()
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Route a batch at the principal operating point: `labels`, `probabilities`, `exits` and `macs` per sample."""
+        policy = next(iter(self.policies().values())).to(self.device)
+        routed = self.network.route(batch[0], policy)
+        probabilities = routed.logits.softmax(-1)
+        return {
+            "labels": probabilities.argmax(-1),
+            "probabilities": probabilities,
+            "exits": routed.exits,
+            "macs": routed.macs,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint[IDENTITY] = identity(self.method, self.network)
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse another network's checkpoint."""
+        check_identity(dict(checkpoint), self.method, self.network)
+
+    def cosine(self, optimizer: torch.optim.Optimizer, final: float) -> torch.optim.lr_scheduler.LRScheduler:
+        """Cosine decay per epoch from the optimizer's learning rate to a final one at the trainer's last epoch.
+
+        Raises:
+            UserError: The trainer has no last epoch.
+        """
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise UserError("trainer.max_epochs", epochs, "the learning rate's schedule needs a last epoch, at least 1")
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's logs, checkpoints and results lie."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def _heading(self, split: str) -> Results:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "data": getattr(data, "name", type(data).__name__),
+            "data_split": data.split_record() if hasattr(data, "split_record") else None,
+            "backbone": self.network.backbone.description(),
+            "exit_stages": self.network.exit_stages,
+            "seed": None if seed is None else int(seed),
+            "split": split,
+            "costs": self.network.costs.to_dict(),
+            "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
+        }
+
+    def _log_results(self, split: str) -> None:
+        values: dict[str, float] = {}
+        for row in self.results["exits"] + self.results["operating_points"]:
+            name = row["name"].replace(" ", "_")
+            values |= {f"{split}/{key}/{name}": row[key] for key in SCALARS}
+        for row in self.results["operating_points"]:
+            for exit, share in enumerate(row["exit_fractions"]):
+                values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share
+        principal = self.results["operating_points"][0]
+        values |= {f"{split}/{key}": principal[key] for key in ("accuracy", "macs_fraction")}
+        self.log_dict(values, rank_zero_only=True)
+        self.log(f"{split}/accuracy", principal["accuracy"], prog_bar=True, rank_zero_only=True)
+
+    @rank_zero_only
+    def _write_results(self) -> None:
+        console = Console(width=None if Console().is_terminal else 140)
+        console.print(results_table(self.results))
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        write_json(self.run_folder / "results.json", self.results)
+        for name, draw in FIGURES.items():
+            save_figure(draw(self.results), self.run_folder / f"{name}.png")
+        console.print(f"results: {self.run_folder / 'results.json'}\nfigure:  {self.run_folder / 'accuracy_cost.png'}")
+
+
+FIGURES = {
+    "accuracy_cost": accuracy_cost_figure,
+    "exit_histogram": exit_histogram_figure,
+    "reliability": reliability_figure,
+}
+"""Figures of the results by name."""
