@@ -232,17 +232,17 @@ class TextClassification(TextData):
 
         try:
             if self.source is None:
-                table = load_dataset(READERS[Path(part).suffix], data_files={"all": part}, split="all")
+                table = load_dataset(READERS[Path(part).suffix], data_files={"train": part}, split="train")
             else:
                 with hub(self.download):
                     table = load_dataset(self.source, self.config, split=part)
         except Exception as error:
             reason = error.__cause__ or error
-            problem = f"{part} cannot be read ({type(reason).__name__}: {reason})"
+            problem = f"cannot be read ({type(reason).__name__}: {reason})"
             if self.source is None:
                 raise UserError("data.train" if part == self.parts[0] else "data.test", part, problem) from error
             hint = "" if self.download else "; data.init_args.download: true fetches it"
-            raise UserError("data.dataset", self.source, problem + hint) from error
+            raise UserError("data.dataset", self.source, f"its split {part} {problem}{hint}") from error
         missing = [column for column in (*self.columns, self.label) if column not in table.column_names]
         if missing:
             fields = "data.text" if missing[0] in self.columns else "data.label"
@@ -259,8 +259,8 @@ def check_text_file(field: str, path: str | None) -> None:
     if path is None:
         return
     if Path(path).suffix not in READERS or not Path(path).is_file():
-        problem = f"must be an existing file ending in {', '.join(READERS)}; or name a data set in data.dataset (test: null cuts one)"
-        raise UserError(field, path, problem)
+        problem = f"must be an existing file ending in {', '.join(READERS)}, unless data.dataset names a data set"
+        raise UserError(field, path, f"{problem}; without a test file, test: null cuts one")
 
 
 @contextmanager

@@ -58,9 +58,9 @@ def test_a_limit_is_a_seeded_stratified_choice(tmp_path):
 def test_the_debian_package_is_found_and_its_moments_are_the_constants():
     data = FashionMNIST()
     assert data.split_record()["sizes"] == {"train": 54000, "val": 6000, "test": 10000}
-    pixels = data.dataset("train").inputs.pixels[::10].float() / 255
-    assert data.mean[0] == pytest.approx(pixels.mean().item(), abs=2e-3)
-    assert data.std[0] == pytest.approx(pixels.std().item(), abs=2e-3)
+    pixels = data.dataset("train").inputs.pixels.float() / 255
+    assert data.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-4)
+    assert data.std[0] == pytest.approx(pixels.std().item(), abs=1e-4)
 
 
 def test_missing_fashion_mnist_says_what_to_do(tmp_path):
@@ -141,7 +141,7 @@ def test_the_long_tail_is_cut_from_cifar100(tmp_path, monkeypatch):
     assert (counts[0], counts[99]) == (20, 5)
     assert np.bincount(data.dataset("test").labels).tolist() == [2] * 100
     assert not set(data.dataset("train").rows) & set(data.dataset("val").rows)
-    with pytest.raises(UserError, match="class .* has no training samples"):
+    with pytest.raises(UserError, match=r"class .* has no training samples"):
         CIFAR100LT(root=str(tmp_path)).prepare_data()
 
 
@@ -200,17 +200,17 @@ CLASSES = ["n01440764", "n01443537", "n02102040"]
 
 @pytest.fixture
 def imagenet(tmp_path):
-    write_imagenet(tmp_path, CLASSES, train=6, val=2)
+    write_imagenet(tmp_path, CLASSES, train=10, val=2)
     return tmp_path
 
 
 def test_imagenet_folders_are_read_resized_and_split(imagenet):
     data = ImageNet(root=str(imagenet), image_size=32, validation_fraction=0.5)
     assert (data.num_classes, data.input_shape) == (3, (3, 32, 32))
-    assert data.split_record()["sizes"] == {"train": 9, "val": 9, "test": 6}
-    assert np.bincount(data.dataset("val").labels).tolist() == [3, 3, 3]
+    assert data.split_record()["sizes"] == {"train": 15, "val": 15, "test": 6}
+    assert np.bincount(data.dataset("val").labels).tolist() == [5, 5, 5]
     inputs, labels = next(iter(data.train_dataloader()))
-    assert (inputs.shape, inputs.dtype, labels.dtype) == ((9, 3, 32, 32), torch.float32, torch.int64)
+    assert (inputs.shape, inputs.dtype, labels.dtype) == ((15, 3, 32, 32), torch.float32, torch.int64)
     assert "RandomResizedCrop" in repr(data.train_dataset().transform)
     assert "Random" not in repr(data.dataset("val", augmented=True).transform)
     assert next(iter(data.test_dataloader()))[1].tolist() == [0, 0, 1, 1, 2, 2]
@@ -219,7 +219,7 @@ def test_imagenet_folders_are_read_resized_and_split(imagenet):
 def test_imagenet_evaluates_the_centre_of_the_resized_image(imagenet):
     data = ImageNet(root=str(imagenet), image_size=28)
     with Image.open(imagenet / "val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG") as image:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
     small = torch.nn.functional.interpolate(pixels[None], size=(32, 32), mode="bilinear", antialias=True)[0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
     expected = (small[:, 2:30, 2:30] / 255 - mean) / std

@@ -52,7 +52,7 @@ def test_wrong_labels_name_their_source(labels, problem):
 
 
 def test_a_class_without_training_samples_is_named():
-    with pytest.raises(UserError, match="some/file.*class 1 of 3"):
+    with pytest.raises(UserError, match=r"some/file.*class 1 of 3"):
         check_classes(np.array([0, 2]), 3, "some/file")
     check_classes(np.array([0, 2, 1]), 3, "some/file")
 
