@@ -56,7 +56,10 @@ def load_model(
     if pretrained is None:
         _check_family("backbone.family", family, family, families)
         config = _configure(partial(transformers.AutoConfig.for_model, family), overrides)
-        return model_class.from_config(config, dtype=torch.float32)
+        try:
+            return model_class.from_config(config, dtype=torch.float32)
+        except ValueError as error:
+            raise UserError("backbone.overrides", dict(overrides), f"{family} refuses them: {error}") from error
     source = {"pretrained_model_name_or_path": _locate(pretrained), "local_files_only": not download}
     try:
         config = _configure(partial(transformers.AutoConfig.from_pretrained, **source), overrides)

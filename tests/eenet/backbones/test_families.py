@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,14 @@ from eenet.costs import count_macs
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 LENGTHS = torch.tensor([7, 3, 5])
 MASK = (torch.arange(7) < LENGTHS[:, None]).long()
-ENCODER = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 30}
+ALL = torch.ones(3, dtype=torch.bool)
+ENCODER = {
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+    "vocab_size": 30,
+    "initializer_range": 0.3,  # at the usual 0.02 a small model attends evenly and positions hardly count
+}
 DECODER = {**ENCODER, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 GATED = {**DECODER, "num_key_value_heads": 1, "intermediate_size": 16}
 
@@ -58,7 +65,7 @@ class Case:
     make: Callable[[], StagedBackbone]
     inputs: Any
     original: Callable[[StagedBackbone], nn.Module] = lambda backbone: backbone.model
-    real: Tensor | slice = slice(None)
+    real: Tensor = ALL
 
 
 def bert(family: str, overrides: dict[str, Any], pad: int = 0) -> Case:
@@ -67,9 +74,8 @@ def bert(family: str, overrides: dict[str, Any], pad: int = 0) -> Case:
 
 def gpt(family: str, task: str, overrides: dict[str, Any]) -> Case:
     classes = 4 if task == "classification" else None
-    real = MASK.bool() if task == "tokens" else slice(None)
-    make = lambda: Gpt(classes, task, family=family, overrides=overrides, example_tokens=6)  # noqa: E731
-    return Case(make, tokens(1), real=real)
+    case = Case(lambda: Gpt(classes, task, family=family, overrides=overrides, example_tokens=6), tokens(1))
+    return replace(case, real=MASK.bool()) if task == "tokens" else case
 
 
 def timm_case(name: str, size: int, **overrides: Any) -> Case:
@@ -87,9 +93,10 @@ def cifar(depth: int) -> Case:
     return Case(lambda: CifarResNet(depth, 10), images, original)
 
 
-OPT_350M = {**DECODER, "ffn_dim": 16, "word_embed_proj_dim": 4, "do_layer_norm_before": False}
+OPT = {key: value for key, value in DECODER.items() if key != "initializer_range"} | {"init_std": 0.3, "ffn_dim": 16}
+OPT_350M = {**OPT, "word_embed_proj_dim": 4, "do_layer_norm_before": False}
 SLIDING = {**GATED, "use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}
-DISTIL = {"dim": 8, "n_heads": 2, "n_layers": 3, "hidden_dim": 16, "vocab_size": 30}
+DISTIL = {"dim": 8, "n_heads": 2, "n_layers": 3, "hidden_dim": 16, "vocab_size": 30, "initializer_range": 0.3}
 CASES = {
     "bert": bert("bert", ENCODER | {"intermediate_size": 16}),
     "roberta": bert("roberta", ENCODER | {"intermediate_size": 16, "pad_token_id": 1}, pad=1),
@@ -101,7 +108,7 @@ CASES = {
             ("gpt2", DECODER),
             ("llama", GATED),
             ("qwen2", GATED),
-            ("opt", {**DECODER, "ffn_dim": 16, "word_embed_proj_dim": 8}),
+            ("opt", OPT | {"word_embed_proj_dim": 8}),
         )
     },
     "qwen2-sliding": gpt("qwen2", "tokens", SLIDING),
@@ -113,7 +120,7 @@ CASES = {
     "mobilenetv3": timm_case("mobilenetv3_small_050", 64),
     "convnext": timm_case("convnext_atto", 64),
     "swin": timm_case("swin_tiny_patch4_window7_224", 64, img_size=64, embed_dim=24, window_size=2),
-    "mixer": timm_case("mixer_s16_224", 32, img_size=32, num_blocks=2),
+    "mixer": timm_case("mixer_s32_224", 64, img_size=64),
 }
 
 
@@ -128,11 +135,12 @@ def run_original(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def make(case: Case) -> StagedBackbone:
-    """A backbone in which no parameter is zero or alike, so that nothing can be left out unseen."""
+    """A backbone in which no parameter is all 0 or all 1, so that none can be left out unseen."""
     backbone = case.make().eval()
     with torch.no_grad():
         for parameter in backbone.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+            if parameter.ndim == 1 or not parameter.any():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return backbone
 
 
@@ -140,7 +148,7 @@ def make(case: Case) -> StagedBackbone:
 def test_all_stages_give_the_original_output(case: Case) -> None:
     backbone = make(case)
     expected = run_original(case.original(backbone), case.inputs)[case.real]
-    assert expected.std(dim=0).min() > 1e-4
+    assert expected.std(dim=0).median() > 1e-3
     torch.testing.assert_close(backbone(case.inputs)[case.real], expected, **TOLERANCE)
 
 
@@ -151,12 +159,11 @@ def test_selected_rows_go_on_as_in_the_full_run(case: Case) -> None:
     state = backbone.embed(case.inputs)
     for i in range(backbone.num_stages):
         state = backbone.run_stage(i, state)
-        assert backbone.features(i, state).shape[::-1][0] == backbone.feature_dims[i]
+        assert backbone.features(i, state).shape[-1] == backbone.feature_dims[i]
         if i == 0:
             state = select(state, keep)
-    rows = keep if isinstance(case.real, slice) else (keep[:, None], torch.arange(7))
-    expected, real = backbone(case.inputs)[rows], case.real if isinstance(case.real, slice) else case.real[keep]
-    torch.testing.assert_close(backbone.classify(state)[real], expected[real], **TOLERANCE)
+    real = case.real[keep]
+    torch.testing.assert_close(backbone.classify(state)[real], backbone(case.inputs)[keep][real], **TOLERANCE)
 
 
 def test_gradients_reach_every_parameter(case: Case) -> None:
