@@ -1,5 +1,6 @@
 """JEI-DNN: gates and inference modules learned jointly on a frozen backbone (Regol, Chataoui, Coates, ICLR 2024)."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -174,8 +175,10 @@ class JointExits(ExitRoutine):
 
     def on_train_epoch_end(self) -> None:
         """Step the schedules; log the phase: 0 in the warm-up, 1 for gates, 2 for inference modules."""
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # gates rest in the warm-up
+            for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+                schedule.step()
         self.log("train/phase", float(get_args(Phase).index(self.phase)))
 
     def configure_optimizers(self) -> Any:

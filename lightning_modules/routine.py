@@ -139,6 +139,8 @@ class ExitRoutine(LightningModule, ABC):
             **evaluate(**records, policies=self.policies(), costs=self.network.costs),
         }
         self._log_results("val")
+        if self.trainer.state.fn == "validate":
+            self._print_results()
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Choose what is chosen on validation data, from `statistics`, `predictions` and `scores` of all samples."""
@@ -168,6 +170,7 @@ class ExitRoutine(LightningModule, ABC):
             points.append(operating_point(name, **records.compute(), costs=costs))  # type: ignore[operator]
         self.results = {**self._heading("test"), "operating_points": points, "exits": exits}
         self._log_results("test")
+        self._print_results()
         self._write_results()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -231,20 +234,22 @@ class ExitRoutine(LightningModule, ABC):
             for exit, share in enumerate(row["exit_fractions"]):
                 values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share
         principal = self.results["operating_points"][0]
-        values |= {f"{split}/{key}": principal[key] for key in ("accuracy", "macs_fraction")}
+        values[f"{split}/macs_fraction"] = principal["macs_fraction"]
         self.log_dict(values, rank_zero_only=True)
         self.log(f"{split}/accuracy", principal["accuracy"], prog_bar=True, rank_zero_only=True)
 
     @rank_zero_only
     def _write_results(self) -> None:
-        console = Console(width=None if Console().is_terminal else 140)
-        console.print(results_table(self.results))
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_json(self.run_folder / "results.json", self.results)
         for name, draw in FIGURES.items():
             save_figure(draw(self.results), self.run_folder / f"{name}.png")
-        console.print(f"results: {self.run_folder / 'results.json'}\nfigure:  {self.run_folder / 'accuracy_cost.png'}")
+        Console().print(f"results: {self.run_folder / 'results.json'}\nfigure: {self.run_folder / 'accuracy_cost.png'}")
+
+    @rank_zero_only
+    def _print_results(self) -> None:
+        Console(width=None if Console().is_terminal else 140).print(results_table(self.results))
 
 
 FIGURES = {

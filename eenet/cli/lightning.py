@@ -53,6 +53,8 @@ class EenetCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the checkpoint and guard the run folder before any work is done."""
         config = self.config[self.subcommand]
+        if "verbose" in config:
+            config.verbose = False  # the routine prints its own table
         last = last_checkpoint(config.trainer.default_root_dir)
         if self.subcommand == "fit":
             if last.is_file() and config.ckpt_path is None and not config.trainer.fast_dev_run:

@@ -1,6 +1,7 @@
 """Entry point: run a command, and print a user's mistake as one line instead of a traceback."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from eenet.errors import UserError
@@ -17,6 +18,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     from eenet.cli.lightning import EenetCLI
 
+    for expected in ("Found .* in eval mode", ".*LeafSpec.* is deprecated", ".*does not have many workers"):
+        warnings.filterwarnings("ignore", expected)
     try:
         EenetCLI(args=None if args is None else list(args))
     except UserError as error:

@@ -54,7 +54,7 @@ def summarise(statistics: Tensor) -> dict[str, Any]:
         the `count` of samples, the mean `confidence` and the `accuracy` of each non-empty confidence bin, with the
         bin's number in `index`.
     """
-    confidence, correct, nll, brier = statistics.unbind(-1)
+    confidence, correct, nll, brier = statistics.T.contiguous()
     return {
         "accuracy": correct.double().mean().item(),
         "nll": nll.double().mean().item(),

@@ -13,7 +13,7 @@ from eenet.reporting.results import Results
 
 def accuracy_cost_figure(results: Results) -> Figure:
     """Accuracy against MACs: the static exits' curve and every routed operating point."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=72)
     axes = figure.subplots()
     exits, points = results["exits"], results["operating_points"]
     axes.plot(_percent(exits, "macs_fraction"), _percent(exits, "accuracy"), "o-", color="0.5", label="static exits")
@@ -32,7 +32,7 @@ def accuracy_cost_figure(results: Results) -> Figure:
 
 def exit_histogram_figure(results: Results) -> Figure:
     """Share of the samples that leave at each exit, for every operating point."""
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=72)
     axes = figure.subplots()
     points = results["operating_points"]
     width = 0.8 / max(len(points), 1)
@@ -51,7 +51,7 @@ def reliability_figure(results: Results) -> Figure:
     rows = results["exits"] + results["operating_points"]
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained", dpi=72)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for axes, row in zip(grid, rows, strict=False):
         bins = row["bins"]

@@ -1,0 +1,17 @@
+"""Shared fixtures: the tiny networks of `tests/_dummies`, and one thread so that timings of the suite are steady."""
+
+import pytest
+import torch
+from tests._dummies import make_resnet, make_vit
+
+from eenet.backbones import StagedBackbone
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["vit", "resnet"])
+def backbone(request: pytest.FixtureRequest) -> StagedBackbone:
+    return {"vit": make_vit, "resnet": make_resnet}[request.param]()

@@ -1,0 +1,105 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from eenet.errors import UserError
+from eenet.policies import (
+    FixedExit,
+    SequentialGates,
+    Threshold,
+    conditional_exit_probabilities,
+    exit_distribution,
+)
+
+gate_logits = arrays(
+    "float32",
+    array_shapes(min_dims=2, max_dims=2, max_side=7),
+    elements=st.floats(-60, 60, width=32),
+).map(torch.from_numpy)
+
+
+def literal_distribution(gates: list[float]) -> list[float]:
+    """Equation of the method, read word by word for one sample."""
+    taken, probabilities = 0.0, []
+    for gate in gates:
+        probabilities.append(max(min(gate, 1 - taken), 0.0))
+        taken += gate
+    return [*probabilities, 1 - sum(probabilities)]
+
+
+@given(gate_logits)
+def test_exit_distribution_sums_to_one_and_lies_in_the_unit_interval(logits: torch.Tensor) -> None:
+    distribution = exit_distribution(logits)
+    assert distribution.shape == (logits.shape[0], logits.shape[1] + 1)
+    assert ((distribution >= 0) & (distribution <= 1)).all()
+    torch.testing.assert_close(distribution.sum(1), torch.ones(len(logits)))
+
+
+@given(gate_logits)
+def test_exit_distribution_is_the_papers_equation(logits: torch.Tensor) -> None:
+    expected = [literal_distribution(row) for row in logits.double().sigmoid().tolist()]
+    torch.testing.assert_close(exit_distribution(logits.double()), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+@given(gate_logits)
+def test_hard_decision_follows_the_conditional_probabilities(logits: torch.Tensor) -> None:
+    logits = logits.double()
+    predictions = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.long)
+    exits = SequentialGates().exits(predictions, logits)
+    for gates, exit in zip(logits.sigmoid().tolist(), exits.tolist(), strict=True):
+        distribution, staying = literal_distribution(gates), 1.0
+        conditionals = []
+        for probability in distribution:
+            conditionals.append(probability / staying if staying > 1e-9 else 1.0)
+            staying *= 1 - min(conditionals[-1], 1.0)
+        if all(abs(value - 0.5) > 1e-6 for value in conditionals):
+            assert exit == next((i for i, value in enumerate(conditionals) if value >= 0.5), len(gates))
+
+
+@given(gate_logits)
+def test_conditional_probabilities_rebuild_the_distribution(logits: torch.Tensor) -> None:
+    distribution = exit_distribution(logits.double())
+    conditional = conditional_exit_probabilities(distribution)
+    reach = torch.cat([torch.ones(len(logits), 1), (1 - conditional[:, :-1]).cumprod(1)], dim=1)
+    torch.testing.assert_close(reach * conditional, distribution, atol=1e-6, rtol=0)
+
+
+@given(gate_logits, st.floats(0, 5))
+def test_a_larger_shift_never_leaves_later(logits: torch.Tensor, shift: float) -> None:
+    predictions = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.long)
+    later, earlier = SequentialGates(), SequentialGates(shift)
+    assert (earlier.exits(predictions, logits) <= later.exits(predictions, logits)).all()
+
+
+def test_threshold_leaves_at_the_first_score_that_reaches_it() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.4, 0.7], [0.4, 0.6]])
+    exits = Threshold([0.5, 0.7]).exits(torch.zeros(3, 3), scores)
+    assert exits.tolist() == [0, 1, 2]
+
+
+def test_wrong_number_of_thresholds_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy\.thresholds .* 3 are needed .* got 2"):
+        Threshold([0.1, 0.2]).check(4)
+
+
+def test_thresholds_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(UserError, match="must be a number"):
+        Threshold([float("nan")])
+
+
+@pytest.mark.parametrize("exit", [3, -2])
+def test_a_fixed_exit_that_is_not_there_is_refused(exit: int) -> None:
+    with pytest.raises(UserError, match="exits 0 to 2"):
+        FixedExit(exit).check(3)
+
+
+@pytest.mark.parametrize(("exit", "expected"), [(0, 0), (1, 1), (-1, 2), (2, 2)])
+def test_a_fixed_exit_takes_everybody(exit: int, expected: int) -> None:
+    assert FixedExit(exit).exits(torch.zeros(4, 3), torch.randn(4, 2)).tolist() == [expected] * 4
+
+
+def test_an_infinite_shift_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy\.shift"):
+        SequentialGates(float("inf"))
