@@ -146,7 +146,7 @@ def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]
 def count_costs(network: EarlyExitNetwork) -> CostProfile:
     """Count the MACs of each part on one example input."""
     backbone = network.backbone
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         device = next(network.parameters()).device
@@ -165,7 +165,8 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
                 gates.append(count_macs(network.gate.at, exit, logits)[0])
         classifier, _ = count_macs(backbone.classify, state)
     finally:
-        network.train(training)
+        for module, mode in modes:
+            module.training = mode
     return CostProfile(embed, tuple(stages), classifier, tuple(heads), tuple(gates), tuple(network.exit_stages))
 
 

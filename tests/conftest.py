@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests._dummies import make_resnet, make_vit
 
 from eenet.backbones import StagedBackbone
+from tests._dummies import make_resnet, make_vit
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,25 @@
 """Backbones cut into stages, one file per family; a new family is one file that keeps the `StagedBackbone` contract."""
 
 from eenet.backbones.base import StagedBackbone, State, select
+from eenet.backbones.bert import Bert
+from eenet.backbones.cifar_resnet import CifarResNet
+from eenet.backbones.efficientnet import EfficientNetLite0
+from eenet.backbones.gpt import Gpt
 from eenet.backbones.resnet import ResNet
+from eenet.backbones.timm_generic import TimmBackbone
 from eenet.backbones.vit import ViT
+from eenet.backbones.weights import load_weights
 
-__all__ = ["ResNet", "StagedBackbone", "State", "ViT", "select"]
+__all__ = [
+    "Bert",
+    "CifarResNet",
+    "EfficientNetLite0",
+    "Gpt",
+    "ResNet",
+    "StagedBackbone",
+    "State",
+    "TimmBackbone",
+    "ViT",
+    "load_weights",
+    "select",
+]

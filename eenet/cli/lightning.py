@@ -15,6 +15,14 @@ from lightning_modules.callbacks import RandomState, TensorBoardFigures
 from lightning_modules.checkpoints import last_checkpoint
 
 
+def last_epoch_checkpoint() -> ModelCheckpoint:
+    """Writes `checkpoints/last.ckpt` after every epoch, whole or not at all.
+
+    `save_last` would write it only where a top-k checkpoint was written too.
+    """
+    return ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+
+
 class FitConfig(SaveConfigCallback):
     """Saves the configuration of a training, not of a later test, in the run folder."""
 
@@ -55,18 +63,18 @@ class EenetCLI(LightningCLI):
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False  # the routine prints its own table
-        last = last_checkpoint(config.trainer.default_root_dir)
+        folder = str(config.trainer.default_root_dir)
+        last = last_checkpoint(folder)
+        new = config.ckpt_path is None and not config.trainer.fast_dev_run
         if self.subcommand == "fit":
-            if last.is_file() and config.ckpt_path is None and not config.trainer.fast_dev_run:
-                folder = str(config.trainer.default_root_dir)
-                raise UserError(
-                    "trainer.default_root_dir",
-                    folder,
-                    "holds a run already; continue it with `--ckpt_path last` or choose another folder",
-                )
-        elif config.ckpt_path is None and not config.trainer.fast_dev_run:
+            if new and last.is_file():
+                remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
+                raise UserError("trainer.default_root_dir", folder, remedy)
+            if config.ckpt_path == "last":
+                config.ckpt_path = str(last) if last.is_file() else None
+        elif new or config.ckpt_path == "last":
             config.ckpt_path = str(last)
-        if config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
+        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise UserError("ckpt_path", config.ckpt_path, "there is no such checkpoint; `eenet fit` makes it")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -74,7 +82,7 @@ class EenetCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks: list[Any] = [RandomState(), TensorBoardFigures()]
         if config.enable_checkpointing is not False:
-            callbacks.append(ModelCheckpoint(save_top_k=0, save_last=True, save_on_train_epoch_end=True))
+            callbacks.append(last_epoch_checkpoint())
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=20))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}

@@ -40,7 +40,9 @@ def test_exit_distribution_sums_to_one_and_lies_in_the_unit_interval(logits: tor
 @given(gate_logits)
 def test_exit_distribution_is_the_papers_equation(logits: torch.Tensor) -> None:
     expected = [literal_distribution(row) for row in logits.double().sigmoid().tolist()]
-    torch.testing.assert_close(exit_distribution(logits.double()), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        exit_distribution(logits.double()), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 @given(gate_logits)

@@ -1,0 +1,39 @@
+"""The import arrows of the design: cli -> lightning_modules, datamodules -> eenet."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("eenet", "lightning_modules", "datamodules") for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts
+    forbidden = {
+        "eenet": {"lightning", "pytorch_lightning", "lightning_modules", "datamodules"},
+        "lightning_modules": {"datamodules", "eenet.cli"},
+        "datamodules": {"lightning_modules", "eenet.cli"},
+    }[room[0]]
+    if room[:2] == ("eenet", "cli") or room == ("eenet", "__main__.py"):
+        forbidden = set()
+    for module in imported(path):
+        parts = module.split(".")
+        assert not forbidden & {".".join(parts[:n]) for n in (1, 2)}, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
