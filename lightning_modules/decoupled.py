@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eenet.calibration import check_budget, threshold_for_budget
 from eenet.errors import UserError
+from eenet.features import Features
 from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import weighted_sum_loss
@@ -26,6 +27,8 @@ class DecoupledExits(ExitRoutine):
         budgets: Mean MACs allowed, as fractions of the full network's; an operating point for each.
         optimizer: Makes the optimizer of the inference modules.
         final_learning_rate: Where the cosine schedule ends.
+        features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
+            or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
 
     Raises:
         UserError: A learned gate, no early exit, or a budget that is outside (0, 1] or below the first exit's cost.
@@ -41,8 +44,9 @@ class DecoupledExits(ExitRoutine):
         budgets: list[float] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
         final_learning_rate: float = 2e-4,
+        features: Features = "off",
     ) -> None:
-        super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint)
+        super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
         if network.num_exits == 1:
             raise UserError("model.network.exits", network.exit_stages, "needs at least one early exit")
         if not isinstance(network.gate, ConfidenceGate):

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from eenet.errors import UserError
+from eenet.features import Features
 from eenet.gates import ConfidenceGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitOutputs
@@ -47,6 +48,8 @@ class JointExits(ExitRoutine):
         warmup_patience: Epochs without a better validation accuracy after which an inference module stops.
         phase_batches: Batches of each phase after the warm-up.
         rescale: Rescale each sample's exit weights, see `eenet.objectives.exit_weighted_loss`.
+        features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
+            or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
 
     Raises:
         UserError: Negative trade-off, unknown objective, no early exit, no learned gate, or counts below 1.
@@ -68,8 +71,9 @@ class JointExits(ExitRoutine):
         warmup_patience: int = 2,
         phase_batches: int = 200,
         rescale: bool = True,
+        features: Features = "off",
     ) -> None:
-        super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint)
+        super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
         if not 0 <= tradeoff < float("inf"):
             raise UserError("model.tradeoff", tradeoff, "lambda prices the cost and must be a finite number >= 0")
         if gate_objective not in get_args(GateObjective):

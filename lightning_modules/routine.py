@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import UserError
+from eenet.features import Features, feature_options
 from eenet.metrics import Records, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
@@ -46,6 +47,7 @@ class ExitRoutine(LightningModule, ABC):
         network: The network.
         freeze_backbone: Keep the backbone's weights and its normalisation statistics as they are.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
+        features: Where the features of a frozen backbone are kept for training and validation.
 
     Attributes:
         method: Name of the method in results.
@@ -55,12 +57,17 @@ class ExitRoutine(LightningModule, ABC):
     method: str
 
     def __init__(
-        self, network: EarlyExitNetwork, freeze_backbone: bool, backbone_checkpoint: str | None = None
+        self,
+        network: EarlyExitNetwork,
+        freeze_backbone: bool,
+        backbone_checkpoint: str | None = None,
+        features: Features = "off",
     ) -> None:
         super().__init__()
         self.network = network
         self.freeze_backbone = freeze_backbone
         self.backbone_checkpoint = backbone_checkpoint
+        self.features = feature_options(features)
         self.results: Results = {}
         self.losses = LossLog()
         self._records = Records(["statistics", "predictions", "scores"])

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules import SplitData
+from datamodules.features import feature_data
 from eenet.errors import UserError
 from lightning_modules import ExitRoutine
 from lightning_modules.callbacks import RandomState, TensorBoardFigures
@@ -91,7 +92,7 @@ class EenetCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Check that data and backbone fit each other.
+        """Check that data and backbone fit each other, and put the features in the place of the inputs where asked.
 
         Raises:
             UserError: Another number of classes or another input shape.
@@ -106,3 +107,5 @@ class EenetCLI(LightningCLI):
                 f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
                 "in_channels, or the data's image_size",
             )
+        if self.model.features is not None:
+            self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]

@@ -1,0 +1,164 @@
+"""Training and validation batches of stored features, in the order of the raw ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data.distributed import DistributedSampler
+
+from datamodules.base import Split, SplitData
+from eenet.errors import UserError
+from eenet.features import FeatureOptions, FeatureTable, Source, memory_table
+from eenet.network import EarlyExitNetwork, ExitFeatures
+
+
+class Views(Dataset):
+    """A table per augmented view; an epoch reads one of them, item `rows` is a batch."""
+
+    def __init__(self, tables: list[FeatureTable]) -> None:
+        self.tables, self.current = tables, tables[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view of an epoch, counted from 0."""
+        self.current = self.tables[epoch % len(self.tables)]
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def __getitem__(self, rows: list[int]) -> tuple[ExitFeatures, Tensor]:
+        return self.current[rows]
+
+
+class Batches(DistributedSampler):
+    """Lists of rows in the order of a sampler.
+
+    Being a `DistributedSampler` makes Lightning set its epoch and leave it as it is.
+    """
+
+    def __init__(self, sampler: DistributedSampler, views: Views, batch_size: int) -> None:
+        self.sampler, self.views, self.batch_size = sampler, views, batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the view of an epoch, counted from 0."""
+        self.sampler.set_epoch(epoch)
+        self.views.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.tensor(list(self.sampler)).split(self.batch_size))
+
+
+class FeatureData(LightningDataModule):
+    """A data set whose training and validation inputs are a frozen backbone's features, extracted at first use.
+
+    Testing and predicting read the raw inputs. Everything else is the wrapped data module's.
+
+    Args:
+        data: The data module.
+        network: The network whose backbone is frozen.
+        options: Where features are kept, and of what.
+
+    Raises:
+        UserError: Views are asked for and the data are not augmented.
+    """
+
+    def __init__(self, data: SplitData, network: EarlyExitNetwork, options: FeatureOptions) -> None:
+        super().__init__()
+        if options.views and not getattr(data, "augment", False):
+            raise UserError("model.features.views", options.views, f"{data.name} is not augmented; set views: 0")
+        self.data, self.network, self.options = data, network, options
+        self.name, self.num_classes, self.input_shape = data.name, data.num_classes, data.input_shape
+
+    def prepare_data(self) -> None:
+        """As the wrapped data module's."""
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Give the wrapped data module the trainer."""
+        self.data.trainer = self.trainer
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of features, the same samples as the raw batches'."""
+        views = range(self.options.views) if self.options.views else [None]
+        tables = Views([self.table("train", view) for view in views])
+        return self._load(tables, self.data.train_sampler(self.data.train_dataset()), self.data.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of features in data set order."""
+        tables = Views([self.table("val")])
+        sampler: DistributedSampler = DistributedSampler(tables, *self.data.processes, shuffle=False)
+        return self._load(tables, sampler, self.data.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """Raw test batches, in data set order."""
+        return self.data.test_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Raw test batches."""
+        return self.data.predict_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing to do on the CPU, where Lightning's walk through a batch costs more than slicing it."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def table(self, split: Split, view: int | None = None) -> FeatureTable:
+        """The features of a split behind the evaluation transform, or of one augmented view of it."""
+        source = self.source(split, view)
+        layout = source.layout(self.options.dtype)
+        size = len(source) * layout.sample_bytes
+        rank_zero_info(f"features of {source.name}: {len(source):,} samples, {size / 1e6:,.1f} MB")
+        return memory_table(source, layout)
+
+    def source(self, split: Split, view: int | None = None) -> Source:
+        """What `table` extracts from."""
+        dataset = self.data.dataset(split, augmented=view is not None)
+        if view is not None:
+            dataset.epoch = view  # type: ignore[attr-defined]
+
+        def load(rows: range) -> DataLoader:
+            data = self.data
+            subset: Subset = Subset(dataset, rows)
+            return DataLoader(subset, data.eval_batch_size, num_workers=data.num_workers, collate_fn=data.collate)
+
+        name = f"{self.name} {split}" + ("" if view is None else f", view {view}")
+        return Source(name, self.network, load, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.rows))
+
+    def fingerprint(self, split: Split, augmented: bool = False) -> str:
+        """As the wrapped data module's."""
+        return self.data.fingerprint(split, augmented)
+
+    def split_record(self) -> dict[str, Any]:
+        """As the wrapped data module's."""
+        return self.data.split_record()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the wrapped data module's."""
+        return self.data.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the wrapped data module's."""
+        self.data.load_state_dict(state_dict)
+
+    def _load(self, views: Views, sampler: DistributedSampler, batch_size: int) -> DataLoader:
+        batches = Batches(sampler, views, batch_size)
+        pin = torch.cuda.is_available()
+        return DataLoader(views, batch_size=None, sampler=batches, collate_fn=whole, pin_memory=pin)
+
+
+def whole(batch: Any) -> Any:
+    """A batch as it was sliced."""
+    return batch
+
+
+def feature_data(data: SplitData, network: EarlyExitNetwork, options: FeatureOptions) -> FeatureData:
+    """Wrap a data module in a class of the same name: Lightning keeps a checkpoint's data state under that name."""
+    named = type(type(data).__qualname__, (FeatureData,), {"__doc__": FeatureData.__doc__})
+    return named(data, network, options)

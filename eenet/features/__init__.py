@@ -1,0 +1,19 @@
+"""Features once: what the exits of a frozen backbone read, computed one time per sample and kept."""
+
+from eenet.features.extraction import Source, extract_rows
+from eenet.features.layout import DTYPES, Layout
+from eenet.features.memory import memory_table
+from eenet.features.options import FeatureOptions, Features, feature_options
+from eenet.features.table import FeatureTable
+
+__all__ = [
+    "DTYPES",
+    "FeatureOptions",
+    "FeatureTable",
+    "Features",
+    "Layout",
+    "Source",
+    "extract_rows",
+    "feature_options",
+    "memory_table",
+]

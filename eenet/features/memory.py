@@ -1,0 +1,30 @@
+"""Features in memory."""
+
+import torch
+from torch import distributed as dist
+
+from eenet.features.extraction import Source, extract_rows, processes, shards
+from eenet.features.layout import Layout
+from eenet.features.table import FeatureTable
+
+
+def memory_table(source: Source, layout: Layout) -> FeatureTable:
+    """Extract into memory; every process extracts its shards and receives the others'."""
+    samples = len(source)
+    arrays = {name: torch.empty(samples, *shape, dtype=dtype) for name, (shape, dtype) in layout.arrays.items()}
+    world, rank = processes()
+    ranges = shards(samples, layout.sample_bytes)
+    for rows in ranges[rank::world]:
+        start = rows.start
+        for batch in extract_rows(source, layout, rows):
+            for name, values in batch.items():
+                arrays[name][start : start + len(values)] = values
+            start += len(batch["labels"])
+    if world > 1:
+        device = next(source.network.parameters()).device
+        for number, rows in enumerate(ranges):
+            for array in arrays.values():
+                piece = array[rows.start : rows.stop].to(device)
+                dist.broadcast(piece, src=number % world)
+                array[rows.start : rows.stop] = piece.cpu()
+    return FeatureTable(arrays)
