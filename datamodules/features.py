@@ -1,6 +1,7 @@
 """Training and validation batches of stored features, in the order of the raw ones."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Split, SplitData
 from eenet.errors import UserError
-from eenet.features import FeatureOptions, FeatureTable, Source, memory_table
+from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
 
 
@@ -114,8 +115,17 @@ class FeatureData(LightningDataModule):
         source = self.source(split, view)
         layout = source.layout(self.options.dtype)
         size = len(source) * layout.sample_bytes
-        rank_zero_info(f"features of {source.name}: {len(source):,} samples, {size / 1e6:,.1f} MB")
-        return memory_table(source, layout)
+        place = "memory"
+        if self.options.store == "disk":
+            place = str(Path(self.options.folder, feature_key(self.network, self.content(split, view), layout.dtype)))
+        rank_zero_info(f"features of {source.name}: {len(source):,} samples, {size / 1e6:,.1f} MB in {place}")
+        return memory_table(source, layout) if place == "memory" else disk_table(source, layout, Path(place))
+
+    def content(self, split: Split, view: int | None = None) -> str:
+        """What identifies the samples of a split, or of one augmented view of it."""
+        if view is None:
+            return self.data.fingerprint(split)
+        return f"{self.data.fingerprint(split, augmented=True)} seed {self.data.seed} view {view}"
 
     def source(self, split: Split, view: int | None = None) -> Source:
         """What `table` extracts from."""

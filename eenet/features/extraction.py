@@ -14,7 +14,7 @@ from eenet.errors import UserError
 from eenet.features.layout import Layout
 from eenet.network import EarlyExitNetwork
 
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 2**24
 """Bytes of features after which a shard ends: what a kill costs at most."""
 
 

@@ -23,7 +23,7 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Sequence[int]) -> tuple[ExitFeatures, Tensor]:
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> tuple[ExitFeatures, Tensor]:
         """Features in float32 and labels of some rows."""
         index = torch.as_tensor(rows)
         features = [array.index_select(0, index).float() for array in self.features]
