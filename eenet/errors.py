@@ -1,7 +1,7 @@
 """The one error that a user's mistake raises; the command line prints it without a traceback."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A value that cannot be used: says which field, what it holds and what would be right.
 
     Args:

@@ -6,6 +6,8 @@ import torch
 from eenet.backbones import StagedBackbone
 from tests._dummies import make_resnet, make_vit
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -22,6 +22,16 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", expected)
     try:
         EenetCLI(args=None if args is None else list(args))
-    except UserError as error:
-        print(f"eenet: error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake = users_mistake(error)
+        if mistake is None:
+            raise
+        print(f"eenet: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def users_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake that caused an exception, if one did; jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error

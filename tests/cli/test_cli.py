@@ -1,0 +1,233 @@
+"""The command line in this process: configurations, run folders and users' mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from eenet.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+METHODS = [path for path in CONFIGS if path.parent.name != "overlays"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+BACKBONE = "model.init_args.network.init_args.backbone"
+
+TINY_BACKBONE = """
+class_path: eenet.backbones.ViT
+init_args:
+  name: vit_tiny_patch16_224
+  num_classes: 10
+  image_size: 8
+  in_channels: 1
+  overrides: {patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2}
+"""
+
+
+def tiny(path: Path, method: str, folder: Path, **arguments: object) -> Path:
+    """A configuration that trains in a second."""
+    backbone = yaml.safe_load(TINY_BACKBONE)
+    network = {"class_path": "eenet.network.EarlyExitNetwork", "init_args": {"backbone": backbone}}
+    model = {"backbone": backbone} if method == "BackboneTraining" else {"network": network}
+    config = {
+        "seed_everything": 0,
+        "trainer": {
+            "default_root_dir": str(folder),
+            "max_epochs": 2,
+            "limit_train_batches": 6,
+            "log_every_n_steps": 2,
+            "num_sanity_val_steps": 0,
+        },
+        "model": {"class_path": f"lightning_modules.{method}", "init_args": {**model, **arguments}},
+        "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What the command prints for a user's mistake: one error, status 2, no traceback."""
+    with pytest.raises(SystemExit) as exit:
+        main([*args, *QUIET])
+    printed = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def backbone_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "backbone"
+    main(["fit", "--config", str(tiny(folder.parent / "b.yaml", "BackboneTraining", folder)), *QUIET])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint_run(backbone_run: Path) -> Path:
+    folder = backbone_run.parent / "joint"
+    arguments = {"backbone_checkpoint": str(backbone_run), "warmup_epochs": 1, "phase_batches": 2}
+    main(["fit", "--config", str(tiny(folder.parent / "j.yaml", "JointExits", folder, **arguments)), *QUIET])
+    return folder
+
+
+def test_joint_training_starts_from_the_backbones_checkpoint(backbone_run: Path, joint_run: Path) -> None:
+    first, second = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (backbone_run, joint_run)
+    )
+    backbone = {name: value for name, value in first.items() if name.startswith("network.backbone.")}
+    assert backbone
+    assert all(torch.equal(second[name], value) for name, value in backbone.items())
+
+
+def test_test_takes_the_runs_last_checkpoint_and_writes_results(joint_run: Path) -> None:
+    main(["test", "--config", str(joint_run / "config.yaml"), *QUIET])
+    results = json.loads((joint_run / "results.json").read_text())
+    assert results["seed"] == 0
+    assert results["data_split"]["sizes"]["test"] == 360
+    assert (joint_run / "accuracy_cost.png").exists()
+
+
+def test_validate_and_predict_run(joint_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["validate", "--config", str(joint_run / "config.yaml"), *QUIET])
+    assert "jei_dnn on digits, val split" in capsys.readouterr().out
+    main(["predict", "--config", str(joint_run / "config.yaml"), "--return_predictions=false", *QUIET])
+
+
+def test_tensorboard_shows_scalars_and_figures(joint_run: Path) -> None:
+    events = EventAccumulator(str(joint_run), size_guidance={"images": 0})
+    events.Reload()
+    scalars, images = events.Tags()["scalars"], events.Tags()["images"]
+    names = ("exit_0", "exit_3", "learned")
+    wanted = [f"val/{key}/{name}" for key in ("accuracy", "nll", "ece", "macs_fraction") for name in names]
+    wanted += ["val/share_leaving/learned/exit_0", "train/phase", "train/loss/warmup", "train/loss/gates"]
+    assert set(wanted) <= set(scalars)
+    assert {"val/accuracy_cost", "val/exit_histogram", "val/reliability"} <= set(images)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(backbone_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (backbone_run / "checkpoints" / "last.ckpt").read_bytes()
+    printed = mistake(capsys, "fit", "--config", str(backbone_run / "config.yaml"))
+    assert "trainer.default_root_dir" in printed
+    assert "--ckpt_path last" in printed
+    assert (backbone_run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_shipped_config_runs(path: Path, tmp_path: Path) -> None:
+    args = ["fit", "--config", str(path), *QUIET, "--trainer.fast_dev_run=true"]
+    args.append(f"--trainer.default_root_dir={tmp_path}")
+    if "backbone_checkpoint" in path.read_text():
+        args.append("--model.init_args.backbone_checkpoint=null")
+    skip_without_data(path)
+    main(args)
+
+
+def skip_without_data(path: Path) -> None:
+    from datamodules.fashion_mnist import FashionMNIST
+    from eenet.errors import UserError
+
+    if "datamodules.FashionMNIST" in path.read_text():
+        try:
+            FashionMNIST().prepare_data()
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_printed_configs_round_trip(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for number in range(2):
+        with pytest.raises(SystemExit) as exit:
+            main(["fit", "--config", str(path), "--print_config"])
+        assert exit.value.code in (0, None)
+        printed.append(capsys.readouterr().out)
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(printed[-1])
+    assert yaml.safe_load(printed[0]) == yaml.safe_load(printed[1])
+    assert "max_epochs" in printed[0]
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_key_of_a_config_is_explained(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#")
+    assert sum("#" in line for line in lines) >= 8
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--model.init_args.network.init_args.exits=[7]", "network.exits = [7]"),
+        ("--model.init_args.network.init_args.exits=[1,0]", "network.exits = [1, 0]"),
+        ("--model.init_args.tradeoff=-1", "model.tradeoff = -1"),
+        (f"--{BACKBONE}.init_args.image_size=9", "backbone.image_size = 9"),
+        (f"--{BACKBONE}.init_args.image_size=12", "backbone.input_shape = (1, 12, 12)"),
+        (f"--{BACKBONE}.init_args.num_classes=7", "backbone.num_classes = 7"),
+        (f"--{BACKBONE}.init_args.name=vit_enormous", "backbone.name = 'vit_enormous'"),
+        ("--data.init_args.validation_fraction=2", "data.validation_fraction = 2"),
+        ("--data.init_args.batch_size=0", "data.batch_size = 0"),
+        ("--data=datamodules.CIFAR10", "data.root"),
+        ("--ckpt_path=nowhere.ckpt", "ckpt_path = 'nowhere.ckpt'"),
+        ("--model.init_args.backbone_checkpoint=nowhere", "model.backbone_checkpoint = 'nowhere'"),
+        ("--trainer.max_epochs=-1", "trainer.max_epochs"),
+    ],
+)
+def test_mistakes_are_one_clear_error(
+    override: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tmp_path / "j.yaml", "JointExits", tmp_path / "run")
+    if "CIFAR10" in override:
+        extra = [f"--data.init_args.root={tmp_path}", f"--{BACKBONE}.init_args.image_size=32"]
+        extra.append(f"--{BACKBONE}.init_args.in_channels=3")
+        override_args = [override, *extra]
+    else:
+        override_args = [override]
+    printed = mistake(capsys, "fit", "--config", str(config), *override_args)
+    assert expected in printed
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_backbones_checkpoint_is_refused(
+    backbone_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tmp_path / "j.yaml", "JointExits", tmp_path / "run", backbone_checkpoint=str(backbone_run))
+    printed = mistake(capsys, "fit", "--config", str(config), f"--{BACKBONE}.init_args.overrides.depth=3")
+    assert "holds another backbone: depth 4 instead of 3" in printed
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file.ckpt").write_text("nonsense")
+    config = tiny(tmp_path / "j.yaml", "JointExits", tmp_path / "run", backbone_checkpoint=str(tmp_path / "file.ckpt"))
+    assert "is no checkpoint of eenet" in mistake(capsys, "fit", "--config", str(config))
+
+
+def test_a_run_of_another_method_is_refused(
+    backbone_run: Path, joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = backbone_run / "checkpoints" / "last.ckpt"
+    printed = mistake(capsys, "test", "--config", str(joint_run / "config.yaml"), f"--ckpt_path={checkpoint}")
+    assert "'backbone'" in printed
+    assert "jei_dnn" in printed
+
+
+def test_another_validation_split_is_refused(
+    joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(joint_run, tmp_path / "run")
+    args = ["test", "--config", str(joint_run / "config.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert "split" in mistake(capsys, *args, "--data.init_args.seed=5")
+
+
+def test_testing_a_folder_without_a_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(tmp_path / "j.yaml", "JointExits", tmp_path / "run")
+    assert "`eenet fit` makes it" in mistake(capsys, "test", "--config", str(config))
+
+
+def test_wrong_keys_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(tmp_path / "j.yaml", "JointExits", tmp_path / "run", tradeof=1.0)
+    assert "tradeof" in mistake(capsys, "fit", "--config", str(config))
