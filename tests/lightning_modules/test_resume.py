@@ -1,0 +1,100 @@
+"""A run killed by SIGKILL at any moment and continued ends with the weights of an uninterrupted one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(config: Path, folder: Path) -> list[str]:
+    args = ["fit", "--config", str(config), f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    return [sys.executable, "-m", "eenet", *args, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+
+
+def run(config: Path, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(config, folder), cwd=ROOT, env=environment, check=True, capture_output=True)
+
+
+def kill_when(condition: object, config: Path, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder.parent / f"{folder.name}.log", "a") as log:
+        process = subprocess.Popen(command(config, folder), cwd=ROOT, env=environment, stdout=log, stderr=log)
+        while not condition() and process.poll() is None:  # type: ignore[operator]
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def write_config(path: Path, dropout: float) -> None:
+    backbone = {
+        "class_path": "eenet.backbones.ViT",
+        "init_args": {
+            "name": "vit_tiny_patch16_224",
+            "num_classes": 10,
+            "image_size": 8,
+            "in_channels": 1,
+            "overrides": {"patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2},
+        },
+    }
+    head = {"class_path": "eenet.inference_modules.MLPHead", "init_args": {"hidden": 8, "dropout": dropout}}
+    network = {
+        "class_path": "eenet.network.EarlyExitNetwork",
+        "init_args": {"backbone": backbone, "inference_module": head},
+    }
+    config = {
+        "seed_everything": 3,
+        "trainer": {"max_epochs": 6, "log_every_n_steps": 5},
+        "model": {
+            "class_path": "lightning_modules.JointExits",
+            "init_args": {"network": network, "warmup_epochs": 3, "warmup_patience": 1, "phase_batches": 30},
+        },
+        "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32, "augment": True}},
+    }
+    path.write_text(yaml.safe_dump(config))
+
+
+def load(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def equal(a: object, b: object) -> bool:
+    """Equality of nested values; tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))  # type: ignore[arg-type]
+    return a == b
+
+
+def test_a_run_killed_in_the_warm_up_and_in_a_phase_continues_bit_for_bit(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.yaml", dropout=0.2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(tmp_path / "config.yaml", whole)
+    for epoch in (0, 3):
+
+        def reached(epoch: int = epoch) -> bool:
+            return (broken / "checkpoints" / "last.ckpt").exists() and load(broken)["epoch"] >= epoch
+
+        kill_when(reached, tmp_path / "config.yaml", broken)
+        assert load(broken)["epoch"] < 5
+    run(tmp_path / "config.yaml", broken)
+    first, second = load(whole), load(broken)
+    assert first["epoch"] == second["epoch"] == 5
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "jei_dnn"):
+        assert equal(first[key], second[key]), key
+    random_states = [
+        next(value for name, value in checkpoint["callbacks"].items() if name.startswith("RandomState"))
+        for checkpoint in (first, second)
+    ]
+    assert equal(*random_states)
