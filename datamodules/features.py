@@ -52,7 +52,9 @@ class Batches(DistributedSampler):
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(torch.tensor(list(self.sampler)).split(self.batch_size))
+        # A generator, so that the order is settled at the first batch: a resuming trainer makes the iterator before it
+        # sets the epoch.
+        yield from torch.tensor(list(self.sampler)).split(self.batch_size)
 
 
 class FeatureData(LightningDataModule):

@@ -1,0 +1,215 @@
+"""Training from features against training through the backbone: the same batches, the same weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+
+from datamodules import Digits
+from datamodules.features import FeatureData, feature_data
+from eenet.errors import UserError
+from eenet.features import FeatureOptions
+from eenet.gates import ConfidenceGate
+from eenet.inference_modules import MLPHead
+from eenet.network import ExitFeatures
+from lightning_modules import DecoupledExits, JointExits
+from lightning_modules.callbacks import RandomState
+from lightning_modules.routine import ExitRoutine
+from tests._dummies import make_network
+
+
+def make_routine(kind: str = "joint", **arguments: Any) -> ExitRoutine:
+    seed_everything(0, verbose=False)
+    torch.set_num_threads(1)
+    if kind == "decoupled":
+        return DecoupledExits(make_network(gate=ConfidenceGate), budgets=[0.7])
+    network = make_network(inference_module=lambda dim, classes: MLPHead(dim, classes, hidden=8, **arguments))
+    return JointExits(network, tradeoff=0.1, warmup_epochs=1, phase_batches=3)
+
+
+def make_data(augment: bool = False, batch_size: int = 64) -> Digits:
+    return Digits(augment=augment, batch_size=batch_size, eval_batch_size=100)
+
+
+def make_trainer(folder: Path, epochs: int = 2, **arguments: Any) -> Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    usual = {"callbacks": [RandomState()], "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", default_root_dir=folder, max_epochs=epochs, **{**quiet, **usual, **arguments})
+
+
+class StopAfter(Checkpoint):
+    """Ends the training after some epochs, leaving a checkpoint."""
+
+    def __init__(self, epochs: int, path: Path) -> None:
+        self.epochs, self.path = epochs, path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.epochs:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def fit(
+    folder: Path,
+    routine: ExitRoutine,
+    options: FeatureOptions | None,
+    augment: bool = False,
+    ckpt_path: Path | None = None,
+    **arguments: Any,
+) -> ExitRoutine:
+    data = make_data(augment)
+    trainer = make_trainer(folder, **arguments)
+    used = data if options is None else feature_data(data, routine.network, options)
+    trainer.fit(routine, datamodule=used, ckpt_path=ckpt_path)
+    return routine
+
+
+def assert_same_weights(first: ExitRoutine, second: ExitRoutine) -> None:
+    states = first.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, values in states[0].items():
+        torch.testing.assert_close(values, states[1][name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("kind", ["joint", "decoupled"])
+def test_weights_equal_those_of_the_slow_path(kind: str, store: Any, tmp_path: Path) -> None:
+    options = FeatureOptions(store, folder=str(tmp_path))
+    before = make_routine(kind)
+    slow = fit(tmp_path, make_routine(kind), None)
+    fast = fit(tmp_path, make_routine(kind), options)
+    assert_same_weights(slow, fast)
+    moved = [not torch.equal(values, before.state_dict()[name]) for name, values in slow.state_dict().items()]
+    assert sum(moved) >= 6
+    assert slow.results["exits"][0]["accuracy"] == pytest.approx(fast.results["exits"][0]["accuracy"], abs=0.02)
+
+
+def test_dropout_draws_the_same_units(tmp_path: Path) -> None:
+    slow = fit(tmp_path, make_routine(dropout=0.5), None)
+    assert_same_weights(slow, fit(tmp_path, make_routine(dropout=0.5), FeatureOptions()))
+
+
+def test_as_many_views_as_epochs_equal_the_augmented_slow_path(tmp_path: Path) -> None:
+    slow = fit(tmp_path, make_routine(), None, augment=True, epochs=3)
+    options = FeatureOptions("disk", views=3, folder=str(tmp_path / "features"))
+    assert_same_weights(slow, fit(tmp_path, make_routine(), options, augment=True, epochs=3))
+    assert len(list(tmp_path.glob("features/*/manifest.json"))) == 4
+    fit(tmp_path, make_routine(), FeatureOptions("disk", views=4, folder=str(tmp_path / "features")), augment=True)
+    assert len(list(tmp_path.glob("features/*/manifest.json"))) == 5
+
+
+def test_views_cycle_by_epoch_and_none_is_the_evaluation_transform() -> None:
+    network = make_network()
+
+    def epochs(options: FeatureOptions, augment: bool, count: int) -> list[torch.Tensor]:
+        data = feature_data(make_data(augment), network, options)
+        data.prepare_data()
+        loader = data.train_dataloader()
+        found = []
+        for epoch in range(count):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            order = torch.tensor(list(loader.sampler.sampler))  # type: ignore[attr-defined]
+            features = torch.cat([extracted.features[0] for extracted, _ in loader])
+            found.append(features[order.argsort()])
+        return found
+
+    first, second, third = epochs(FeatureOptions(views=2), True, 3)
+    assert torch.equal(first, third)
+    assert not torch.allclose(first, second)
+    plain = epochs(FeatureOptions(), True, 2)
+    assert torch.equal(plain[0], plain[1])
+    assert torch.equal(plain[0], epochs(FeatureOptions(), False, 1)[0])
+    with torch.no_grad():
+        inputs = torch.cat([inputs for inputs, _ in make_data().loader("train")])
+        torch.testing.assert_close(plain[0], network.extract(inputs).features[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [FeatureOptions(), None], ids=["memory", "off"])
+def test_a_run_resumes_bit_for_bit_also_without_the_store(options: FeatureOptions | None, tmp_path: Path) -> None:
+    whole = fit(tmp_path, make_routine(dropout=0.3), FeatureOptions(), epochs=4)
+    stop = StopAfter(2, tmp_path / "part.ckpt")
+    fit(
+        tmp_path,
+        make_routine(dropout=0.3),
+        FeatureOptions(),
+        epochs=4,
+        enable_checkpointing=True,
+        callbacks=[RandomState(), stop],
+    )
+    torch.manual_seed(99)
+    rest = fit(tmp_path, make_routine(dropout=0.3), options, epochs=4, ckpt_path=tmp_path / "part.ckpt")
+    for name, values in whole.state_dict().items():
+        torch.testing.assert_close(values, rest.state_dict()[name], rtol=0, atol=0 if options else 1e-4, msg=name)
+
+
+def test_the_test_split_goes_through_the_backbone(tmp_path: Path) -> None:
+    routine = fit(tmp_path, make_routine(), FeatureOptions(), epochs=1)
+    seen: list[int] = []
+    embed = routine.network.backbone.embed
+
+    def count(inputs: torch.Tensor) -> Any:
+        seen.append(len(inputs))
+        return embed(inputs)
+
+    routine.network.backbone.embed = count  # type: ignore[method-assign]
+    results = []
+    for data in (make_data(), feature_data(make_data(), routine.network, FeatureOptions())):
+        seen.clear()
+        make_trainer(tmp_path).test(routine, datamodule=data, verbose=False)
+        assert sum(seen) == 2 * 360
+        results.append(routine.results)
+        predicted = make_trainer(tmp_path).predict(routine, datamodule=data)
+        assert sum(len(batch["labels"]) for batch in predicted) == 360
+    assert results[0] == results[1]
+
+
+def test_everything_else_is_the_wrapped_data_modules(tmp_path: Path) -> None:
+    data = make_data()
+    wrapped = feature_data(data, make_network(), FeatureOptions())
+    assert isinstance(wrapped, FeatureData)
+    for name in ("name", "num_classes", "input_shape"):
+        assert getattr(wrapped, name) == getattr(data, name)
+    assert wrapped.split_record() == wrapped.state_dict() == data.split_record()
+    assert wrapped.fingerprint("val") == data.fingerprint("val")
+    assert type(wrapped).__qualname__ == "Digits"
+    with pytest.raises(UserError, match=r"data \(seed\)"):
+        wrapped.load_state_dict({**data.state_dict(), "seed": 1})
+
+
+def test_loaders_slice_batches_in_the_raw_order() -> None:
+    network = make_network()
+    raw, stored = make_data(), feature_data(make_data(), network, FeatureOptions())
+    for epoch in (0, 3):
+        loaders = raw.train_dataloader(), stored.train_dataloader()
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        assert len(loaders[0]) == len(loaders[1])
+        for (_, expected), (extracted, labels) in zip(*loaders, strict=True):
+            assert isinstance(extracted, ExitFeatures)
+            assert torch.equal(labels, expected)
+
+
+def test_views_of_data_without_augmentation_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.features\.views = 2: digits is not augmented"):
+        feature_data(make_data(), make_network(), FeatureOptions(views=2))
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_two_processes_train_the_same_weights(store: Any, tmp_path: Path) -> None:
+    options = FeatureOptions(store, folder=str(tmp_path / "one"))
+    single = fit(tmp_path, make_routine("decoupled"), options, limit_train_batches=20)  # the last one is not full
+    routine, data = make_routine("decoupled"), make_data(batch_size=32)
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    options = FeatureOptions(store, folder=str(tmp_path / "two"))
+    trainer = make_trainer(tmp_path, strategy=strategy, devices=2, limit_train_batches=20)
+    trainer.fit(routine, datamodule=feature_data(data, routine.network, options))
+    assert_same_weights(single, routine)
+    if store == "disk":
+        for one in tmp_path.glob("one/*/exit_*.bin"):
+            two = tmp_path / "two" / one.relative_to(tmp_path / "one")
+            pair = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32) for path in (one, two)]
+            torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
