@@ -1,0 +1,188 @@
+"""`eenet sweep`: a grid of runs, each in processes of its own, that goes on where it was killed.
+
+With `features: disk` in the configuration the runs share one store: the first extracts, the others wait for it.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from eenet.errors import UserError
+from eenet.reporting import write_json
+from eenet.reporting.results import read_results
+
+COMMAND = [sys.executable, "-m", "eenet"]
+FIGURES = ("accuracy", "nll", "ece", "macs_fraction")
+"""Columns of the table that come from each operating point."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of the grid.
+
+    Attributes:
+        folder: Run folder.
+        values: What is varied, by field, and `seed`.
+        args: Arguments of `eenet fit` beside the folder.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    args: list[str]
+
+
+def main(args: list[str]) -> None:
+    """Run `eenet sweep` with some arguments.
+
+    Raises:
+        UserError: Wrong arguments, or the folder holds a sweep of other configurations.
+        SystemExit: With status 1 if a run failed.
+    """
+    parser = ArgumentParser(prog="eenet sweep", description="Train and test a grid of runs.")
+    parser.add_argument("--config", action="append", required=True, type=str, help="configuration of `eenet fit`")
+    parser.add_argument(
+        "--vary", action="append", default=[], type=str, help="field=value,value,...; several give all combinations"
+    )
+    parser.add_argument("--seeds", default=1, type=int, help="runs of each combination, with seeds from 0")
+    parser.add_argument("--folder", default="runs/sweep", type=str, help="folder of the runs and the table")
+    parser.add_argument("--processes", default=cores(), type=int, help="runs at a time")
+    options = parser.parse_args(args)
+    for field, count in (("seeds", options.seeds), ("processes", options.processes)):
+        if count < 1:
+            raise UserError(field, count, "must be at least 1")
+    folder = Path(options.folder)
+    runs = list(make_runs(options.config, options.vary, options.seeds, folder))
+    guard(folder, options.config)
+    threads = max(1, cores() // min(options.processes, len(runs)))
+    with ThreadPoolExecutor(options.processes) as pool:
+        finished = list(pool.map(lambda run: execute(run, threads), runs))
+    report(folder, [run for run, done in zip(runs, finished, strict=True) if done])
+    if not all(finished):
+        raise SystemExit(1)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def parse_values(vary: str) -> tuple[str, list[Any]]:
+    """Field and values of a `--vary` argument; the values are the items of a YAML list.
+
+    Raises:
+        UserError: It is not `field=value,value,...`.
+
+    Example:
+        >>> parse_values("model.init_args.tradeoff=0.1,1")
+        ('model.init_args.tradeoff', [0.1, 1])
+    """
+    field, _, text = vary.partition("=")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        values = []
+    if not field or not values:
+        raise UserError("vary", vary, "must look like model.init_args.tradeoff=0.01,0.1,1")
+    return field, values
+
+
+def make_runs(configs: list[str], vary: list[str], seeds: int, folder: Path) -> Iterator[Run]:
+    """The points of the grid; a run is named by the fields that have several values, and its seed.
+
+    Raises:
+        UserError: A configuration is not there, or a field is varied twice.
+    """
+    for config in configs:
+        if not Path(config).is_file():
+            raise UserError("config", config, "there is no such file")
+    fields = dict(map(parse_values, vary))
+    if len(fields) < len(vary):
+        raise UserError("vary", vary, "varies a field twice; give all its values at once")
+    shared = [f"--config={config}" for config in configs]
+    for *point, seed in product(*fields.values(), range(seeds)):
+        values = dict(zip(fields, point, strict=True))
+        args = [
+            f"--{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in values.items()
+        ]
+        names = {field.split(".")[-1]: value for field, value in values.items() if len(fields[field]) > 1}
+        name = ",".join(f"{key}={value}" for key, value in {**names, "seed": seed}.items()).replace("/", "_")
+        yield Run(folder / name, {**names, "seed": seed}, [*shared, *args, f"--seed_everything={seed}"])
+
+
+def guard(folder: Path, configs: list[str]) -> None:
+    """Refuse to mix runs of different configurations in one folder.
+
+    Raises:
+        UserError: The folder's runs are of other configurations.
+    """
+    texts = [Path(config).read_text() for config in configs]
+    record = folder / "sweep.json"
+    if record.is_file() and json.loads(record.read_text())["configs"] != texts:
+        raise UserError("folder", str(folder), f"holds runs of another configuration than {configs}; choose another")
+    write_json(record, {"configs": texts})
+
+
+def execute(run: Run, threads: int) -> bool:
+    """Train and test one run, unless it has results; goes on from its last checkpoint.
+
+    Its lock belongs to the processes that it starts, too: if this one is killed, a new sweep waits for them.
+
+    Returns:
+        Whether there are results.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=last"]
+    test = ["test", f"--config={run.folder / 'config.yaml'}"]
+    with open(run.folder / "lock", "w") as lock, open(run.folder / "log.txt", "a") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (run.folder / "results.json").is_file():
+            return True
+        for args in (fit, test):
+            command = [*COMMAND, *args, "--trainer.enable_progress_bar=false"]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            ended = subprocess.run(
+                command, env=environment, stdout=log, stderr=log, pass_fds=[lock.fileno()], check=False
+            )
+            if ended.returncode:
+                print(f"failed: {run.folder.name}; see {run.folder / 'log.txt'}", file=sys.stderr)
+                return False
+    print(f"done: {run.folder.name}")
+    return True
+
+
+def report(folder: Path, runs: list[Run]) -> None:
+    """Write `sweep.csv`, a row for each run and operating point, and print it."""
+    rows = [
+        {**run.values, "operating_point": point["name"], **{name: point[name] for name in FIGURES}}
+        for run in runs
+        for point in read_results(run.folder / "results.json")["operating_points"]
+    ]
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    beside = folder / ".sweep.csv"
+    beside.write_text(text.getvalue())
+    beside.replace(folder / "sweep.csv")
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if key in FIGURES else str(value) for key, value in row.items()))
+    Console(width=None if Console().is_terminal else 140).print(table)
+    print(f"table: {folder / 'sweep.csv'}")

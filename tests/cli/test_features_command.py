@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from eenet.cli.main import main
+from eenet.features import Source, disk_table
+from tests._dummies import make_network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network, labels = make_network(), torch.arange(20) % 10
+    for key in ("ab12", "cd34"):
+        source = Source(f"noise {key}", network, lambda rows: [(torch.randn(len(rows), 1, 8, 8), None)], labels, labels)
+        disk_table(source, source.layout("float32"), tmp_path / key)
+    return tmp_path
+
+
+def test_stores_are_listed_with_their_sizes(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "cd34" / "shards" / "000000.json").unlink()
+    main(["features", "list", "--folder", str(folder)])
+    printed = capsys.readouterr().out
+    assert "ab12 │ noise ab12 │ 20" in printed
+    assert "1 of 1" in printed
+    assert "0 of 1" in printed
+    size = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
+    assert f"total: {size / 1e6:.1f} MB" in printed
+
+
+def test_removing_takes_the_beginning_of_a_key(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["features", "remove", "ab", "--folder", str(folder)])
+    assert [path.name for path in folder.iterdir()] == ["cd34"]
+    with pytest.raises(SystemExit) as end:
+        main(["features", "remove", "ab", "--folder", str(folder)])
+    assert end.value.code == 2
+    assert "key = 'ab': no store" in capsys.readouterr().err
+    main(["features", "remove", "all", "--folder", str(folder)])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_store_that_is_being_written_stays(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    with FileLock(folder / "ab12" / "lock"), pytest.raises(SystemExit):
+        main(["features", "remove", "ab12", "--folder", str(folder)])
+    assert "key = 'ab12': is being extracted" in capsys.readouterr().err
+    assert (folder / "ab12" / "exit_0.bin").is_file()
+
+
+def test_verifying_names_the_damaged_shard(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["features", "verify", "--folder", str(folder)])
+    assert capsys.readouterr().out.count("1 of 1 shards are whole") == 2
+    path = folder / "cd34" / "final_logits.bin"
+    content = bytearray(path.read_bytes())
+    content[7] ^= 128
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        main(["features", "verify", "--folder", str(folder)])
+    assert end.value.code == 1
+    assert "cd34: shard 0 (samples 0 to 19) is damaged" in capsys.readouterr().out

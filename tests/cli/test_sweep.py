@@ -1,0 +1,159 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eenet.cli import sweep
+from eenet.cli.main import main
+from eenet.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+command, args = sys.argv[1], dict(a.lstrip("-").split("=", 1) for a in sys.argv[2:])
+if command == "fit":
+    folder = Path(args["trainer.default_root_dir"])
+    with open(folder / "fits.txt", "a") as file:
+        file.write(f"{args['ckpt_path']} {os.environ['OMP_NUM_THREADS']}\\n")
+    time.sleep(float(os.environ.get("PAUSE", 0)))
+    if args.get("model.init_args.tradeoff") == "13":
+        sys.exit("unlucky")
+    (folder / "config.yaml").write_text(json.dumps(args))
+else:
+    config = Path(args["config"])
+    values = json.loads(config.read_text())
+    seed, tradeoff = int(values["seed_everything"]), float(values["model.init_args.tradeoff"])
+    point = {"name": "learned", "accuracy": 0.9 - seed / 100, "nll": tradeoff, "ece": 0.1, "macs_fraction": 0.5}
+    (config.parent / "results.json").write_text(json.dumps({"schema": 1, "operating_points": [point]}))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(sweep, "COMMAND", [sys.executable, str(tmp_path / "fake.py")])
+    (tmp_path / "config.yaml").write_text("model: x\n")
+    return tmp_path / "config.yaml"
+
+
+def arguments(config: Path, *more: str) -> list[str]:
+    folder = f"--folder={config.parent / 'runs'}"
+    return ["sweep", f"--config={config}", "--vary=model.init_args.tradeoff=0.1,1", "--seeds=2", folder, *more]
+
+
+def test_a_grid_leaves_results_and_one_table(config: Path, capsys: pytest.CaptureFixture) -> None:
+    main(arguments(config, "--vary=data.init_args.batch_size=16"))
+    runs = config.parent / "runs"
+    names = {f"tradeoff={tradeoff},seed={seed}" for tradeoff in ("0.1", "1") for seed in (0, 1)}
+    assert {path.parent.name for path in runs.glob("*/results.json")} == names
+    arguments_given = json.loads((runs / "tradeoff=1,seed=1" / "config.yaml").read_text())
+    assert arguments_given["data.init_args.batch_size"] == "16"
+    with open(runs / "sweep.csv") as file:
+        rows = [(row["tradeoff"], row["seed"], row["accuracy"], row["nll"]) for row in csv.DictReader(file)]
+    assert rows == [
+        (tradeoff, seed, accuracy, nll)
+        for tradeoff, nll in (("0.1", "0.1"), ("1", "1.0"))
+        for seed, accuracy in (("0", "0.9"), ("1", "0.89"))
+    ]
+    assert "learned" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_run_again(config: Path) -> None:
+    main(arguments(config))
+    runs = config.parent / "runs"
+    (runs / "tradeoff=1,seed=0" / "results.json").unlink()
+    main(arguments(config))
+    fits = {path.parent.name: path.read_text().splitlines() for path in runs.glob("*/fits.txt")}
+    assert {name: len(lines) for name, lines in fits.items() if len(lines) > 1} == {"tradeoff=1,seed=0": 2}
+    assert {line.split()[0] for lines in fits.values() for line in lines} == {"last"}
+
+
+def test_a_failed_run_is_named_and_the_others_are_reported(config: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "sweep",
+                f"--config={config}",
+                "--vary=model.init_args.tradeoff=13,1",
+                f"--folder={config.parent / 'runs'}",
+            ]
+        )
+    assert end.value.code == 1
+    assert "failed: tradeoff=13,seed=0; see" in capsys.readouterr().err
+    assert "unlucky" in (config.parent / "runs" / "tradeoff=13,seed=0" / "log.txt").read_text()
+    assert (config.parent / "runs" / "sweep.csv").read_text().count("\n") == 2
+
+
+def test_a_killed_sweep_waits_for_its_orphans_and_goes_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"from eenet.cli import sweep; sweep.COMMAND = {sweep.COMMAND!r}; sweep.main({arguments(config)[1:]!r})"
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PAUSE": "2"}, cwd=ROOT)
+    runs = config.parent / "runs"
+    while not list(runs.glob("*/fits.txt")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    started = {path.parent for path in runs.glob("*/fits.txt")}
+    assert not any((folder / "config.yaml").is_file() for folder in started)
+    begin = time.monotonic()
+    main(arguments(config))
+    assert time.monotonic() - begin > 0.5
+    assert len(list(runs.glob("*/results.json"))) == 4
+
+
+def test_the_folder_of_another_configuration_is_refused(config: Path) -> None:
+    main(arguments(config))
+    config.write_text("model: y\n")
+    with pytest.raises(SystemExit) as end:
+        main(arguments(config))
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=0.1,1", ("a.b", [0.1, 1])),
+        ("exits=[0,1],[2]", ("exits", [[0, 1], [2]])),
+        ("gate_objective=ce,prob", ("gate_objective", ["ce", "prob"])),
+    ],
+)
+def test_values_are_the_items_of_a_list(text: str, expected: tuple) -> None:
+    assert sweep.parse_values(text) == expected
+
+
+@pytest.mark.parametrize("text", ["tradeoff", "tradeoff=", "=1", "exits=[1"])
+def test_wrong_values_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="must look like"):
+        sweep.parse_values(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [("--config=missing.yaml", "config"), ("--seeds=0", "seeds"), ("--processes=0", "processes"),
+     ("--vary=model.init_args.tradeoff=2", "vary")],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(change: str, field: str, config: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(config, change))
+    assert f"eenet: error: {field} = " in capsys.readouterr().err
+    assert not (config.parent / "runs").exists()
+
+
+@pytest.mark.slow
+def test_real_runs_share_one_store(tmp_path: Path) -> None:
+    features = {"store": "disk", "folder": str(tmp_path / "features")}
+    fixed = {"model.init_args.features": features, "model.init_args.backbone_checkpoint": None, "trainer.max_epochs": 2}
+    vary = [f"--vary={field}={json.dumps(value)}" for field, value in fixed.items()]
+    config, folder = ROOT / "configs/digits/vit_jei_dnn.yaml", tmp_path / "runs"
+    tradeoffs = "--vary=model.init_args.tradeoff=0.1,1"
+    main(["sweep", f"--config={config}", tradeoffs, *vary, f"--folder={folder}"])
+    assert len(list(tmp_path.glob("features/*/manifest.json"))) == 2
+    points = [json.loads(path.read_text())["operating_points"] for path in sorted(tmp_path.glob("runs/*/results.json"))]
+    assert len(points) == 2
