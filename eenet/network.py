@@ -95,13 +95,19 @@ class EarlyExitNetwork(nn.Module):
                 features.append(self.read(len(features), state))
         return ExitFeatures(features, self.backbone.classify(state))
 
-    def from_features(self, extracted: ExitFeatures) -> ExitOutputs:
-        """Heads and gates on features that were extracted before."""
+    def exit_logits(self, extracted: ExitFeatures) -> Tensor:
+        """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
         final = extracted.final_logits.unsqueeze(1)
         if not extracted.features:
-            return ExitOutputs(final, final.new_empty(len(final), 0))
+            return final
         early = run_inference_modules(self.heads, extracted.features)
-        return ExitOutputs(torch.cat([early, final.to(early.dtype)], dim=1), self.gate(early))
+        return torch.cat([early, final.to(early.dtype)], dim=1)
+
+    def from_features(self, extracted: ExitFeatures) -> ExitOutputs:
+        """Heads and gates on features that were extracted before."""
+        logits = self.exit_logits(extracted)
+        scores = self.gate(logits[:, :-1]) if extracted.features else logits.new_empty(len(logits), 0)
+        return ExitOutputs(logits, scores)
 
     def forward(self, inputs: Any) -> ExitOutputs:
         """Logits and gate scores of all exits, nothing skipped."""

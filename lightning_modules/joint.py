@@ -12,7 +12,7 @@ from eenet.errors import UserError
 from eenet.features import Features
 from eenet.gates import ConfidenceGate
 from eenet.metrics import Records
-from eenet.network import EarlyExitNetwork, ExitOutputs
+from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.objectives import (
     GateObjective,
     best_exits,
@@ -116,9 +116,8 @@ class JointExits(ExitRoutine):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step of the phase's optimizer."""
         inputs, labels = batch
-        outputs = self(inputs)
         phase = self.phase
-        loss = self.phase_loss(phase, outputs, labels)
+        loss = self.phase_loss(phase, self.extract(inputs), labels)
         modules_optimizer, gates_optimizer = self.optimizers()  # type: ignore[attr-defined]
         optimizer = gates_optimizer if phase == "gates" else modules_optimizer
         optimizer.zero_grad()
@@ -130,23 +129,25 @@ class JointExits(ExitRoutine):
         optimizer.step()
         self.log_losses(phase, batch_idx, loss)
 
-    def phase_loss(self, phase: Phase, outputs: ExitOutputs, labels: Tensor) -> Tensor:
+    def phase_loss(self, phase: Phase, extracted: ExitFeatures, labels: Tensor) -> Tensor:
         """The loss of a phase.
 
         The warm-up weighs exit `l` of `L` by `L - l`, counted from 0. The last exit is frozen and left out.
         """
-        early = outputs.logits[:, :-1]
+        logits = self.network.exit_logits(extracted)
+        early = logits[:, :-1]
         if phase == "warmup":
             weights = torch.arange(self.num_gates + 1, 1, -1, device=early.device, dtype=early.dtype)
             return weighted_sum_loss(early, labels, weights)
         if phase == "gates":
-            return gate_loss(outputs.scores, self.targets(outputs, labels), self.positive_weight)
-        distribution = exit_distribution(outputs.scores.detach())
+            return gate_loss(self.network.gate(early), self.targets(logits, labels), self.positive_weight)
+        with torch.no_grad():
+            distribution = exit_distribution(self.network.gate(early))
         return exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale)
 
-    def targets(self, outputs: ExitOutputs, labels: Tensor) -> Tensor:
+    def targets(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Gate targets, `(batch, gates)`."""
-        best = best_exits(outputs.logits.detach(), labels, self.costs, self.tradeoff, self.gate_objective)
+        best = best_exits(logits.detach(), labels, self.costs, self.tradeoff, self.gate_objective)
         return gate_targets(best, self.num_gates)
 
     def _hold_stopped(self) -> None:
@@ -158,7 +159,7 @@ class JointExits(ExitRoutine):
     def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
         """Record the gate targets too, whose frequencies give the positive weights."""
         super().record(outputs, labels)
-        self._targets.update(targets=self.targets(outputs, labels))
+        self._targets.update(targets=self.targets(outputs.logits, labels))
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Refresh the positive weights; in the warm-up, stop the modules that no longer gain."""
