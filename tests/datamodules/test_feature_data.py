@@ -198,12 +198,13 @@ def test_views_of_data_without_augmentation_are_refused() -> None:
         feature_data(make_data(), make_network(), FeatureOptions(views=2))
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
-def test_two_processes_train_the_same_weights(store: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "store"), [("decoupled", "memory"), ("joint", "disk")])
+def test_two_processes_train_the_same_weights(kind: str, store: Any, tmp_path: Path) -> None:
     options = FeatureOptions(store, folder=str(tmp_path / "one"))
-    single = fit(tmp_path, make_routine("decoupled"), options, limit_train_batches=20)  # the last one is not full
-    routine, data = make_routine("decoupled"), make_data(batch_size=32)
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    single = fit(tmp_path, make_routine(kind), options, limit_train_batches=20)  # the last one is not full
+    routine, data = make_routine(kind), make_data(batch_size=32)
+    # JEI-DNN's phases train one of its two parts.
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=kind == "joint")
     options = FeatureOptions(store, folder=str(tmp_path / "two"))
     trainer = make_trainer(tmp_path, strategy=strategy, devices=2, limit_train_batches=20)
     trainer.fit(routine, datamodule=feature_data(data, routine.network, options))
