@@ -2,7 +2,7 @@
 
 import mmap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from eenet.features.layout import Layout
 from eenet.features.table import FeatureTable
-from eenet.network import ExitFeatures
 
-RESIDENT_BYTES = 2**29
+RESIDENT_BYTES = 2**28
 """Bytes of mapped files that stay in the process before they are left to the system's cache."""
 
-FAULT_BYTES = 2**16
-"""Bytes that one access brings into the process at most: Linux maps sixteen pages around it."""
+FAULT_BYTES = 2**21
+"""Bytes that one access brings into the process at most: Linux maps a large folio of its cache as a whole."""
 
 
 class MappedTable(FeatureTable):
@@ -29,26 +28,31 @@ class MappedTable(FeatureTable):
     """
 
     def __init__(self, paths: Mapping[str, Path], layout: Layout, samples: int) -> None:
-        self._maps: list[mmap.mmap] = []
+        self._maps: dict[str, mmap.mmap] = {}
         self._touched = 0
-        shapes = layout.arrays.items()
-        super().__init__({name: self._map(paths[name], (samples, *shape), dtype) for name, (shape, dtype) in shapes})
+        super().__init__(
+            {
+                name: self._map(name, paths[name], (samples, *shape), dtype)
+                for name, (shape, dtype) in layout.arrays.items()
+            }
+        )
+        self._size = sum(map(len, self._maps.values()))
 
-    def __getitem__(self, rows: Sequence[int] | Tensor) -> tuple[ExitFeatures, Tensor]:
-        """Features in float32 and labels of some rows, copied out of the maps."""
-        batch = super().__getitem__(rows)
-        self._touched += len(rows) * len(self._maps) * FAULT_BYTES
-        if self._touched > RESIDENT_BYTES and sum(map(len, self._maps)) > RESIDENT_BYTES:
-            for mapped in self._maps:
+    def take(self, name: str, index: Tensor) -> Tensor:
+        """Some rows of an array, copied out of its map."""
+        rows = super().take(name, index)
+        self._touched += min(len(index) * FAULT_BYTES, len(self._maps[name]))
+        if self._touched > RESIDENT_BYTES and self._size > RESIDENT_BYTES:
+            for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
-        return batch
+        return rows
 
-    def _map(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _map(self, name: str, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.madvise(mmap.MADV_RANDOM)
-        self._maps.append(mapped)
+        self._maps[name] = mapped
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             return torch.frombuffer(mapped, dtype=dtype).view(shape)

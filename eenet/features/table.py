@@ -17,15 +17,22 @@ class FeatureTable:
 
     def __init__(self, arrays: dict[str, Tensor]) -> None:
         self.arrays = arrays
-        self.features = [rows for name, rows in arrays.items() if name.startswith("exit_")]
-        self.final_logits, self.labels, self.ids = (arrays[name] for name in ("final_logits", "labels", "ids"))
+        self._exits = [name for name in arrays if name.startswith("exit_")]
+
+    @property
+    def ids(self) -> Tensor:
+        """Row of every sample in its data set, `(samples,)`, int64."""
+        return self.arrays["ids"]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.arrays["labels"])
 
     def __getitem__(self, rows: Sequence[int] | Tensor) -> tuple[ExitFeatures, Tensor]:
         """Features in float32 and labels of some rows."""
         index = torch.as_tensor(rows)
-        features = [array.index_select(0, index).float() for array in self.features]
-        extracted = ExitFeatures(features, self.final_logits.index_select(0, index))
-        return extracted, self.labels.index_select(0, index)
+        features = [self.take(name, index).float() for name in self._exits]
+        return ExitFeatures(features, self.take("final_logits", index)), self.take("labels", index)
+
+    def take(self, name: str, index: Tensor) -> Tensor:
+        """Some rows of an array, `(rows, ...)`, in its own dtype."""
+        return self.arrays[name].index_select(0, index)
