@@ -74,7 +74,8 @@ class FeatureData(LightningDataModule):
     def __init__(self, data: SplitData, network: EarlyExitNetwork, options: FeatureOptions) -> None:
         super().__init__()
         if options.views and not getattr(data, "augment", False):
-            raise UserError("model.features.views", options.views, f"{data.name} is not augmented; set data.augment or views: 0")
+            remedy = f"{data.name} is not augmented; set data.augment or views: 0"
+            raise UserError("model.features.views", options.views, remedy)
         self.data, self.network, self.options = data, network, options
         self.name, self.num_classes, self.input_shape = data.name, data.num_classes, data.input_shape
 
