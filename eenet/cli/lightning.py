@@ -107,5 +107,5 @@ class EenetCLI(LightningCLI):
                 f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
                 "in_channels, or the data's image_size",
             )
-        if self.model.features is not None:
+        if self.model.features is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]

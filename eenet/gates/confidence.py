@@ -23,6 +23,7 @@ def confidence(logits: Tensor, measure: Measure = "max_probability") -> Tensor:
         `(...,)`.
 
     Example:
+        >>> import torch
         >>> confidence(torch.zeros(1, 4)).tolist(), confidence(torch.zeros(1, 4), "margin").tolist()
         ([0.25], [0.0])
     """
