@@ -24,6 +24,7 @@ from eenet.reporting import (
     accuracy_cost_figure,
     evaluate,
     exit_histogram_figure,
+    make_console,
     operating_point,
     reliability_figure,
     results_table,
@@ -256,7 +257,7 @@ class ExitRoutine(LightningModule, ABC):
 
     @rank_zero_only
     def _print_results(self) -> None:
-        Console(width=None if Console().is_terminal else 140).print(results_table(self.results))
+        make_console().print(results_table(self.results))
 
 
 FIGURES = {

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
-from rich.console import Console
 from rich.table import Table
 
 from eenet.errors import UserError
 from eenet.features import FeatureStore
+from eenet.reporting import make_console
 
 
 def main(args: list[str]) -> None:
@@ -29,7 +29,7 @@ def list_stores(folder: str = "features") -> None:
         layout, written = store.layout, len(list(store.folder.glob("shards/*.json")))
         cells = [store.folder.name, store.name, f"{store.samples:,}", str(len(layout.shapes)), layout.dtype]
         table.add_row(*cells, f"{written} of {len(store.shards)}", f"{store.num_bytes / 1e6:,.1f}")
-    Console(width=None if Console().is_terminal else 140).print(table)
+    make_console().print(table)
     print(f"total: {sum(store.num_bytes for store in stores) / 1e6:,.1f} MB in {folder}")
 
 

@@ -19,12 +19,10 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 
 from eenet.errors import UserError
-from eenet.reporting import write_json
-from eenet.reporting.results import read_results
+from eenet.reporting import make_console, read_results, write_json, write_text
 
 COMMAND = [sys.executable, "-m", "eenet"]
 FIGURES = ("accuracy", "nll", "ece", "macs_fraction")
@@ -178,11 +176,9 @@ def report(folder: Path, runs: list[Run]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    beside = folder / ".sweep.csv"
-    beside.write_text(text.getvalue())
-    beside.replace(folder / "sweep.csv")
+    write_text(folder / "sweep.csv", text.getvalue())
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.4f}" if key in FIGURES else str(value) for key, value in row.items()))
-    Console(width=None if Console().is_terminal else 140).print(table)
+    make_console().print(table)
     print(f"table: {folder / 'sweep.csv'}")

@@ -10,8 +10,9 @@ from eenet.reporting.results import (
     read_results,
     static_exits,
     write_json,
+    write_text,
 )
-from eenet.reporting.table import results_table
+from eenet.reporting.table import make_console, results_table
 
 __all__ = [
     "SCHEMA",
@@ -20,6 +21,7 @@ __all__ = [
     "evaluate",
     "exit_histogram_figure",
     "gather_exits",
+    "make_console",
     "operating_point",
     "read_results",
     "reliability_figure",
@@ -27,4 +29,5 @@ __all__ = [
     "save_figure",
     "static_exits",
     "write_json",
+    "write_text",
 ]

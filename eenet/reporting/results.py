@@ -98,7 +98,11 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         ValueError: A value is not finite; JSON has no such number.
     """
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text beside the path and rename it, so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)

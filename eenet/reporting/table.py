@@ -2,9 +2,15 @@
 
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from eenet.reporting.results import Results
+
+
+def make_console() -> Console:
+    """A console as wide as its terminal, or wide enough for the tables where there is none."""
+    return Console(width=None if Console().is_terminal else 140)
 
 
 def results_table(results: Results) -> Table:
