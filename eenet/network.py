@@ -1,5 +1,6 @@
 """An early-exit network: a staged backbone, inference modules at some stages, and gates."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from eenet.backbones.base import StagedBackbone, State
 from eenet.costs import CostProfile, count_macs
 from eenet.errors import UserError
-from eenet.gates import Gate, UncertaintyGate
+from eenet.gates import Gate, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.policies.base import Policy
 from eenet.runtime import Routed, route
@@ -117,6 +118,13 @@ class EarlyExitNetwork(nn.Module):
         """Run only what each sample needs; see `eenet.runtime.route`."""
         return route(self, inputs, policy)
 
+    def with_gate(self, gate: Gate) -> "EarlyExitNetwork":
+        """The same network, sharing backbone and inference modules, behind another gate."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "gate": gate}
+        other.__dict__.pop("costs", None)
+        return other
+
     @property
     def heads(self) -> Sequence[InferenceModule]:
         """The inference modules of the early exits."""
@@ -161,6 +169,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         stages: list[int] = []
         heads: list[int] = []
         gates: list[int] = []
+        memory: Memory = ()
         for stage in range(backbone.num_stages):
             macs, state = count_macs(backbone.run_stage, stage, state)
             stages.append(macs)
@@ -168,7 +177,9 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
                 exit = len(heads)
                 macs, logits = count_macs(network.inference_modules[exit], network.read(exit, state))
                 heads.append(macs)
-                gates.append(count_macs(network.gate.at, exit, logits)[0])
+                memory = network.gate.start(logits) if exit == 0 else memory
+                macs, (_, memory) = count_macs(network.gate.at, exit, logits, memory)
+                gates.append(macs)
         classifier, _ = count_macs(backbone.classify, state)
     finally:
         for module, mode in modes:

@@ -52,16 +52,18 @@ def route(network: EarlyExitNetwork, inputs: Any, policy: Policy) -> Routed:
     logits = None
     exits = torch.full((batch,), network.num_exits - 1, device=first.device)
     rows = torch.arange(batch, device=first.device)  # positions in the batch of the samples still there
-    memory = None
+    gate_memory = memory = None
     for stage in range(backbone.num_stages):
         state = backbone.run_stage(stage, state)
         if stage not in network.exit_stages:
             continue
         exit = network.exit_stages.index(stage)
         exit_logits = network.inference_modules[exit](network.read(exit, state))
-        scores = network.gate.at(exit, exit_logits)
         if logits is None:
             logits = exit_logits.new_empty(batch, exit_logits.shape[1])
+            gate_memory = network.gate.start(exit_logits)
+        scores, gate_memory = network.gate.at(exit, exit_logits, gate_memory)
+        if memory is None:
             memory = policy.start(scores)
         leave, memory = policy.decide(exit, exit_logits.argmax(-1), scores, memory)
         leaving = leave.nonzero().squeeze(1)
@@ -72,7 +74,7 @@ def route(network: EarlyExitNetwork, inputs: Any, policy: Policy) -> Routed:
         staying = (~leave).nonzero().squeeze(1)
         if not len(staying):
             break
-        rows, state, memory = rows[staying], select(state, staying), select(memory, staying)
+        rows, state, gate_memory, memory = select((rows, state, gate_memory, memory), staying)
     else:
         final = backbone.classify(state)
         if logits is None:

@@ -1,7 +1,16 @@
 """Gates: how ready a sample is to leave at an exit, from that exit's own logits."""
 
-from eenet.gates.base import Gate
+from eenet.gates.base import Gate, Memory
 from eenet.gates.confidence import ConfidenceGate, confidence
+from eenet.gates.scheduler import SchedulerGate
 from eenet.gates.uncertainty import UncertaintyGate, uncertainty_statistics
 
-__all__ = ["ConfidenceGate", "Gate", "UncertaintyGate", "confidence", "uncertainty_statistics"]
+__all__ = [
+    "ConfidenceGate",
+    "Gate",
+    "Memory",
+    "SchedulerGate",
+    "UncertaintyGate",
+    "confidence",
+    "uncertainty_statistics",
+]

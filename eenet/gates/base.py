@@ -1,8 +1,12 @@
 """The contract of a gate."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
+
+Memory = Any
+"""What a gate or a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
 
 
 class Gate(nn.Module, ABC):
@@ -16,10 +20,23 @@ class Gate(nn.Module, ABC):
         super().__init__()
         self.num_gates = num_gates
 
+    def start(self, logits: Tensor) -> Memory:
+        """The memory before the first exit, from the first exit's logits; a gate without memory keeps nothing."""
+        return ()
+
     @abstractmethod
     def forward(self, logits: Tensor) -> Tensor:
         """Scores of every gate, `(batch, gates)`, from the exits' logits, `(batch, gates, classes)`."""
 
     @abstractmethod
-    def at(self, exit: int, logits: Tensor) -> Tensor:
-        """Score of one gate, `(batch,)`, from its own exit's logits, `(batch, classes)`: what `route` calls."""
+    def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
+        """What `route` calls: the score of one gate.
+
+        Args:
+            exit: Number of the exit, from 0.
+            logits: That exit's logits, `(batch, classes)`.
+            memory: What `start` or the previous exit returned, for the same samples.
+
+        Returns:
+            Scores `(batch,)` and the new memory.
+        """

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eenet.errors import UserError
-from eenet.gates.base import Gate
+from eenet.gates.base import Gate, Memory
 
 Measure = Literal["max_probability", "entropy", "margin"]
 
@@ -58,6 +58,6 @@ class ConfidenceGate(Gate):
         """Confidences `(batch, gates)`."""
         return confidence(logits, self.measure)
 
-    def at(self, exit: int, logits: Tensor) -> Tensor:
+    def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Confidence of one exit, `(batch,)`."""
-        return confidence(logits, self.measure)
+        return confidence(logits, self.measure), memory

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.gates.base import Gate
+from eenet.gates.base import Gate, Memory
 
 
 def uncertainty_statistics(logits: Tensor) -> Tensor:
@@ -56,7 +56,8 @@ class UncertaintyGate(Gate):
         statistics = uncertainty_statistics(logits.detach())
         return (statistics * self.weight).sum(-1) + self.bias
 
-    def at(self, exit: int, logits: Tensor) -> Tensor:
+    def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Gate logit of one exit, `(batch,)`."""
         statistics = uncertainty_statistics(logits.detach())
-        return F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1]).squeeze(-1)
+        score = F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1])
+        return score.squeeze(-1), memory

@@ -1,14 +1,17 @@
 """Policies turn gates into an exit distribution (soft, for training) and an exit decision (hard, for inference)."""
 
-from eenet.policies.base import Memory, Policy
+from eenet.policies.base import Policy
 from eenet.policies.fixed import FixedExit
+from eenet.policies.patience import Patience
+from eenet.policies.random import RandomExits
 from eenet.policies.sequential import SequentialGates, conditional_exit_probabilities, exit_distribution
 from eenet.policies.threshold import Threshold
 
 __all__ = [
     "FixedExit",
-    "Memory",
+    "Patience",
     "Policy",
+    "RandomExits",
     "SequentialGates",
     "Threshold",
     "conditional_exit_probabilities",

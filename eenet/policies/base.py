@@ -1,13 +1,12 @@
 """The contract of a policy: it decides at each exit from what is known there, never from later exits."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Memory = Any
-"""What a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
+from eenet.errors import UserError
+from eenet.gates.base import Memory
 
 
 class Policy(nn.Module, ABC):
@@ -37,6 +36,24 @@ class Policy(nn.Module, ABC):
         Returns:
             Which samples leave, bool `(batch,)`, and the new memory.
         """
+
+    def knobs(self, scores: Tensor) -> Tensor:
+        """Settings of the one parameter that a budget is met with, from the cheapest policy to the dearest.
+
+        Args:
+            scores: Gate scores of the validation samples, `(samples, exits - 1)`.
+
+        Returns:
+            Float64 `(settings,)`; the mean cost never falls from one to the next.
+
+        Raises:
+            UserError: The policy has no such parameter.
+        """
+        raise UserError("policy", type(self).__name__, "has no parameter that trades accuracy for cost")
+
+    def turned(self, knob: float) -> "Policy":
+        """This policy with another setting of that parameter."""
+        raise NotImplementedError
 
     def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:
         """The exit of each sample when all exits have been computed, as in validation.

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.policies.base import Memory, Policy
+from eenet.gates.base import Memory
+from eenet.policies.base import Policy
 
 
 class FixedExit(Policy):

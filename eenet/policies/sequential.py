@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.policies.base import Memory, Policy
+from eenet.gates.base import Memory
+from eenet.policies.base import Policy
 
 
 def exit_distribution(gate_logits: Tensor) -> Tensor:
@@ -63,6 +64,15 @@ class SequentialGates(Policy):
         if not abs(shift) < float("inf"):
             raise UserError("policy.shift", shift, "must be a finite number")
         self.shift = shift
+
+    def knobs(self, scores: Tensor) -> Tensor:
+        """Minus the shifts that matter for these gate logits, 2,001 of them."""
+        reach = scores.abs().max().double().item() + 20 if scores.numel() else 20.0
+        return torch.linspace(-reach, reach, 2001, dtype=torch.float64)
+
+    def turned(self, knob: float) -> "SequentialGates":
+        """The gates shifted by minus the knob."""
+        return SequentialGates(-knob)
 
     def start(self, scores: Tensor) -> Memory:
         """Probability mass not yet taken, `(batch,)`."""

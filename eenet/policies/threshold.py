@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.policies.base import Memory, Policy
+from eenet.gates.base import Memory
+from eenet.policies.base import Policy
 
 
 class Threshold(Policy):
@@ -36,6 +37,16 @@ class Threshold(Policy):
                 self.thresholds.tolist(),
                 f"{num_exits - 1} are needed for the network's {num_exits} exits, got {len(self.thresholds)}",
             )
+
+    def knobs(self, scores: Tensor) -> Tensor:
+        """Every distance of an observed score from its threshold, and two that let everybody leave and nobody."""
+        distances = (scores.double() - self.thresholds.double().to(scores.device)).flatten().unique()
+        ends = distances.new_tensor([float("inf")])
+        return torch.cat([-ends, distances, ends])
+
+    def turned(self, knob: float) -> "Threshold":
+        """All thresholds raised by the knob."""
+        return Threshold((self.thresholds.double() + knob).tolist())
 
     def start(self, scores: Tensor) -> Memory:
         """Nothing to remember."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from scipy.stats import entropy
 
-from eenet.gates import ConfidenceGate, Gate, UncertaintyGate, confidence, uncertainty_statistics
+from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate, confidence, uncertainty_statistics
 
 
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=8))
@@ -22,12 +22,32 @@ def test_statistics_stay_finite_where_probabilities_underflow() -> None:
     assert uncertainty_statistics(torch.tensor([[0.0, 500.0, -500.0]])).isfinite().all()
 
 
-@pytest.mark.parametrize("gate", [UncertaintyGate(3), ConfidenceGate(3), ConfidenceGate(3, "entropy")])
+@pytest.mark.parametrize(
+    "gate", [UncertaintyGate(3), ConfidenceGate(3), ConfidenceGate(3, "entropy"), SchedulerGate(3, 10)]
+)
 def test_one_gate_at_a_time_agrees_with_all_together(gate: Gate) -> None:
     logits = torch.randn(5, 3, 10)
     together = gate(logits)
+    memory = gate.start(logits[:, 0])
     for exit in range(3):
-        torch.testing.assert_close(gate.at(exit, logits[:, exit]), together[:, exit])
+        scores, memory = gate.at(exit, logits[:, exit], memory)
+        torch.testing.assert_close(scores, together[:, exit])
+
+
+@torch.no_grad()
+def test_the_scheduler_sees_agreement_and_earlier_scores() -> None:
+    gate = SchedulerGate(3, 4)
+    logits = torch.eye(4)[[2, 1, 2]].mul(3).unsqueeze(0)  # predicts 2, 1, 2
+    votes, earlier = gate.start(logits[:, 0])
+    agreements, scores = [], []
+    for exit, hook in enumerate([agreements.append] * 3):
+        handle = gate.scorers[exit].register_forward_pre_hook(lambda _, inputs, hook=hook: hook(inputs[0][0, 6].item()))
+        score, (votes, earlier) = gate.at(exit, logits[:, exit], (votes, earlier))
+        handle.remove()
+        scores.append(score.sigmoid().item())
+    assert agreements == pytest.approx([1, 1 / 2, 2 / 3])
+    assert earlier[0].tolist() == pytest.approx(scores)
+    assert votes[0].tolist() == [0, 1, 2, 0]
 
 
 def test_confidences_of_a_known_distribution() -> None:

@@ -3,10 +3,10 @@ import torch
 
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
-from eenet.gates import ConfidenceGate
+from eenet.gates import ConfidenceGate, SchedulerGate
 from eenet.inference_modules import ConvPoolHead, LinearHead, MLPHead, run_inference_modules
 from eenet.network import EarlyExitNetwork
-from eenet.policies import FixedExit, Policy, SequentialGates, Threshold
+from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from tests._dummies import make_network, make_resnet, make_vit
 
 
@@ -17,7 +17,9 @@ def spread_threshold(network: EarlyExitNetwork, inputs: torch.Tensor) -> Thresho
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256])
-@pytest.mark.parametrize("kind", ["some leave", "all at the first", "none leaves", "learned gates"])
+@pytest.mark.parametrize(
+    "kind", ["some leave", "all at the first", "none leaves", "learned gates", "patience", "random"]
+)
 @torch.no_grad()
 def test_routed_logits_equal_the_gathered_ones(kind: str, batch: int, backbone: StagedBackbone) -> None:
     network = EarlyExitNetwork(backbone).eval()
@@ -27,15 +29,35 @@ def test_routed_logits_equal_the_gathered_ones(kind: str, batch: int, backbone: 
         "all at the first": FixedExit(0),
         "none leaves": FixedExit(),
         "learned gates": SequentialGates(),
+        "patience": Patience(),
+        "random": RandomExits([1 / network.num_exits] * network.num_exits),
     }[kind]
     outputs = network(inputs)
+    torch.manual_seed(1)
     expected = policy.exits(outputs.logits.argmax(-1), outputs.scores)
+    torch.manual_seed(1)
     routed = network.route(inputs, policy)
     assert routed.exits.tolist() == expected.tolist()
     torch.testing.assert_close(routed.logits, outputs.logits[torch.arange(batch), expected], atol=1e-5, rtol=1e-5)
     assert routed.macs.tolist() == [network.costs.cumulative[exit] for exit in expected]
     if kind == "some leave" and batch == 256:
         assert len(expected.unique()) == network.num_exits
+
+
+@torch.no_grad()
+def test_a_gate_with_memory_routes_as_it_gathers() -> None:
+    plain = make_network()
+    network = plain.with_gate(SchedulerGate(3, 10)).eval()
+    inputs = torch.randn(64, 1, 8, 8)
+    policy = spread_threshold(network, inputs)
+    outputs = network(inputs)
+    expected = policy.exits(outputs.logits.argmax(-1), outputs.scores)
+    assert len(expected.unique()) == 4
+    assert network.route(inputs, policy).exits.tolist() == expected.tolist()
+    hidden = [16 * (10 + 3 + exit) + 16 for exit in range(3)]
+    assert list(network.costs.gates) == hidden
+    assert plain.costs.gates != network.costs.gates
+    assert network.backbone is plain.backbone
 
 
 @torch.no_grad()

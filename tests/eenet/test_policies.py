@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,6 +9,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from eenet.errors import UserError
 from eenet.policies import (
     FixedExit,
+    Patience,
+    Policy,
+    RandomExits,
     SequentialGates,
     Threshold,
     conditional_exit_probabilities,
@@ -105,3 +110,53 @@ def test_a_fixed_exit_takes_everybody(exit: int, expected: int) -> None:
 def test_an_infinite_shift_is_refused() -> None:
     with pytest.raises(UserError, match=r"policy\.shift"):
         SequentialGates(float("inf"))
+
+
+predicted = arrays("int64", array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=7), elements=st.integers(0, 2))
+
+
+@given(predicted.map(torch.from_numpy), st.integers(1, 4))
+def test_patience_counts_agreeing_exits_in_a_row(predictions: torch.Tensor, patience: int) -> None:
+    num_exits = predictions.shape[1]
+    exits = Patience(patience).exits(predictions, torch.zeros(len(predictions), num_exits - 1))
+    for row, exit in zip(predictions.tolist(), exits.tolist(), strict=True):
+        agreeing = [i for i in range(patience, num_exits - 1) if len(set(row[i - patience : i + 1])) == 1]
+        assert exit == (agreeing[0] if agreeing else num_exits - 1)
+
+
+def test_random_exits_leave_in_the_given_shares() -> None:
+    shares = [0.2, 0.0, 0.5, 0.3]
+    exits = RandomExits(shares).exits(torch.zeros(20_000, 4), torch.zeros(20_000, 3))
+    found = torch.bincount(exits, minlength=4) / len(exits)
+    assert found.tolist() == pytest.approx(shares, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Patience(0), r"policy\.patience = 0"),
+        (lambda: RandomExits([0.5, 0.6]), "sum to 1"),
+        (lambda: RandomExits([1.5, -0.5]), "probabilities"),
+        (lambda: RandomExits([0.5, 0.5]).check(3), "3 are needed"),
+    ],
+)
+def test_patience_and_shares_that_make_no_sense_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@given(gate_logits, st.sampled_from([SequentialGates(), Threshold([0.0] * 8), Patience()]))
+def test_knobs_go_from_the_cheapest_policy_to_the_dearest(logits: torch.Tensor, policy: Policy) -> None:
+    num_gates = logits.shape[1]
+    if isinstance(policy, Threshold):
+        policy = Threshold(policy.thresholds[:num_gates].tolist())
+    predictions = torch.arange(num_gates + 1).remainder(2).cummax(0).values.expand(len(logits), -1)
+    knobs = policy.knobs(logits)
+    means = [
+        policy.turned(knob).exits(predictions, logits).double().mean() for knob in knobs[:: max(1, len(knobs) // 25)]
+    ]
+    assert all(means[i] <= means[i + 1] for i in range(len(means) - 1))
+    dearest = policy.turned(knobs[-1].item()).exits(predictions, logits)
+    assert (dearest == num_gates).all() or isinstance(policy, Patience)
+    if not isinstance(policy, Patience):
+        assert (policy.turned(knobs[0].item()).exits(predictions, logits) == 0).all()
