@@ -47,8 +47,7 @@ class DecoupledExits(ExitRoutine):
         features: Features = "off",
     ) -> None:
         super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
-        if network.num_exits == 1:
-            raise UserError("model.network.exits", network.exit_stages, "needs at least one early exit")
+        self.require_early_exits()
         if not isinstance(network.gate, ConfidenceGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "decoupled thresholds need eenet.gates.ConfidenceGate")

@@ -85,8 +85,7 @@ class JointExits(ExitRoutine):
         ):
             if count < least:
                 raise UserError(f"model.{field}", count, f"must be at least {least}")
-        if network.num_exits == 1:
-            raise UserError("model.network.exits", network.exit_stages, "needs at least one early exit")
+        self.require_early_exits()
         if isinstance(network.gate, ConfidenceGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")

@@ -80,6 +80,15 @@ class ExitRoutine(LightningModule, ABC):
     def policies(self) -> dict[str, Policy]:
         """The operating points by name, the principal one first."""
 
+    def require_early_exits(self) -> None:
+        """Refuse a network with nothing between its backbone's input and its own head to train.
+
+        Raises:
+            UserError: The network has no early exit.
+        """
+        if self.network.num_exits == 1:
+            raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
+
     def train(self, mode: bool = True) -> "ExitRoutine":
         """Set the mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
