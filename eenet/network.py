@@ -13,6 +13,8 @@ from eenet.costs import CostProfile, count_macs
 from eenet.errors import UserError
 from eenet.gates import Gate, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
+from eenet.objectives.boosting import boost
+from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
 from eenet.runtime import Routed, route
 
@@ -49,6 +51,10 @@ class EarlyExitNetwork(nn.Module):
         exits: Stages, from 0, after which an exit reads; `all` for every stage but the last.
         inference_module: Makes an exit's head from `(dim, num_classes)`.
         gate: Makes the gates from their number.
+        boosted: Add the detached logits of the exit before to those of each early exit (Yu et al., AAAI 2023). The last
+            exit stays the backbone's own head alone [inferred]; in the paper it is boosted too.
+        gradient_rescaling: Scale what each exit sends back into a backbone that trains, so that all exits have an equal
+            share (Li et al., ICCV 2019); see `eenet.objectives.fork`. Without effect on a frozen one.
 
     Raises:
         UserError: Exits out of order or range, or a head that reads feature maps on a backbone that has none.
@@ -60,6 +66,8 @@ class EarlyExitNetwork(nn.Module):
         exits: list[int] | Literal["all"] = "all",
         inference_module: Callable[[int, int], InferenceModule] = LinearHead,
         gate: Callable[[int], Gate] = UncertaintyGate,
+        boosted: bool = False,
+        gradient_rescaling: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -68,6 +76,7 @@ class EarlyExitNetwork(nn.Module):
             _make_head(inference_module, backbone, stage) for stage in self.exit_stages
         )
         self.gate = gate(len(self.exit_stages))
+        self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
 
     @property
     def num_exits(self) -> int:
@@ -93,8 +102,16 @@ class EarlyExitNetwork(nn.Module):
         for stage in range(self.backbone.num_stages):
             state = self.backbone.run_stage(stage, state)
             if stage in self.exit_stages:
-                features.append(self.read(len(features), state))
+                branch = state
+                if self.gradient_rescaling:
+                    branch, state = fork(state, self.num_exits - len(features))
+                features.append(self.read(len(features), branch))
         return ExitFeatures(features, self.backbone.classify(state))
+
+    def logits_at(self, exit: int, state: State, before: Any) -> Tensor:
+        """Logits of one early exit, `(batch, classes)`; `before` are those of the exit before, where there is one."""
+        logits = self.inference_modules[exit](self.read(exit, state))
+        return logits + before if self.boosted and exit else logits
 
     def exit_logits(self, extracted: ExitFeatures) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
@@ -102,6 +119,8 @@ class EarlyExitNetwork(nn.Module):
         if not extracted.features:
             return final
         early = run_inference_modules(self.heads, extracted.features)
+        if self.boosted:
+            early = boost(early)
         return torch.cat([early, final.to(early.dtype)], dim=1)
 
     def from_features(self, extracted: ExitFeatures) -> ExitOutputs:

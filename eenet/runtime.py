@@ -53,12 +53,14 @@ def route(network: EarlyExitNetwork, inputs: Any, policy: Policy) -> Routed:
     exits = torch.full((batch,), network.num_exits - 1, device=first.device)
     rows = torch.arange(batch, device=first.device)  # positions in the batch of the samples still there
     gate_memory = memory = None
+    before: Any = ()
     for stage in range(backbone.num_stages):
         state = backbone.run_stage(stage, state)
         if stage not in network.exit_stages:
             continue
         exit = network.exit_stages.index(stage)
-        exit_logits = network.inference_modules[exit](network.read(exit, state))
+        exit_logits = network.logits_at(exit, state, before)
+        before = exit_logits if network.boosted else ()
         if logits is None:
             logits = exit_logits.new_empty(batch, exit_logits.shape[1])
             gate_memory = network.gate.start(exit_logits)
@@ -74,7 +76,7 @@ def route(network: EarlyExitNetwork, inputs: Any, policy: Policy) -> Routed:
         staying = (~leave).nonzero().squeeze(1)
         if not len(staying):
             break
-        rows, state, gate_memory, memory = select((rows, state, gate_memory, memory), staying)
+        rows, state, before, gate_memory, memory = select((rows, state, before, gate_memory, memory), staying)
     else:
         final = backbone.classify(state)
         if logits is None:
