@@ -1,6 +1,23 @@
 """Metrics of many exits at once: per-sample statistics, kept as synchronised records, and their summaries."""
 
 from eenet.metrics.records import Records
-from eenet.metrics.statistics import NUM_BINS, STATISTICS, sample_statistics, summarise
+from eenet.metrics.statistics import (
+    NUM_BINS,
+    STATISTICS,
+    area_under_risk_coverage,
+    equal_mass_calibration_error,
+    per_class,
+    sample_statistics,
+    summarise,
+)
 
-__all__ = ["NUM_BINS", "STATISTICS", "Records", "sample_statistics", "summarise"]
+__all__ = [
+    "NUM_BINS",
+    "STATISTICS",
+    "Records",
+    "area_under_risk_coverage",
+    "equal_mass_calibration_error",
+    "per_class",
+    "sample_statistics",
+    "summarise",
+]

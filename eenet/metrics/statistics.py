@@ -1,4 +1,4 @@
-"""Accuracy, NLL, ECE and Brier score from four numbers per sample and exit.
+"""Accuracy, NLL, calibration errors, Brier score and AURC from four numbers per sample and exit.
 
 Four numbers per sample are enough for the metrics of every exit and of every policy, so a validation set is run once
 and any number of thresholds can be judged on it without its logits.
@@ -15,7 +15,7 @@ STATISTICS = ("confidence", "correct", "nll", "brier")
 """Columns of `sample_statistics`."""
 
 NUM_BINS = 15
-"""Equal-width confidence bins of the expected calibration error."""
+"""Confidence bins of the expected calibration errors."""
 
 
 def sample_statistics(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,16 +50,18 @@ def summarise(statistics: Tensor) -> dict[str, Any]:
         statistics: Rows of `sample_statistics`, `(samples, 4)`.
 
     Returns:
-        `accuracy`, `nll` in nats, `ece` over 15 equal-width bins (Guo et al. 2017, equation 3), `brier`, and `bins`:
-        the `count` of samples, the mean `confidence` and the `accuracy` of each non-empty confidence bin, with the
-        bin's number in `index`.
+        `accuracy`, `nll` in nats, `ece` over 15 equal-width bins (Guo et al. 2017, equation 3), `ece_mass` over 15
+        bins of equally many samples, `brier`, `aurc` (area under the risk-coverage curve), and `bins`: the `count` of
+        samples, the mean `confidence` and the `accuracy` of each non-empty equal-width bin, with its number in `index`.
     """
     confidence, correct, nll, brier = statistics.T.contiguous()
     return {
         "accuracy": correct.double().mean().item(),
         "nll": nll.double().mean().item(),
         "ece": binary_calibration_error(confidence, correct.long(), n_bins=NUM_BINS, norm="l1").item(),
+        "ece_mass": equal_mass_calibration_error(confidence, correct).item(),
         "brier": brier.double().mean().item(),
+        "aurc": area_under_risk_coverage(confidence, correct).item(),
         "bins": reliability_bins(confidence, correct),
     }
 
@@ -80,3 +82,68 @@ def reliability_bins(confidence: Tensor, correct: Tensor) -> dict[str, list]:
     sums = [torch.bincount(bins, weights=values.double(), minlength=NUM_BINS) for values in (confidence, correct)]
     means = [(total[filled] / count[filled]).tolist() for total in sums]
     return {"index": filled.tolist(), "count": count[filled].tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
+def equal_mass_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
+    """Expected calibration error over bins of equally many samples (Nixon et al. 2019, section 3).
+
+    Equal confidences share the bin of the first of them, so the order of samples does not matter.
+
+    Args:
+        confidence: `(samples,)`.
+        correct: 0 or 1, `(samples,)`.
+
+    Returns:
+        A scalar: the mean over samples of their bin's distance between mean confidence and accuracy.
+
+    Example:
+        >>> equal_mass_calibration_error(torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([1, 0, 1, 1]))
+        tensor(0.2500, dtype=torch.float64)
+    """
+    _, tie, count = confidence.unique(return_inverse=True, return_counts=True)
+    bins = ((count.cumsum(0) - count) * NUM_BINS // len(confidence))[tie]
+    gaps = torch.bincount(bins, weights=confidence.double() - correct.double(), minlength=NUM_BINS)
+    return gaps.abs().sum() / len(confidence)
+
+
+def area_under_risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:
+    """Mean, over the coverages `k / n`, of the error among the `k` most confident samples (Geifman et al. 2019).
+
+    Samples of equal confidence count with their mean error: the expectation over their order.
+
+    Args:
+        confidence: `(samples,)`.
+        correct: 0 or 1, `(samples,)`.
+
+    Returns:
+        A scalar; lower is better, and the error rate if confidence says nothing.
+
+    Example:
+        >>> area_under_risk_coverage(torch.tensor([0.9, 0.6, 0.7, 0.8]), torch.tensor([1, 0, 1, 1]))
+        tensor(0.0625, dtype=torch.float64)
+    """
+    _, tie, count = (-confidence).unique(return_inverse=True, return_counts=True)
+    errors = torch.bincount(tie, weights=1 - correct.double()) / count
+    expected = errors.repeat_interleave(count)
+    return (expected.cumsum(0) / torch.arange(1, len(expected) + 1, device=expected.device)).mean()
+
+
+def per_class(correct: Tensor, labels: Tensor, num_classes: int) -> dict[str, list]:
+    """Accuracy of each class, as plain values.
+
+    Args:
+        correct: 0 or 1, `(samples,)`.
+        labels: `(samples,)`.
+        num_classes: Of the data.
+
+    Returns:
+        `support`, the number of samples of each class, and `accuracy`, `None` where there are none.
+
+    Example:
+        >>> per_class(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 2]), num_classes=3)
+        {'support': [2, 0, 1], 'accuracy': [0.5, None, 1.0]}
+    """
+    support = torch.bincount(labels, minlength=num_classes)
+    right = torch.bincount(labels, weights=correct.double(), minlength=num_classes)
+    accuracy = [share if count else None for share, count in zip((right / support).tolist(), support, strict=True)]
+    return {"support": support.tolist(), "accuracy": accuracy}
