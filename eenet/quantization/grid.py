@@ -1,0 +1,118 @@
+"""Integer grids: symmetric per output channel for weights, affine per tensor for activations."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+
+FLOAT = 32
+"""The width that leaves a layer in floating point."""
+
+WIDTHS = (FLOAT, 16, 8, 6, 4)
+"""Bit-widths of weights and activations that a segment can run at."""
+
+
+class Grid(NamedTuple):
+    """The values `scale * (code - zero_point)` for the integer codes `low` to `high`."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+def check_widths(widths: Sequence[int], field: str = "network.widths") -> tuple[int, ...]:
+    """Bit-widths from the widest to the narrowest.
+
+    Raises:
+        UserError: None, one twice, or one that has no grid.
+
+    Example:
+        >>> check_widths([4, 32])
+        (32, 4)
+    """
+    if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(WIDTHS):
+        raise UserError(field, list(widths), f"must be different widths among {', '.join(map(str, WIDTHS))} bits")
+    return tuple(sorted(widths, reverse=True))
+
+
+def weight_limit(width: int) -> int:
+    """The largest code of a symmetric grid, which has no code for minus the next one.
+
+    Example:
+        >>> weight_limit(8), weight_limit(4)
+        (127, 7)
+    """
+    return 2 ** (width - 1) - 1
+
+
+def weight_scales(weight: Tensor, width: int) -> Tensor:
+    """Distance of neighbouring codes in each output channel: the largest magnitude gets the largest code.
+
+    Args:
+        weight: `(channels, ...)`.
+        width: Below `FLOAT`.
+
+    Returns:
+        `(channels,)`; 1 for a channel of zeros.
+    """
+    largest = weight.detach().flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest / weight_limit(width), 1.0)
+
+
+def quantize_weight(weight: Tensor, width: int) -> Tensor:
+    """A weight rounded to its grid, in floating point.
+
+    Args:
+        weight: `(channels, ...)`.
+        width: Below `FLOAT`.
+
+    Example:
+        >>> quantize_weight(torch.tensor([[7.0, 3.4, -0.6]]), 4)
+        tensor([[ 7.,  3., -1.]])
+    """
+    limit, scales = weight_limit(width), weight_scales(weight, width)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight.detach(), scales, zeros, 0, -limit, limit)
+
+
+def activation_grid(lowest: float, highest: float, width: int) -> Grid:
+    """A grid from the lowest to the highest value, moved so that 0 is on it: padding with zeros stays exact.
+
+    Args:
+        lowest: Of the values; values below are clipped.
+        highest: Of the values; values above are clipped.
+        width: Below `FLOAT`.
+
+    Example:
+        >>> activation_grid(-0.5, 7.0, 4)
+        Grid(scale=0.5, zero_point=-7, low=-8, high=7)
+    """
+    low, high = -(2 ** (width - 1)), 2 ** (width - 1) - 1
+    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+    scale = (highest - lowest) / (high - low) or 1.0
+    return Grid(scale, max(low, min(high, low - round(lowest / scale))), low, high)
+
+
+def quantize_activation(values: Tensor, grid: Grid) -> Tensor:
+    """Values rounded to a grid, in floating point.
+
+    Example:
+        >>> quantize_activation(torch.tensor([-3.0, 0.2, 0.3, 9.0]), activation_grid(-0.5, 7.0, 4))
+        tensor([-0.5000,  0.0000,  0.5000,  7.0000])
+    """
+    return torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, grid.low, grid.high)
+
+
+def activation_codes(values: Tensor, grid: Grid) -> Tensor:
+    """The codes of `quantize_activation`, int8.
+
+    Example:
+        >>> activation_codes(torch.tensor([-3.0, 0.2, 0.3, 9.0]), activation_grid(-0.5, 7.0, 4)).tolist()
+        [-8, -7, -6, 7]
+    """
+    codes = (values * (1 / grid.scale)).round_().add_(grid.zero_point)
+    return codes.clamp_(grid.low, grid.high).to(torch.int8)
