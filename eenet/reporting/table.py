@@ -35,14 +35,20 @@ def _cells(row: dict[str, Any], shares: str) -> list[str]:
         f"{row['nll']:.3f}",
         f"{100 * row['ece']:.2f}",
         f"{row['brier']:.3f}",
-        _si(row["macs"]),
+        si(row["macs"]),
         f"{100 * row['macs_fraction']:.1f}",
         f"{row['stages_mean']:.2f}",
         shares,
     ]
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
+    """A count with three digits and the prefix of its thousands.
+
+    Example:
+        >>> si(27432192)
+        '27.4 M'
+    """
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"

@@ -1,0 +1,277 @@
+"""Runs beside each other: read, checked to be tested on the same samples, and grouped over seeds.
+
+A group is the runs whose folders differ by nothing but the seed part that `eenet sweep` ends a name with. Its operating
+points, the random routing at each point's exit fractions, and its static exits carry mean and deviation over seeds.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from eenet.costs import CostProfile
+from eenet.errors import UserError
+from eenet.reporting.results import Results, read_results
+
+Row = dict[str, Any]
+"""A row of `exits` or `operating_points` of a `results.json`; its `macs_fraction` has one denominator for all runs."""
+
+FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction")
+"""Figures of a row that are compared; one that a row lacks is left out."""
+
+MIXTURES = ("accuracy", "nll", "brier")
+"""Figures that are means over samples, so that random routing's expectation is the mixture of the static exits'."""
+
+STATIC_MODELS = "backbone"
+"""Method of the runs that are static models."""
+
+FIELDS = ("method", "data", "split", "backbone", "exit_stages", "costs", "versions", "exits", "operating_points")
+SEED_PART = re.compile(r"(^|,)seed=\d+$")
+
+
+class Spread(NamedTuple):
+    """A figure over seeds.
+
+    Attributes:
+        mean: Mean.
+        deviation: Sample standard deviation; `None` with one seed.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file.
+
+    Attributes:
+        folder: Where it lies.
+        results: What it holds.
+    """
+
+    folder: Path
+    results: Results
+
+    @property
+    def key(self) -> Path:
+        """The folder without the seed part of its name; the folder around it if its name is the seed alone.
+
+        Example:
+            >>> Run(Path("/runs/sweep/tradeoff=1,seed=2"), {}).key.as_posix()
+            '/runs/sweep/tradeoff=1'
+            >>> Run(Path("/runs/sweep/seed=2"), {}).key.as_posix()
+            '/runs/sweep'
+        """
+        folder = self.folder.resolve()
+        return folder.parent / SEED_PART.sub("", folder.name)
+
+    @property
+    def full_macs(self) -> int:
+        """MACs of the plain backbone."""
+        return CostProfile.from_dict(self.results["costs"]).full
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point or static exit over seeds.
+
+    Attributes:
+        name: Of the operating point or exit.
+        figures: Those of `FIGURES` that all seeds have.
+        shares: Mean share of the samples that leaves at each exit.
+    """
+
+    name: str
+    figures: dict[str, Spread]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed only.
+
+    Attributes:
+        label: The end of their folders' path, without the seed, that no other group has.
+        runs: By seed.
+        rows: Of each run, from `rows_of`.
+    """
+
+    label: str
+    runs: list[Run]
+    rows: list[dict[str, list[Row]]]
+
+    @property
+    def results(self) -> Results:
+        """Of the first seed: what the others share stands there."""
+        return self.runs[0].results
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Of the runs."""
+        return [run.results.get("seed") for run in self.runs]
+
+    def points(self, kind: str) -> list[Point]:
+        """Mean and deviation over seeds of the rows of a kind, in their order.
+
+        Args:
+            kind: `operating_points`, `random_routing` or `static_exits`.
+        """
+        return [make_point(rows) for rows in zip(*(rows[kind] for rows in self.rows), strict=True)]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation.
+
+    Example:
+        >>> spread([1.0, 3.0])
+        Spread(mean=2.0, deviation=1.4142135623730951)
+        >>> spread([1.0])
+        Spread(mean=1.0, deviation=None)
+    """
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def make_point(rows: Sequence[Row]) -> Point:
+    """A point from its row of each seed."""
+    present = [key for key in FIGURES if all(row.get(key) is not None for row in rows)]
+    figures = {key: spread([row[key] for row in rows]) for key in present}
+    shares = [fmean(share) for share in zip(*(row["exit_fractions"] for row in rows), strict=True)]
+    return Point(rows[0]["name"], figures, shares)
+
+
+def random_routing(row: Row, exits: Sequence[Row]) -> Row:
+    """What is expected of routing as many samples to each exit, drawn at random, at the same MACs.
+
+    Accuracy, NLL and Brier are means over samples, so their expectation is exactly `sum_l fraction_l * figure_l` over
+    the static exits. ECE and AURC are not means over samples: a mixture's ECE is not the mixture of ECEs, and is left
+    out.
+
+    Args:
+        row: The operating point.
+        exits: The static exits.
+
+    Example:
+        >>> exits = [{"accuracy": 0.5, "nll": 2, "brier": 1}, {"accuracy": 0.9, "nll": 1, "brier": 0}]
+        >>> point = {"name": "half", "exit_fractions": [0.5, 0.5], "macs": 3, "macs_fraction": 0.75}
+        >>> random_routing(point, exits)["accuracy"]
+        0.7
+    """
+    shares = row["exit_fractions"]
+    mixtures = {
+        key: math.fsum(share * exit[key] for share, exit in zip(shares, exits, strict=True)) for key in MIXTURES
+    }
+    return {**{key: row[key] for key in ("name", "macs", "macs_fraction", "exit_fractions")}, **mixtures}
+
+
+def rows_of(results: Results, reference_macs: int) -> dict[str, list[Row]]:
+    """A run's operating points, the random routing in place of each, and its static exits.
+
+    Args:
+        results: Of the run.
+        reference_macs: Denominator of `macs_fraction`.
+    """
+    points, exits = (
+        [{**row, "macs_fraction": row["macs"] / reference_macs} for row in results[key]]
+        for key in ("operating_points", "exits")
+    )
+    routed = [random_routing(row, exits) for row in points]
+    return {"operating_points": points, "random_routing": routed, "static_exits": exits}
+
+
+def load_runs(paths: Sequence[str]) -> list[Run]:
+    """Read runs that can be compared.
+
+    Args:
+        paths: Run folders or `results.json` files.
+
+    Raises:
+        UserError: A file is not there or of another kind, is given twice, or is of other test data than the first.
+    """
+    runs: dict[Path, Run] = {}
+    for text in paths:
+        path = Path(text)
+        path = path / "results.json" if path.is_dir() else path
+        run = Run(path.parent, read_results(path))
+        missing = [field for field in FIELDS if field not in run.results or run.results[field] in (None, {})]
+        if missing or not run.results["operating_points"]:
+            lacks = ", ".join(missing or ["operating_points"])
+            raise UserError("RUN", text, f"its results lack {lacks}; write them again with `eenet test`")
+        if path.resolve() in runs:
+            raise UserError("RUN", text, "is given twice")
+        runs[path.resolve()] = run
+    first, *others = runs.values()
+    for run in others:
+        for this, that in zip(tested_on(run.results), tested_on(first.results), strict=True):
+            if this != that:
+                problem = f"its figures are of {this}, those of {first.folder} of {that}; only runs judged on the same"
+                raise UserError("RUN", str(run.folder), f"{problem} samples can be compared")
+    return list(runs.values())
+
+
+def tested_on(results: Results) -> Iterator[str]:
+    """What samples the results are of, coarse to fine: data, split, and the digest of the split's rows."""
+    split, record = results["split"], results.get("data_split") or {}
+    yield results["data"]
+    yield f"its {split} split"
+    rows, digest = record.get("sizes", {}).get(split, "unknown"), record.get("digest", {}).get(split, "unknown")
+    yield f"a {split} split of {rows} samples with digest {digest[:12]}"
+
+
+def group_runs(runs: Sequence[Run], reference_macs: int) -> list[Group]:
+    """Put together the runs that differ by their seed.
+
+    Args:
+        runs: The runs.
+        reference_macs: Denominator of `macs_fraction`.
+
+    Raises:
+        UserError: Two of them have one seed, or another method, backbone, exits or operating points.
+    """
+    together: dict[Path, list[Run]] = {}
+    for run in runs:
+        others = together.setdefault(run.key, [])
+        for other in others:
+            check_seed_only(run, other)
+        others.append(run)
+    labels = short_names(list(together))
+    groups = []
+    for key, members in together.items():
+        members.sort(key=lambda run: run.results.get("seed") or 0)
+        groups.append(Group(labels[key], members, [rows_of(run.results, reference_macs) for run in members]))
+    return groups
+
+
+def check_seed_only(run: Run, other: Run) -> None:
+    """Refuse to average runs that differ by more than the seed, or not by it."""
+    what = {
+        "method": [r.results["method"] for r in (run, other)],
+        "backbone": [r.results["backbone"] for r in (run, other)],
+        "exits": [r.results["exit_stages"] for r in (run, other)],
+        "operating points": [[row["name"] for row in r.results["operating_points"]] for r in (run, other)],
+    }
+    for name, (this, that) in what.items():
+        if this != that:
+            problem = f"its {name}: {this}, those of {other.folder}: {that}; folders that differ by their seed only"
+            raise UserError("RUN", str(run.folder), f"{problem} are averaged, so rename one or test both alike")
+    if run.results.get("seed") == other.results.get("seed"):
+        problem = f"has the seed {run.results.get('seed')}, as {other.folder} has; give one of them"
+        raise UserError("RUN", str(run.folder), problem)
+
+
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The shortest end of each path that no other path has.
+
+    Example:
+        >>> list(short_names([Path("/runs/a/x"), Path("/runs/b/x"), Path("/runs/y")]).values())
+        ['a/x', 'b/x', 'y']
+    """
+
+    def ends(path: Path) -> list[str]:
+        return ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)]
+
+    taken = [end for path in paths for end in ends(path)]
+    return {path: next((end for end in ends(path) if taken.count(end) == 1), str(path)) for path in paths}
