@@ -1,13 +1,27 @@
 """Metrics against scikit-learn and torchmetrics."""
 
+from itertools import permutations
+from random import Random
+
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from eenet.metrics import NUM_BINS, STATISTICS, Records, sample_statistics, summarise
+from eenet.metrics import (
+    NUM_BINS,
+    STATISTICS,
+    Records,
+    area_under_risk_coverage,
+    equal_mass_calibration_error,
+    per_class,
+    sample_statistics,
+    summarise,
+)
 
 SAMPLES, EXITS, CLASSES = 500, 3, 4
 
@@ -65,3 +79,66 @@ def test_records_concatenate_batches_and_reset(logits: torch.Tensor, labels: tor
     records.reset()
     records.update(statistics=statistics[:5])
     assert len(records.compute()["statistics"]) == 5
+
+
+@pytest.mark.parametrize("samples", [15, 150, 1500])
+def test_equal_mass_error_against_scikit_learn(samples: int) -> None:
+    confidence = torch.rand(samples, dtype=torch.float64)
+    correct = (torch.rand(samples) < confidence**2).long()
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=NUM_BINS, strategy="quantile")
+    expected = np.abs(accuracy - mean).mean()
+    assert equal_mass_calibration_error(confidence, correct).item() == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=50), st.randoms())
+def test_tied_samples_share_a_bin_and_a_mean_error(rows: list[tuple[int, bool]], random: Random) -> None:
+    """Loops over samples sorted by confidence; the order in which samples come makes no difference."""
+    n = len(rows)
+    values = sorted(level for level, _ in rows)
+    bins: dict[int, float] = {}
+    for level, right in rows:
+        number = values.index(level) * NUM_BINS // n
+        bins[number] = bins.get(number, 0) + level / 6 - right
+    best_first = sorted(rows, reverse=True)
+    shared = [np.mean([not right for other, right in rows if other == level]) for level, _ in best_first]
+    risks = [np.mean(shared[:k]) for k in range(1, n + 1)]
+    for _ in range(2):
+        random.shuffle(rows)
+        confidence = torch.tensor([level / 6 for level, _ in rows], dtype=torch.float64)
+        correct = torch.tensor([right for _, right in rows]).float()
+        found = equal_mass_calibration_error(confidence, correct).item()
+        assert found == pytest.approx(sum(map(abs, bins.values())) / n, abs=1e-9)
+        assert area_under_risk_coverage(confidence, correct).item() == pytest.approx(np.mean(risks))
+
+
+def test_aurc_is_the_mean_over_the_orders_of_ties() -> None:
+    confidence = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.2])
+    errors = np.array([0, 1, 0, 1, 0])
+    orders = [[0, *middle, 4] for middle in permutations([1, 2, 3])]
+    expected = np.mean([errors[order].cumsum() / np.arange(1, 6) for order in orders])
+    assert area_under_risk_coverage(confidence, torch.from_numpy(1 - errors)).item() == pytest.approx(expected)
+
+
+def test_aurc_of_perfect_useless_and_reversed_confidence() -> None:
+    n, wrong = 40, 10
+    correct = (torch.arange(n) >= wrong).long()
+    k = np.arange(1, n + 1)
+    rising = torch.linspace(0, 1, n)
+    assert area_under_risk_coverage(rising, correct).item() == pytest.approx(np.maximum(0, k - 30).dot(1 / k) / n)
+    assert area_under_risk_coverage(-rising, correct).item() == pytest.approx(np.minimum(k, 10).dot(1 / k) / n)
+    assert area_under_risk_coverage(torch.ones(n), correct).item() == pytest.approx(wrong / n)
+
+
+def test_summaries_hold_the_new_metrics(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    statistics = sample_statistics(logits[:, 0], labels)
+    found = summarise(statistics)
+    assert found["ece_mass"] == equal_mass_calibration_error(statistics[:, 0], statistics[:, 1])
+    assert found["aurc"] == area_under_risk_coverage(statistics[:, 0], statistics[:, 1])
+
+
+def test_per_class_against_scikit_learn(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    predictions = logits[:, 0].argmax(-1)
+    found = per_class(predictions == labels, labels, CLASSES + 1)
+    _, recall, _, support = precision_recall_fscore_support(labels, predictions)
+    assert found["support"] == [*support, 0]
+    assert found["accuracy"] == [*map(pytest.approx, recall), None]
