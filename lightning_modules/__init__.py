@@ -4,5 +4,6 @@ from lightning_modules.backbone import BackboneTraining
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.joint import JointExits
 from lightning_modules.routine import ExitRoutine
+from lightning_modules.weighted import WeightedExits
 
-__all__ = ["BackboneTraining", "DecoupledExits", "ExitRoutine", "JointExits"]
+__all__ = ["BackboneTraining", "DecoupledExits", "ExitRoutine", "JointExits", "WeightedExits"]

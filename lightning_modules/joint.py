@@ -23,6 +23,7 @@ from eenet.objectives import (
     weighted_sum_loss,
 )
 from eenet.policies import Policy, SequentialGates, exit_distribution
+from lightning_modules.methods import method_name
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.warmup import EarlyStopping
 
@@ -36,6 +37,9 @@ class JointExits(ExitRoutine):
     the gates send them (section 4 and algorithm 1 of the paper). The first phase after the warm-up trains the gates,
     which are untrained then [inferred].
 
+    With `joint: false` the inference modules rest after the warm-up and the gates alone learn, by the same targets: the
+    baseline `decoupled_gates`.
+
     Args:
         network: The network; its gate must be a learned one.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
@@ -48,14 +52,15 @@ class JointExits(ExitRoutine):
         warmup_patience: Epochs without a better validation accuracy after which an inference module stops.
         phase_batches: Batches of each phase after the warm-up.
         rescale: Rescale each sample's exit weights, see `eenet.objectives.exit_weighted_loss`.
+        joint: Train the inference modules again after the warm-up; otherwise only the gates.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
             or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
 
     Raises:
-        UserError: Negative trade-off, unknown objective, no early exit, no learned gate, or counts below 1.
+        UserError: Negative trade-off, unknown objective, no early exit, no learned gate, counts below 1, or neither a
+            warm-up nor joint training.
     """
 
-    method = "jei_dnn"
     positive_weight: Tensor
     costs: Tensor
 
@@ -71,6 +76,7 @@ class JointExits(ExitRoutine):
         warmup_patience: int = 2,
         phase_batches: int = 200,
         rescale: bool = True,
+        joint: bool = True,
         features: Features = "off",
     ) -> None:
         super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
@@ -79,7 +85,7 @@ class JointExits(ExitRoutine):
         if gate_objective not in get_args(GateObjective):
             raise UserError("model.gate_objective", gate_objective, f"must be one of {get_args(GateObjective)}")
         for field, count, least in (
-            ("warmup_epochs", warmup_epochs, 0),
+            ("warmup_epochs", warmup_epochs, 0 if joint else 1),
             ("warmup_patience", warmup_patience, 1),
             ("phase_batches", phase_batches, 1),
         ):
@@ -90,9 +96,10 @@ class JointExits(ExitRoutine):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")
         self.automatic_optimization = False
+        self.method = method_name({"jei_dnn": joint, "decoupled_gates": not joint, "boosted": network.boosted})
         self.tradeoff, self.gate_objective, self.rescale = tradeoff, gate_objective, rescale
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
-        self.warmup_epochs, self.phase_batches = warmup_epochs, phase_batches
+        self.warmup_epochs, self.phase_batches, self.joint = warmup_epochs, phase_batches, joint
         self.num_gates = network.num_exits - 1
         self.early_stopping = EarlyStopping(self.num_gates, warmup_patience)
         self.warming_up = warmup_epochs > 0
@@ -110,7 +117,7 @@ class JointExits(ExitRoutine):
         """What the next batch trains."""
         if self.warming_up:
             return "warmup"
-        return "inference_modules" if self.joint_batches // self.phase_batches % 2 else "gates"
+        return "inference_modules" if self.joint and self.joint_batches // self.phase_batches % 2 else "gates"
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step of the phase's optimizer."""

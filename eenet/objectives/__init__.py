@@ -4,16 +4,40 @@ from eenet.objectives.boosting import boost
 from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
 from eenet.objectives.gradients import fork, scale_gradient
 from eenet.objectives.losses import cross_entropies, exit_weighted_loss, weighted_sum_loss
+from eenet.objectives.supervision import (
+    DeepSupervision,
+    SelfDistillation,
+    Supervision,
+    distillation_losses,
+    linear_weights,
+)
+from eenet.objectives.weighting import (
+    WeightNetwork,
+    assign_exits,
+    assigned_loss,
+    centred_weights,
+    geometric_shares,
+)
 
 __all__ = [
+    "DeepSupervision",
     "GateObjective",
+    "SelfDistillation",
+    "Supervision",
+    "WeightNetwork",
+    "assign_exits",
+    "assigned_loss",
     "best_exits",
     "boost",
+    "centred_weights",
     "cross_entropies",
+    "distillation_losses",
     "exit_weighted_loss",
     "fork",
     "gate_loss",
     "gate_targets",
+    "geometric_shares",
+    "linear_weights",
     "positive_weights",
     "scale_gradient",
     "weighted_sum_loss",

@@ -1,16 +1,28 @@
 """The objectives against literal implementations, one sample at a time."""
 
 import math
+from collections.abc import Callable
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
 
+from eenet.errors import UserError
 from eenet.objectives import (
+    DeepSupervision,
+    SelfDistillation,
+    WeightNetwork,
+    assign_exits,
+    assigned_loss,
     best_exits,
+    centred_weights,
     cross_entropies,
     exit_weighted_loss,
     gate_loss,
     gate_targets,
+    geometric_shares,
     positive_weights,
     weighted_sum_loss,
 )
@@ -129,3 +141,107 @@ def test_gate_loss_is_weighted_binary_cross_entropy() -> None:
 def test_positive_weights_are_the_ratio_of_zeros_to_ones_clipped_at_five() -> None:
     targets = torch.tensor([[1, 0, 0, 1]] + [[1, 0, 1, 0]] * 2 + [[0, 0, 1, 0]] * 7).float()
     assert positive_weights(targets.sum(0), len(targets)).tolist() == pytest.approx([7 / 3, 5.0, 1 / 9, 5.0])
+
+
+@pytest.mark.parametrize("weights", ["uniform", "linear"])
+def test_deep_supervision_sums_weighted_cross_entropies(
+    weights: str, logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    expected = 0.0
+    for sample, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        for number, exit in enumerate(sample, start=1):
+            weight = {"uniform": 1, "linear": number / (1 + 2 + 3 + 4) * 4}[weights]
+            expected += weight * literal_ce(exit, label) / BATCH
+    loss = DeepSupervision(weights).loss(logits, labels, logits[:, -1])  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.7, 2.5), (0.0, 1.0)])
+def test_self_distillation_by_hand(
+    weight: float, temperature: float, logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    teacher = torch.randn(BATCH, CLASSES, dtype=torch.float64, requires_grad=True)
+    expected = 0.0
+    for sample, label, known in zip(logits.tolist(), labels.tolist(), teacher.tolist(), strict=True):
+        q = probabilities([value / temperature for value in known])
+        for exit in sample:
+            p = probabilities([value / temperature for value in exit])
+            divergence = sum(b * (math.log(b) - math.log(a)) for a, b in zip(p, q, strict=True))
+            expected += (literal_ce(exit, label) + weight * temperature**2 * divergence) / BATCH
+    loss = SelfDistillation(weight, temperature).loss(logits, labels, teacher)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert teacher.grad is None
+
+
+def test_the_last_exit_learns_nothing_from_itself(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    gradients = []
+    for supervision in (DeepSupervision(), SelfDistillation(5.0, 2.0)):
+        loss = supervision.loss(logits, labels, logits[:, -1])
+        gradients.append(torch.autograd.grad(loss, logits)[0])
+    torch.testing.assert_close(gradients[0][:, -1], gradients[1][:, -1])
+    assert not torch.allclose(gradients[0][:, 0], gradients[1][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DeepSupervision("quadratic"), r"supervision\.weights = 'quadratic'"),  # type: ignore[arg-type]
+        (lambda: SelfDistillation(weight=-1), r"supervision\.weight = -1"),
+        (lambda: SelfDistillation(temperature=0), r"supervision\.temperature = 0"),
+        (lambda: WeightNetwork(4, 3, hidden=0), r"model\.weight_hidden = 0"),
+        (lambda: WeightNetwork(4, 3, strength=1.0), r"model\.weight_strength = 1\.0"),
+    ],
+)
+def test_supervision_that_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+values = arrays("float64", array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-30, 30))
+
+
+@given(values.map(torch.from_numpy), st.floats(0, 0.99))
+def test_weights_are_one_on_average_and_stay_near(raw: torch.Tensor, strength: float) -> None:
+    weights = centred_weights(raw, strength)
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights.max() - weights.min() <= 2 * strength + 1e-9
+    order = raw.flatten().argsort()
+    assert (weights.flatten()[order].diff() >= -1e-12).all()
+
+
+@given(values.map(torch.from_numpy), st.floats(0.2, 3))
+def test_the_most_confident_leave_first(confidences: torch.Tensor, ratio: float) -> None:
+    batch, exits = confidences.shape
+    shares = geometric_shares(exits, ratio)
+    assert shares.sum().item() == pytest.approx(1)
+    assert (shares[1:] / shares[:-1]).tolist() == pytest.approx([ratio] * (exits - 1))
+    assigned = assign_exits(confidences, shares).tolist()
+    rows = confidences.tolist()
+    staying = list(range(batch))
+    for exit in range(exits - 1):
+        leaving = [i for i in staying if assigned[i] == exit]
+        assert len(leaving) == int(shares[exit].item() * batch)
+        staying = [i for i in staying if assigned[i] != exit]
+        if leaving and staying:
+            assert min(rows[i][exit] for i in leaving) >= max(rows[i][exit] for i in staying)
+    assert {assigned[i] for i in staying} <= {exits - 1}
+
+
+def test_the_meta_loss_averages_within_each_exit(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    leave = [0, 2, 2, 0, 0, 3]
+    expected = 0.0
+    for exit in set(leave):
+        rows = [i for i in range(BATCH) if leave[i] == exit]
+        expected += sum(literal_ce(logits[i, exit].tolist(), labels[i].item()) for i in rows) / len(rows)
+    assert assigned_loss(logits, labels, torch.tensor(leave)).item() == pytest.approx(expected)
+
+
+def test_the_weight_network_sends_no_gradient_to_the_losses() -> None:
+    losses = torch.rand(5, 4, requires_grad=True)
+    network = WeightNetwork(4, 3, hidden=8)
+    weights = network(losses)
+    assert weights.shape == (5, 3)
+    weights.square().sum().backward()
+    assert losses.grad is None
+    assert all(parameter.grad is not None for parameter in network.parameters())

@@ -1,0 +1,69 @@
+"""What is shared by routines whose samples leave where the confidence reaches a threshold."""
+
+import torch
+from torch import Tensor
+
+from eenet.calibration import check_budget, threshold_for_budget
+from eenet.errors import UserError
+from eenet.features import Features
+from eenet.gates import ConfidenceGate
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Policy, Threshold
+from lightning_modules.routine import ExitRoutine
+
+
+class ThresholdExits(ExitRoutine):
+    """An operating point for each budget: one threshold for all exits, the highest that keeps the budget on validation.
+
+    Args:
+        network: The network; its gate must be a `ConfidenceGate`.
+        freeze_backbone: Keep the backbone's weights and its normalisation statistics as they are.
+        backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
+        features: Where the features of a frozen backbone are kept for training and validation.
+        budgets: Mean MACs allowed, as fractions of the full network's; `None` for one half.
+
+    Raises:
+        UserError: A learned gate, no early exit, or a budget that is outside (0, 1] or below the first exit's cost.
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        freeze_backbone: bool,
+        backbone_checkpoint: str | None,
+        features: Features,
+        budgets: list[float] | None,
+    ) -> None:
+        super().__init__(network, freeze_backbone, backbone_checkpoint, features)
+        self.require_early_exits()
+        if not isinstance(network.gate, ConfidenceGate):
+            kind = type(network.gate).__name__
+            raise UserError("model.network.gate", kind, "thresholds need eenet.gates.ConfidenceGate")
+        self.budgets = [check_budget(budget, "model.budgets") for budget in (budgets or [0.5])]
+        self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
+
+    def setup(self, stage: str) -> None:
+        """Refuse a budget that even leaving at the first exit would break."""
+        super().setup(stage)
+        least = self.network.costs.fractions()[0].item()
+        for budget in self.budgets:
+            if budget < least:
+                raise UserError(
+                    "model.budgets", budget, f"the first exit alone costs {least:.3f} of the full network's MACs"
+                )
+
+    def policies(self) -> dict[str, Policy]:
+        """A shared threshold for each budget."""
+        gates = self.network.num_exits - 1
+        return {
+            f"budget-{budget:g}": Threshold([value] * gates)
+            for budget, value in zip(self.budgets, self.thresholds.tolist(), strict=True)
+        }
+
+    def finish_validation(self, records: dict[str, Tensor]) -> None:
+        """Choose the thresholds."""
+        scores, costs = records["scores"].cpu(), self.network.costs.fractions()
+        chosen = [threshold_for_budget(scores, costs, budget) for budget in self.budgets]
+        self.thresholds.copy_(torch.tensor(chosen))
