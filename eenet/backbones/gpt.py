@@ -91,7 +91,13 @@ class Gpt(StagedBackbone):
         """The `attention_mask`, token embeddings `hidden`, `(batch, tokens, dim)`, and any rotary `cos` and `sin`."""
         ids, mask = read_tokens(inputs, self.max_tokens)
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return {"attention_mask": mask, **self.parts.embed(self.body, ids, mask, positions)}
+        hidden = self.parts.embed(self.body, ids, positions)
+        return {"attention_mask": mask, "hidden": hidden, **self.rotary(hidden, positions)}
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """Rotary `cos` and `sin` of positions `(batch, tokens)`; nothing for a family that adds its positions."""
+        rotary = getattr(self.body, "rotary_emb", None)
+        return {} if rotary is None else dict(zip(("cos", "sin"), rotary(hidden, positions), strict=True))
 
     def run_stage(self, i: int, state: State) -> State:
         """Layer `i`; a classifier runs it on no more columns than the texts that are left need."""
@@ -145,20 +151,47 @@ class Gpt(StagedBackbone):
         return create(config, state["hidden"], state["attention_mask"], None)
 
 
-def _embed_gpt2(body: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    return {"hidden": body.drop(body.wte(ids) + body.wpe(positions))}
+def _embed_gpt2(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    return body.drop(body.wte(ids) + body.wpe(positions))
 
 
-def _embed_rotary(body: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    hidden = body.embed_tokens(ids)
-    cos, sin = body.rotary_emb(hidden, positions)
-    return {"hidden": hidden, "cos": cos, "sin": sin}
+def _embed_rotary(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    return body.embed_tokens(ids)
 
 
-def _embed_opt(body: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+def _embed_opt(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
     tokens = body.embed_tokens(ids)
     hidden = tokens if body.project_in is None else body.project_in(tokens)
-    return {"hidden": hidden + body.embed_positions(mask, position_ids=positions)}
+    return hidden + body.embed_positions(None, position_ids=positions)
+
+
+def _key_values_gpt2(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    projection, dim = layer.attn.c_attn, hidden.shape[-1]
+    both = layer.ln_1(hidden) @ projection.weight[:, dim:] + projection.bias[dim:]
+    keys, values = (_split_heads(part, layer.attn.head_dim) for part in both.split(dim, dim=-1))
+    return keys, values
+
+
+def _key_values_rotary(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    keys = _split_heads(attention.k_proj(normed), attention.head_dim)
+    _, keys = apply_rotary_pos_emb(keys[:, :0], keys, rotary["cos"], rotary["sin"])
+    return keys, _split_heads(attention.v_proj(normed), attention.head_dim)
+
+
+def _key_values_opt(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    attention = layer.self_attn
+    normed = layer.self_attn_layer_norm(hidden) if layer.do_layer_norm_before else hidden
+    keys, values = (
+        _split_heads(project(normed), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
+    )
+    return keys, values
+
+
+def _split_heads(rows: Tensor, head_dim: int) -> Tensor:
+    return rows.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -169,18 +202,21 @@ class DecoderParts:
         body: Path of the module that owns the layers.
         layers: The list of layers in the body.
         norm: The norm after the last layer in the body, which may be absent.
-        embed: Makes `hidden`, and rotary `cos` and `sin` if any, from the body, token numbers, mask and positions.
+        embed: Makes the first hidden state, `(batch, tokens, dim)`, from the body, token numbers and positions.
+        key_values: Makes what a layer's attention keeps of a hidden state, keys and values `(batch, heads, tokens,
+            head_dim)`, from the layer, the hidden state `(batch, tokens, dim)` and the rotary `cos` and `sin`.
     """
 
     body: str
     layers: str
     norm: str
-    embed: Callable[[Any, Tensor, Tensor, Tensor], dict[str, Tensor]]
+    embed: Callable[[Any, Tensor, Tensor], Tensor]
+    key_values: Callable[[Any, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 FAMILIES = {
-    "gpt2": DecoderParts("transformer", "h", "ln_f", _embed_gpt2),
-    "llama": DecoderParts("model", "layers", "norm", _embed_rotary),
-    "qwen2": DecoderParts("model", "layers", "norm", _embed_rotary),
-    "opt": DecoderParts("model.decoder", "layers", "final_layer_norm", _embed_opt),
+    "gpt2": DecoderParts("transformer", "h", "ln_f", _embed_gpt2, _key_values_gpt2),
+    "llama": DecoderParts("model", "layers", "norm", _embed_rotary, _key_values_rotary),
+    "qwen2": DecoderParts("model", "layers", "norm", _embed_rotary, _key_values_rotary),
+    "opt": DecoderParts("model.decoder", "layers", "final_layer_norm", _embed_opt, _key_values_opt),
 }

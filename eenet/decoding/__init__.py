@@ -1,0 +1,37 @@
+"""Decoder-only language models with some of their layers: plans, the executor that runs them, generation."""
+
+from eenet.decoding.costs import DecoderCosts, Usage, count_decoder, mean_layers
+from eenet.decoding.executor import Executor, final_hidden, pad_left
+from eenet.decoding.generation import Generated, Sampling, generate, stream
+from eenet.decoding.plans import (
+    LayerPlan,
+    early_exit,
+    full_plan,
+    parse_plan,
+    random_layers,
+    ranked_skipping,
+    uniform_skipping,
+)
+from eenet.decoding.ranking import layer_movement
+
+__all__ = [
+    "DecoderCosts",
+    "Executor",
+    "Generated",
+    "LayerPlan",
+    "Sampling",
+    "Usage",
+    "count_decoder",
+    "early_exit",
+    "final_hidden",
+    "full_plan",
+    "generate",
+    "layer_movement",
+    "mean_layers",
+    "pad_left",
+    "parse_plan",
+    "random_layers",
+    "ranked_skipping",
+    "stream",
+    "uniform_skipping",
+]
