@@ -63,6 +63,22 @@ def weight_scales(weight: Tensor, width: int) -> Tensor:
     return torch.where(largest > 0, largest / weight_limit(width), 1.0)
 
 
+def weight_codes(weight: Tensor, width: int) -> Tensor:
+    """The codes of a weight, whole numbers in floating point.
+
+    Args:
+        weight: `(channels, ...)`.
+        width: Below `FLOAT`.
+
+    Example:
+        >>> weight_codes(torch.tensor([[14.0, 6.8, -1.2]]), 4)
+        tensor([[ 7.,  3., -1.]])
+    """
+    limit = weight_limit(width)
+    scales = weight_scales(weight, width).view(-1, *[1] * (weight.ndim - 1))
+    return (weight.detach() / scales).round_().clamp_(-limit, limit)
+
+
 def quantize_weight(weight: Tensor, width: int) -> Tensor:
     """A weight rounded to its grid, in floating point.
 
@@ -74,9 +90,8 @@ def quantize_weight(weight: Tensor, width: int) -> Tensor:
         >>> quantize_weight(torch.tensor([[7.0, 3.4, -0.6]]), 4)
         tensor([[ 7.,  3., -1.]])
     """
-    limit, scales = weight_limit(width), weight_scales(weight, width)
-    zeros = torch.zeros_like(scales, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight.detach(), scales, zeros, 0, -limit, limit)
+    scales = weight_scales(weight, width).view(-1, *[1] * (weight.ndim - 1))
+    return weight_codes(weight, width) * scales
 
 
 def activation_grid(lowest: float, highest: float, width: int) -> Grid:

@@ -11,7 +11,7 @@ from eenet.quantization.grid import (
     activation_codes,
     quantize_activation,
     quantize_weight,
-    weight_limit,
+    weight_codes,
     weight_scales,
 )
 
@@ -55,8 +55,7 @@ class NativeLinear(nn.Module):
         super().__init__()
         weight = layer.weight.detach().flatten(1)
         scales = weight_scales(weight, NATIVE_WIDTH)
-        limit = weight_limit(NATIVE_WIDTH)
-        codes = (weight / scales.unsqueeze(1)).round().clamp(-limit, limit)
+        codes = weight_codes(weight, NATIVE_WIDTH)
         self.grid = grid
         self.codes = codes.to(torch.int8)
         self.scales = scales * grid.scale

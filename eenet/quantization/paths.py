@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import combinations_with_replacement, product
 from typing import Literal
 
 from eenet.errors import UserError
@@ -34,9 +34,11 @@ def full_paths(widths: Sequence[int], segments: int, most: int) -> tuple[Family,
     """
     if len(widths) ** segments <= most:
         return "all", list(product(widths, repeat=segments))
-    falling = [path for path in product(widths, repeat=segments) if list(path) == sorted(path, reverse=True)]
+    falling = list(combinations_with_replacement(widths, segments))
     if len(falling) > most:
-        problem = f"even the {len(falling)} paths that never rise in width are more; allow them, or fewer widths or exits"
+        problem = (
+            f"even the {len(falling)} paths that never rise in width are more; allow them, or fewer widths or exits"
+        )
         raise UserError("network.max_paths", most, problem)
     return "non_increasing", falling
 

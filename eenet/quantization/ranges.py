@@ -47,6 +47,6 @@ def activation_ranges(backbone: StagedBackbone, layers: Sequence[str], batches: 
         raise UserError("calibration_batches", 0, "activations need at least one batch to take their ranges from")
     lowest, highest = torch.stack(extremes).unbind(-1)
     minmax = torch.stack([lowest.amin(0), highest.amax(0)], dim=-1)
-    tails = torch.tensor([TAIL, 1 - TAIL], device=minmax.device)
+    tails = torch.tensor([TAIL, 1 - TAIL], device=minmax.device, dtype=minmax.dtype)
     percentile = torch.stack([torch.quantile(torch.cat(rows), tails) for rows in zip(*samples, strict=True)])
     return torch.stack([minmax, percentile])

@@ -1,0 +1,186 @@
+"""Error predictors: how likely a sample's reachable paths are to be wrong, from what is known at a decision point.
+
+Single errors are 0 or 1, so the predictors learn error rates in clusters of similar samples (QuEE, arXiv 2406.14404).
+What is clustered, the form of the predictor and its inputs are ours [inferred].
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eenet.gates import uncertainty_statistics
+
+CLUSTERS = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of clusters that are tried."""
+
+STEPS, LEARNING_RATE, WEIGHT_DECAY = 400, 0.01, 0.01
+CHECK_EVERY = 10
+"""Steps between two looks at the validation samples."""
+
+
+class Known(NamedTuple):
+    """What is known of samples at a decision point.
+
+    Attributes:
+        logits: Of the exit there, `(samples, classes)`.
+        features: Pooled, `(samples, dim)`.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class ErrorPredictor(nn.Module):
+    """A perceptron on the exit's four uncertainty statistics and a linear projection of the features.
+
+    Args:
+        dim: Width of the features.
+        options: Paths whose errors are predicted at once.
+        projection: Width of the projection, the first principal components.
+        hidden: Width of the hidden layer.
+
+    Example:
+        >>> ErrorPredictor(64, 5)(Known(torch.zeros(2, 10), torch.zeros(2, 64))).shape
+        torch.Size([2, 5])
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int, options: int, projection: int = 16, hidden: int = 32) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, min(projection, dim)).requires_grad_(False)
+        self.layers = nn.Sequential(
+            nn.Linear(4 + self.project.out_features, hidden), nn.GELU(), nn.Linear(hidden, options)
+        )
+        self.register_buffer("center", torch.zeros(4))
+        self.register_buffer("spread", torch.ones(4))
+
+    def describe(self, known: Known) -> Tensor:
+        """The compact description of samples that is clustered and read, `(samples, 4 + projection)`."""
+        statistics = (uncertainty_statistics(known.logits) - self.center) / self.spread
+        return torch.cat([statistics, self.project(known.features)], dim=1)
+
+    def forward(self, known: Known) -> Tensor:
+        """Logits of the probability that each path is wrong, `(samples, options)`."""
+        return self.layers(self.describe(known))
+
+    @torch.no_grad()
+    def fit_description(self, known: Known) -> None:
+        """Standardise the statistics and take the principal components, both halves with the same total variance."""
+        statistics = uncertainty_statistics(known.logits)
+        self.center.copy_(statistics.mean(0))
+        self.spread.copy_(statistics.std(0, correction=0).clamp_min(1e-6))
+        features = known.features.double().cpu().numpy()
+        components = min(self.project.out_features, *features.shape)
+        pca = PCA(components, svd_solver="full").fit(features)
+        weight = torch.zeros(self.project.weight.shape, dtype=torch.float64)
+        weight[:components] = torch.from_numpy(pca.components_)
+        weight /= math.sqrt(max(pca.explained_variance_.sum(), 1e-12) / 4)
+        self.project.weight.copy_(weight)
+        self.project.bias.copy_(-weight @ torch.from_numpy(pca.mean_))
+
+
+def brier(predicted: Tensor, errors: Tensor) -> float:
+    """Mean squared distance of predicted probabilities from what happened, 0 or 1."""
+    return (predicted.double() - errors.double()).square().mean().item()
+
+
+def cluster_rates(members: Tensor, errors: Tensor, clusters: int) -> Tensor:
+    """Error rate of every path in every cluster.
+
+    Args:
+        members: Cluster of each sample, `(samples,)`.
+        errors: 1 where a path is wrong, `(samples, paths)`.
+        clusters: Their number; each has a member.
+
+    Returns:
+        `(clusters, paths)`.
+
+    Example:
+        >>> cluster_rates(torch.tensor([0, 0, 1]), torch.tensor([[1.0], [0.0], [1.0]]), 2).tolist()
+        [[0.5], [1.0]]
+    """
+    belongs = F.one_hot(members, clusters).to(errors.dtype)
+    return belongs.T @ errors / belongs.sum(0).unsqueeze(1)
+
+
+class Targets(NamedTuple):
+    """What a predictor learns.
+
+    Attributes:
+        rates: Error rates in each sample's cluster, `(samples, paths)`.
+        clusters: Their number.
+        brier: Of the rates on the samples that chose that number.
+    """
+
+    rates: Tensor
+    clusters: int
+    brier: float
+
+
+def cluster_targets(
+    described: tuple[Tensor, Tensor], errors: tuple[Tensor, Tensor], candidates: Sequence[int] = CLUSTERS, seed: int = 0
+) -> Targets:
+    """k-means targets whose number of clusters predicts the errors of other samples best.
+
+    Args:
+        described: Descriptions of the samples to cluster and of those that choose, `(samples, dim)` each.
+        errors: Of both, `(samples, paths)`.
+        candidates: Numbers of clusters; those that leave fewer than 4 samples to a cluster are not tried, 1 always is.
+        seed: Of k-means.
+    """
+    points, others = (rows.double().cpu().numpy() for rows in described)
+    best = None
+    for clusters in (1, *(count for count in sorted(candidates) if 1 < count <= len(points) // 4)):
+        means = KMeans(clusters, n_init=4, random_state=seed).fit(points)
+        members = torch.from_numpy(means.labels_).long().to(errors[0].device)
+        if len(members.unique()) < clusters:
+            break  # fewer distinct points than clusters
+        rates = cluster_rates(members, errors[0], clusters)
+        score = brier(rates[torch.from_numpy(means.predict(others)).long().to(rates.device)], errors[1])
+        if best is None or score < best.brier:
+            best = Targets(rates[members], clusters, score)
+    assert best is not None
+    return best
+
+
+def fit_predictor(
+    predictor: ErrorPredictor, known: tuple[Known, Known], errors: tuple[Tensor, Tensor], seed: int = 0
+) -> Targets:
+    """Train a predictor on k-means targets; keep the weights with the best Brier score on the other samples.
+
+    Args:
+        predictor: Trained in place, whatever it held before.
+        known: Of the samples to learn from and of those that choose; the inference modules were fitted on neither.
+        errors: Of both, `(samples, options)`, 1 where a path is wrong.
+        seed: Of k-means and of the first weights.
+    """
+    predictor.fit_description(known[0])
+    with torch.no_grad():
+        described = predictor.describe(known[0]), predictor.describe(known[1])
+    targets = cluster_targets(described, errors, seed=seed)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        for layer in predictor.layers:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        optimizer = torch.optim.AdamW(predictor.layers.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        best, kept = math.inf, predictor.layers.state_dict()
+        for step in range(STEPS + 1):
+            if step % CHECK_EVERY == 0:
+                score = brier(predictor.layers(described[1]).detach().sigmoid(), errors[1])
+                if score < best:
+                    best, kept = score, copy.deepcopy(predictor.layers.state_dict())
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(predictor.layers(described[0]), targets.rates).backward()
+            optimizer.step()
+    predictor.layers.load_state_dict(kept)
+    return targets

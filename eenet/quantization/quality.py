@@ -1,0 +1,121 @@
+"""How good the error predictors are: Brier score, AUROC and calibration against two simple predictors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
+
+from eenet.gates import confidence
+from eenet.metrics.statistics import reliability_bins
+from eenet.quantization.network import QuantizedNetwork
+from eenet.quantization.paths import path_name
+from eenet.quantization.policy import predicted_errors
+from eenet.quantization.predictors import Known, brier
+
+
+class SimplePredictors(nn.Module):
+    """Two predictors that an error predictor has to beat: each path's error rate, and a logistic line per path on the
+    exit's maximum probability.
+
+    Args:
+        options: Paths whose errors are predicted.
+    """
+
+    rates: Tensor
+    slopes: Tensor
+    intercepts: Tensor
+
+    def __init__(self, options: int) -> None:
+        super().__init__()
+        for name in ("rates", "slopes", "intercepts"):
+            self.register_buffer(name, torch.zeros(options))
+
+    def fit(self, known: Known, errors: Tensor) -> None:
+        """Fit both.
+
+        Args:
+            known: Samples at a decision point.
+            errors: 1 where a path is wrong, `(samples, options)`.
+        """
+        self.rates.copy_(errors.mean(0))
+        self.slopes.zero_()
+        self.intercepts.copy_(self.rates.clamp(1e-3, 1 - 1e-3).logit())
+        scores = confidence(known.logits).double().unsqueeze(1).cpu().numpy()
+        for option, wrong in enumerate(errors.T):
+            if 0 < wrong.sum() < len(wrong):
+                line = LogisticRegression().fit(scores, wrong.long().cpu().numpy())
+                self.slopes[option], self.intercepts[option] = line.coef_[0, 0], line.intercept_[0]
+
+    def constant(self, known: Known) -> Tensor:
+        """Error rates, `(samples, options)`."""
+        return self.rates.expand(len(known.logits), -1)
+
+    def confidence(self, known: Known) -> Tensor:
+        """Errors predicted from the maximum probability alone, `(samples, options)`."""
+        return (confidence(known.logits).unsqueeze(1) * self.slopes + self.intercepts).sigmoid()
+
+
+def judge_predictors(
+    network: QuantizedNetwork, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+) -> dict[str, Any]:
+    """Compare the predictors with the simple ones on samples that fitted neither.
+
+    Args:
+        network: The network.
+        simple: One per early node.
+        known: One per early node.
+        errors: 1 where a node is wrong, `(samples, nodes)`.
+
+    Returns:
+        `nodes`: for each early node its path and a row per reachable path with `error_rate`, `brier`, `brier_constant`,
+        `brier_confidence`, `auroc` and `auroc_confidence` (`None` where no sample, or every sample, is wrong);
+        `summary`: their means over all rows; `calibration`: bins of all predictions together.
+    """
+    nodes, everything = [], []
+    for node, predicted in enumerate(predicted_errors(network, known)):
+        reachable = network.tree.reachable(node)
+        wrong = errors[:, reachable]
+        everything.append((predicted.flatten(), wrong.flatten()))
+        constant, by_confidence = simple[node].constant(known[node]), simple[node].confidence(known[node])
+        rows = []
+        for option, end in enumerate(reachable):
+            happened = wrong[:, option]
+            rows.append(
+                {
+                    "path": path_name(network.tree.nodes[end]),
+                    "error_rate": happened.double().mean().item(),
+                    "brier": brier(predicted[:, option], happened),
+                    "brier_constant": brier(constant[:, option], happened),
+                    "brier_confidence": brier(by_confidence[:, option], happened),
+                    "auroc": auroc(predicted[:, option], happened),
+                    "auroc_confidence": auroc(-confidence(known[node].logits), happened),
+                }
+            )
+        nodes.append({"path": path_name(network.tree.nodes[node]), "reachable": rows})
+    rows = [row for found in nodes for row in found["reachable"]]  # type: ignore[misc]
+    bins = reliability_bins(*(torch.cat(values) for values in zip(*everything, strict=True)))
+    return {"nodes": nodes, "summary": _means(rows), "calibration": bins}
+
+
+def auroc(scores: Tensor, happened: Tensor) -> float | None:
+    """Area under the ROC curve; `None` if everything or nothing happened.
+
+    Example:
+        >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
+        1.0
+    """
+    if not 0 < happened.sum() < len(happened):
+        return None
+    return binary_auroc(scores.sigmoid(), happened.long()).item()
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for key in rows[0]:
+        if key != "path":
+            values = [row[key] for row in rows if row[key] is not None]
+            means[key] = sum(values) / len(values) if values else None
+    return means
