@@ -1,0 +1,265 @@
+"""`eenet layers`: the study of layer selection in a decoder: both families of plans, the oracle, the controllers."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from jsonargparse import ArgumentParser
+from rich.table import Table as RichTable
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+import eenet
+from datamodules.nlg import NLG
+from datamodules.text import READERS
+from eenet.backbones.gpt import Gpt
+from eenet.backbones.huggingface import load_tokenizer
+from eenet.decoding.costs import count_decoder
+from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
+from eenet.decoding.observe import Table
+from eenet.decoding.plans import LayerPlan
+from eenet.decoding.probes import TokenProbes, controller_curve, enough, token_oracle_curve
+from eenet.decoding.study import (
+    Families,
+    Measured,
+    Settings,
+    observed_curves,
+    oracle_report,
+    plan_families,
+    score_texts,
+    sequence_predictor,
+    text_row,
+)
+from eenet.errors import UserError
+from eenet.reporting import make_console, save_figure, write_json
+from lightning_modules.probes import train_probes
+
+SCHEMA = 1
+PLANNED = ("early", "uniform")
+"""Families that oracle and controllers choose from."""
+
+
+def main(args: list[str]) -> None:
+    """Run `eenet layers` with some arguments.
+
+    Raises:
+        UserError: Wrong arguments, a model or data that cannot be used, or a folder that another study is using.
+    """
+    parser = ArgumentParser(prog="eenet layers", description="Study layer selection in a decoder.")
+    parser.add_argument("model", type=str, help="`smollm2`, or a model's folder or name")
+    parser.add_argument(
+        "--data", type=str, required=True, help="configuration (configs/nlg) or JSONL, CSV, Parquet file"
+    )
+    parser.add_argument("--out", type=str, required=True, help="folder of results; a killed study goes on from it")
+    parser.add_argument("--budgets", type=str, default="all", help="numbers of layers, as 1,2,4,30; or `all`")
+    parser.add_argument("--tokens", type=int, default=48, help="most tokens of a prompt that are judged")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
+    parser.add_argument(
+        "--tau", type=float, default=0.9, help="cosine similarity that counts as enough, for controllers"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of judged tokens, random plans, probes and folds")
+    parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
+    options = parser.parse_args(args)
+    if not -1 < options.tau <= 1:
+        raise UserError("tau", options.tau, "is a cosine similarity, above -1 and at most 1")
+    data = load_data(options.data)
+    gpt = Gpt(task="tokens", pretrained=options.model, download=options.download).eval()
+    tokenizer = load_tokenizer(options.model, options.download)
+    budgets = parse_budgets(options.budgets, gpt.num_stages)
+    settings = Settings(budgets, options.tokens, options.batch_size, options.seed).check(gpt.num_stages)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            study = {"model": options.model, **run_study(gpt, tokenizer, data, settings, options.tau, folder)}
+            report(study, folder)
+    except Timeout as error:
+        raise UserError("out", str(folder), "another study is writing there; wait for it or choose another") from error
+
+
+def load_data(path: str) -> NLG:
+    """Data from a configuration, or a file with the columns `prompt` and `reference`.
+
+    Raises:
+        UserError: There is no such file, or it describes no prompts and references.
+    """
+    if not Path(path).is_file():
+        raise UserError("data", path, "there is no such file; configurations are in configs/nlg")
+    if Path(path).suffix in READERS:
+        return NLG(train=path, test=None)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(NLG, "data")
+    try:
+        config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text())})
+        return parser.instantiate_classes(config).data
+    except Exception as error:
+        if isinstance(error.__cause__ or error, UserError):
+            raise
+        raise UserError("data", path, f"is no configuration of prompts and references: {error}") from error
+
+
+def parse_budgets(text: str, num_layers: int) -> tuple[int, ...]:
+    """Numbers of layers from text; `all` is every number.
+
+    Example:
+        >>> parse_budgets("1,2,4", 4), parse_budgets("all", 3)
+        ((1, 2, 4), (1, 2, 3))
+    """
+    if text == "all":
+        return tuple(range(1, num_layers + 1))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError("budgets", text, "must be `all` or numbers of layers such as 1,2,4,30") from error
+
+
+def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: float, folder: Path) -> dict[str, Any]:
+    """Measure everything, or read what was measured before, and put it together.
+
+    Args:
+        gpt: The decoder.
+        tokenizer: Its tokenizer.
+        data: Prompts and references.
+        settings: Of the study.
+        tau: Similarity that is enough for the controllers' second target.
+        folder: Of the study.
+
+    Returns:
+        What `study.json` holds beside the model's name.
+    """
+    test = data.sequences("test", tokenizer)
+    train = None if data.parts["train"] is None else data.sequences("train", tokenizer)
+    families = plan_families(gpt.num_stages, settings.budgets, settings.seed)
+    print_now = partial(print, flush=True)
+    measured = Measured(gpt, test, families, settings, folder, print_now)
+    table = measured.observed()
+    study: dict[str, Any] = {
+        "schema": SCHEMA,
+        "data": data.name,
+        "metric": data.metric if test.new_tokens else "similarity",
+        "num_layers": gpt.num_stages,
+        "prompts": len(test),
+        "judged_tokens": len(table["row"]),
+        "settings": {**asdict(settings), "tau": tau},
+        "plans": {name: [str(plan) for plan in plans] for name, plans in families.items()},
+        "curves": observed_curves(table, families),
+        "oracle": {},
+        "sequence_predictor": {},
+        "controllers": [],
+        "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
+    }
+    if train is not None:
+        only_planned = {name: families[name] for name in PLANNED}
+        trained_on = Measured(gpt, train, only_planned, settings, folder, print_now).observed()
+        study["controllers"] = list(controllers(trained_on, table, settings, tau))
+    if test.new_tokens:
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        scores = generate_families(measured, families, decode, study["curves"], data.metric)
+        for name in PLANNED:
+            study["oracle"][name] = oracle_report(scores[name], settings.budgets)
+            study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
+    return study
+
+
+def generate_families(
+    measured: Measured,
+    families: Families,
+    decode: Callable[[list[int]], str],
+    curves: dict[str, list[dict[str, float]]],
+    metric: str,
+) -> dict[str, Tensor]:
+    """Generate with every plan, the dearest first, and add the texts' scores to the curves.
+
+    Returns:
+        Scores by the metric for every family, `(prompts, plans)`.
+    """
+    costs, references = count_decoder(measured.gpt), measured.sequences.references
+    scored: dict[LayerPlan, list[dict[str, Any]]] = {}
+    summaries: dict[LayerPlan, dict[str, float]] = {}
+    plans = {plan for family in families.values() for plan in family}
+    for plan in sorted(plans, key=lambda plan: (-len(plan), str(plan))):
+        rows = measured.generated(plan, costs)
+        scored[plan] = score_texts(rows, references, decode)
+        summaries[plan] = text_row(scored[plan], rows, references)
+    for name, family in families.items():
+        for row, plan in zip(curves[name], family, strict=True):
+            row |= summaries[plan]
+    return {
+        name: torch.tensor([[row[metric] for row in scored[plan]] for plan in family]).T
+        for name, family in families.items()
+    }
+
+
+def controllers(train: Table, test: Table, settings: Settings, tau: float) -> list[dict[str, Any]]:
+    """Train a probe of each kind for each family and target, and judge it on the test tokens.
+
+    For exiting, the probe of `k` layers reads the hidden state after them; for skipping, all read the one after the
+    first budget's layers, as the plan must be chosen there.
+    """
+    costs, panels = torch.tensor(settings.budgets), []
+    for number, family in enumerate(PLANNED):
+        for target, threshold in (("same top token", None), (f"similarity of {tau}", tau)):
+            goal = [
+                enough(part["agreement"][:, number], part["similarity"][:, number], threshold) for part in (train, test)
+            ]
+            curves = {}
+            for kind in ("linear", "mlp"):
+                torch.manual_seed(settings.seed)
+                probes = TokenProbes(train["states"].shape[-1], len(costs), kind)
+                train_probes(probes, read_states(train, family), goal[0], train["row"], settings.seed)
+                with torch.no_grad():
+                    curves[kind] = controller_curve(probes(read_states(test, family)), goal[1], costs)
+            if family == "early":
+                curves["similarity"] = controller_curve(test["step"][:, :-1], goal[1], costs)
+            oracle = token_oracle_curve(goal[1], costs)
+            picks = torch.linspace(0, len(oracle) - 1, min(60, len(oracle))).long().tolist()
+            panels.append(
+                {
+                    "family": family,
+                    "target": target,
+                    "curves": curves,
+                    "oracle": [list(oracle[pick]) for pick in picks],
+                    "fixed": goal[1].double().mean(dim=0).tolist(),
+                }
+            )
+    return panels
+
+
+def read_states(table: Table, family: str) -> Tensor:
+    """What the probes of a family read, `(tokens, plans, dim)`."""
+    states = table["states"]
+    return states if family == "early" else states[:, :1].expand_as(states)
+
+
+def report(study: dict[str, Any], folder: Path) -> None:
+    """Write `study.json`, the figures and TensorBoard events, and print the curves."""
+    write_json(folder / "study.json", study)
+    figures = {"curves": curves_figure(study)}
+    if study["oracle"]:
+        figures["oracle"] = oracle_figure(study)
+    if study["controllers"]:
+        figures["controllers"] = controllers_figure(study)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for family, rows in study["curves"].items():
+            for row in rows:
+                for name, value in row.items():
+                    writer.add_scalar(f"{name}/{family}", value, row["k"])
+        for name, figure in figures.items():
+            save_figure(figure, folder / f"{name}.png")
+            writer.add_figure(name, figure)
+    columns = ["k", "similarity", "agreement", "kl", "prompt_perplexity", study["metric"]]
+    table = RichTable("family", *columns, title=f"{study['model']} on {study['prompts']} prompts of {study['data']}")
+    for family, rows in study["curves"].items():
+        for row in rows:
+            table.add_row(family, *(f"{row[name]:.4g}" for name in columns))
+        table.add_section()
+    make_console().print(table)
+    for family, oracle in study["oracle"].items():
+        share = 100 * oracle["layers_fraction"]
+        print(f"oracle over {family} plans: {oracle['layers']:.2f} layers ({share:.1f} %), score {oracle['score']:.4f}")
+    print(f"results: {folder / 'study.json'}")

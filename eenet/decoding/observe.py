@@ -1,0 +1,99 @@
+"""One pass over texts that measures every plan token by token, and keeps what a controller may read."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eenet.backbones.gpt import Gpt
+from eenet.decoding.executor import final_hidden, pad_left
+from eenet.decoding.measures import token_measures
+from eenet.decoding.plans import LayerPlan
+from eenet.decoding.sequences import Sequences
+
+Table = dict[str, Tensor]
+"""Columns, one row for each judged token."""
+
+
+@torch.no_grad()
+def observe(
+    gpt: Gpt,
+    sequences: Sequences,
+    rows: Sequence[int],
+    budgets: Sequence[int],
+    skipping: Sequence[Sequence[LayerPlan]],
+    tokens: int,
+    seed: int,
+) -> Table:
+    """Measure some texts, each read once per plan; all early exits come from one pass.
+
+    Args:
+        gpt: The decoder, with its language-model head, in evaluation mode.
+        sequences: The texts.
+        rows: Which of them make the batch.
+        budgets: Layers `k` of the early exits, increasing up to all layers.
+        skipping: Families of plans that skip layers, each with a plan for each budget.
+        tokens: The most judged tokens of a prompt.
+        seed: Decides which.
+
+    Returns:
+        `row`: the text, int64 `(tokens,)`; `in_prompt`: whether the predicted token is the prompt's, bool `(tokens,)`;
+        `states`: hidden states after `k` layers, before any norm, bfloat16 `(tokens, budgets, dim)`; `step`: cosine
+        similarity of the `k`-th layer's output with its input, `(tokens, budgets)`; and the columns of
+        `token_measures`, each `(tokens, families, budgets)`, early exit being the first family.
+    """
+    device = next(gpt.parameters()).device
+    inputs = {name: value.to(device) for name, value in pad_left([sequences.tokens(row) for row in rows]).items()}
+    width = inputs["input_ids"].shape[1]
+    index: list[tuple[int, int, int, bool]] = []
+    for place, row in enumerate(rows):
+        shift = width - len(sequences.tokens(row))
+        parts = sequences.positions(row, tokens, seed)
+        index += [(place, shift + at, row, part is parts[0]) for part in parts for at in part]
+    place, column, row_of, in_prompt = torch.tensor(index, device=device).T
+    targets = inputs["input_ids"][place, column + 1]
+
+    states, steps = _read_states(gpt, inputs, place, column, budgets)
+    full = gpt.normalise(states[-1])
+    full_log_p = gpt.head(full).float().log_softmax(-1)
+
+    def measure(hidden: Tensor) -> Table:
+        return token_measures(hidden, gpt.head(hidden), full, full_log_p, targets)
+
+    families = [[measure(gpt.normalise(state)) for state in states]]
+    families += [[measure(final_hidden(gpt, inputs, plan)[place, column]) for plan in plans] for plans in skipping]
+    return {
+        "row": row_of,
+        "in_prompt": in_prompt.bool(),
+        "states": torch.stack(states, dim=1).to(torch.bfloat16),
+        "step": torch.stack(steps, dim=1),
+        **{
+            name: torch.stack([torch.stack([found[name] for found in family], dim=1) for family in families], dim=1)
+            for name in families[0][0]
+        },
+    }
+
+
+def _read_states(
+    gpt: Gpt, inputs: dict[str, Tensor], place: Tensor, column: Tensor, budgets: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    state = gpt.embed(inputs)
+    states, steps = [], []
+    for layer in range(gpt.num_stages):
+        before = state["hidden"]
+        state = gpt.run_stage(layer, state)
+        if layer + 1 in budgets:
+            states.append(state["hidden"][place, column])
+            steps.append(F.cosine_similarity(states[-1], before[place, column], dim=-1))
+    return states, steps
+
+
+def join(tables: Sequence[Table]) -> Table:
+    """Tables below each other.
+
+    Example:
+        >>> join([{"row": torch.tensor([0])}, {"row": torch.tensor([1, 1])}])
+        {'row': tensor([0, 1, 1])}
+    """
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}

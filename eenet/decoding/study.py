@@ -1,0 +1,257 @@
+"""The study of layer selection: what is computed once and kept, and the tables and curves made of it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.backbones.gpt import Gpt
+from eenet.decoding.costs import DecoderCosts
+from eenet.decoding.executor import Executor, pad_left
+from eenet.decoding.generation import generate
+from eenet.decoding.measures import corpus_bleu, perplexity, text_scores
+from eenet.decoding.observe import Table, join, observe
+from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, choice_shares, judge
+from eenet.decoding.plans import LayerPlan, early_exit, random_layers, uniform_skipping
+from eenet.decoding.prediction import cross_fitted, predictor_curve, rank_correlation
+from eenet.decoding.sequences import Sequences
+from eenet.decoding.store import RowStore, kept_table
+from eenet.errors import UserError
+from eenet.features.key import content_digest
+
+Progress = Callable[[str], None]
+Families = dict[str, list[LayerPlan]]
+FAMILIES = ("early", "uniform", "random")
+"""Early exit, skipping spread evenly over the depth, and skipping at random, the control."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the study's results beside model and data.
+
+    Attributes:
+        budgets: Layers `k` of the plans, increasing; the last is all layers.
+        tokens: The most judged tokens of a prompt.
+        batch_size: Sequences read or generated at a time.
+        seed: Of the judged tokens, the random plans and the folds.
+    """
+
+    budgets: tuple[int, ...]
+    tokens: int = 48
+    batch_size: int = 8
+    seed: int = 0
+
+    def check(self, num_layers: int) -> "Settings":
+        """These settings, if a decoder of so many layers can use them.
+
+        Raises:
+            UserError: Budgets that do not increase from at least 1 up to all layers, or a size below 1.
+        """
+        if list(self.budgets) != sorted(set(self.budgets)) or len(self.budgets) < 2 or self.budgets[0] < 1:
+            raise UserError("budgets", self.budgets, "must be at least two increasing numbers of layers from 1")
+        if self.budgets[-1] != num_layers:
+            raise UserError("budgets", self.budgets, f"the last must be all {num_layers} layers")
+        for field in ("tokens", "batch_size"):
+            if getattr(self, field) < 1:
+                raise UserError(field, getattr(self, field), "must be at least 1")
+        return self
+
+
+def plan_families(num_layers: int, budgets: Sequence[int], seed: int) -> Families:
+    """A plan of every family for every budget.
+
+    Example:
+        >>> [str(plan) for plan in plan_families(6, [2, 6], seed=0)["uniform"]]
+        ['0,5', '0-5']
+    """
+    return {
+        "early": [early_exit(num_layers, k) for k in budgets],
+        "uniform": [uniform_skipping(num_layers, k) for k in budgets],
+        "random": [random_layers(num_layers, k, seed) for k in budgets],
+    }
+
+
+class Measured:
+    """Tokens observed and texts generated, each batch once: what is on disk is not computed again.
+
+    Args:
+        gpt: The decoder, with its language-model head, in evaluation mode.
+        sequences: The texts.
+        families: From `plan_families`.
+        settings: Of the study.
+        folder: Keeps the results, under a key of weights, texts, plans and settings.
+        progress: Told what has been computed.
+    """
+
+    def __init__(
+        self,
+        gpt: Gpt,
+        sequences: Sequences,
+        families: Families,
+        settings: Settings,
+        folder: Path,
+        progress: Progress = lambda line: None,
+    ) -> None:
+        self.gpt, self.sequences, self.families = gpt, sequences, families
+        self.settings, self.folder, self.progress = settings, folder, progress
+        self.content = {"weights": content_digest(gpt), "sequences": sequences.digest}
+
+    def observed(self) -> Table:
+        """The table of `observe` for all texts."""
+        settings = self.settings
+        plans = {name: [str(plan) for plan in family] for name, family in self.families.items()}
+        key = _key({**self.content, **asdict(settings), "plans": plans})
+        skipping = [family for name, family in self.families.items() if name != "early"]
+        tables = []
+        for start in range(0, len(self.sequences), settings.batch_size):
+            rows = range(start, min(start + settings.batch_size, len(self.sequences)))
+
+            def compute(rows: range = rows) -> Table:
+                self.progress(f"observing texts {rows.start} to {rows.stop - 1} of {len(self.sequences)}")
+                return observe(
+                    self.gpt, self.sequences, rows, settings.budgets, skipping, settings.tokens, settings.seed
+                )
+
+            tables.append(kept_table(self.folder / "observed" / key / f"{start:06d}.safetensors", compute))
+        return join(tables)
+
+    def generated(self, plan: LayerPlan, costs: DecoderCosts) -> list[dict[str, Any]]:
+        """For every prompt its `row`, the generated `tokens` and what they cost: `prefill` and `decode` in MACs."""
+        sequences = self.sequences
+        store = RowStore(self.folder / "generated" / _key(self.content) / f"{plan}.jsonl")
+
+        def compute(rows: list[int]) -> list[dict[str, Any]]:
+            self.progress(f"generating with layers {plan}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
+            executor = Executor(self.gpt, plan, costs)
+            inputs = pad_left([sequences.prompts[row] for row in rows])
+            found = generate(executor, inputs, sequences.new_tokens, sequences.stop)
+            return [
+                {"row": row, "tokens": tokens, "prefill": usage.prefill, "decode": usage.decode}
+                for row, tokens, usage in zip(rows, found.tokens, found.usage, strict=True)
+            ]
+
+        return store.fill(len(sequences), self.settings.batch_size, compute)
+
+
+def _key(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def observed_curves(table: Table, families: Families) -> dict[str, list[dict[str, float]]]:
+    """Token measures of every family and budget.
+
+    Returns:
+        For each family a row per budget: `k`, means of `similarity`, `agreement` and `kl` over all judged tokens,
+        `prompt_perplexity` and `reference_perplexity`, the latter only where there are references.
+    """
+    inside, curves = table["in_prompt"], {}
+    for number, (name, plans) in enumerate(families.items()):
+        rows = []
+        for budget, plan in enumerate(plans):
+            column = {key: table[key][:, number, budget] for key in ("similarity", "agreement", "kl", "nll")}
+            row = {"k": len(plan), **{key: column[key].double().mean().item() for key in list(column)[:3]}}
+            for key, part in (("prompt_perplexity", inside), ("reference_perplexity", ~inside)):
+                if bool(part.any()):
+                    row[key] = perplexity(column["nll"][part])
+            rows.append(row)
+        curves[name] = rows
+    return curves
+
+
+def score_texts(rows: Sequence[dict[str, Any]], references: Sequence[str], decode: Callable) -> list[dict[str, Any]]:
+    """The scores of `text_scores` and the `text` of every generated row."""
+    texts = [decode(row["tokens"]) for row in rows]
+    return [{"text": text, **text_scores(text, wanted)} for text, wanted in zip(texts, references, strict=True)]
+
+
+def text_row(scored: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], references: Sequence[str]) -> dict:
+    """Means of the text scores, `corpus_bleu`, and MACs per prompt: `prefill_macs` and `decode_macs`."""
+    count = len(scored)
+    means = {key: sum(row[key] for row in scored) / count for key in scored[0] if key != "text"}
+    return {
+        **means,
+        "corpus_bleu": corpus_bleu([row["text"] for row in scored], references),
+        "prefill_macs": sum(row["prefill"] for row in rows) / count,
+        "decode_macs": sum(row["decode"] for row in rows) / count,
+        "new_tokens": sum(len(row["tokens"]) for row in rows) / count,
+    }
+
+
+def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60) -> dict[str, Any]:
+    """What the per-sequence oracle of one family needs and reaches.
+
+    Where the full model scores 0 any plan is at least as good, so the same is given for the other prompts alone.
+
+    Args:
+        scores: `(prompts, plans)`, the full model last.
+        budgets: Layers of each plan.
+        points: Budgets of the reported frontier.
+
+    Returns:
+        `full_score`; `layers` and `layers_fraction` of the cheapest sufficient plans, their `score` and what the same
+        choices score in `random` order; `shares` of the plans; `full_scores_zero`, a share; `where_full_scores`, the
+        same oracle on the prompts where the full model scores above 0, or `None`; `frontier`, pairs of mean layers and
+        the best mean score.
+    """
+    costs = torch.tensor(list(budgets))
+    chosen = cheapest_sufficient(scores, costs, full=len(budgets) - 1)
+    found = judge(chosen, scores, costs)
+    means, best = best_at_budgets(scores, costs)
+    picks = torch.linspace(0, len(means) - 1, min(points, len(means))).long()
+    positive = scores[:, -1] > 0
+    return {
+        "full_score": scores[:, -1].double().mean().item(),
+        "layers": found["cost"],
+        "layers_fraction": found["cost"] / budgets[-1],
+        "score": found["score"],
+        "random": found["random"],
+        "shares": choice_shares(chosen, len(budgets)).tolist(),
+        "full_scores_zero": 1 - positive.double().mean().item(),
+        "where_full_scores": _where(chosen[positive], scores[positive], costs) if bool(positive.any()) else None,
+        "frontier": [[means[pick].item(), best[pick].item()] for pick in picks],
+    }
+
+
+def _where(chosen: Tensor, scores: Tensor, costs: Tensor) -> dict[str, float]:
+    found = judge(chosen, scores, costs)
+    return {"prompts": len(chosen), "layers": found["cost"], "layers_fraction": found["cost"] / int(costs[-1])}
+
+
+def sequence_predictor(table: Table, scores: Tensor, budgets: Sequence[int], seed: int) -> dict[str, Any]:
+    """A per-sequence predictor of `k` from the prompt, judged on prompts that it was not fitted on.
+
+    It reads the mean hidden state of the judged prompt tokens after about a quarter of the layers.
+
+    Args:
+        table: From `observe`.
+        scores: `(prompts, plans)`, the full model last.
+        budgets: Layers of each plan.
+        seed: Of the folds.
+
+    Returns:
+        `read_after`, the layers behind the features; `rank_correlation` of predicted and true `k` of the oracle; and
+        `curve`, rows of `judge` for choices by predicted score minus cost.
+    """
+    costs = torch.tensor(list(budgets))
+    read = min(range(len(budgets)), key=lambda place: abs(budgets[place] - budgets[-1] / 4))
+    features = prompt_features(table, read, len(scores))
+    needs = costs[cheapest_sufficient(scores, costs, full=len(budgets) - 1)].double()
+    predicted = cross_fitted(features, torch.cat([scores.double(), needs[:, None]], dim=1), seed)
+    return {
+        "read_after": budgets[read],
+        "rank_correlation": rank_correlation(predicted[:, -1], needs),
+        "curve": predictor_curve(predicted[:, :-1], scores, costs),
+    }
+
+
+def prompt_features(table: Table, plan: int, prompts: int) -> Tensor:
+    """Mean hidden state of each prompt's judged tokens at one early exit, `(prompts, dim)`."""
+    inside = table["in_prompt"]
+    rows, states = table["row"][inside], table["states"][inside, plan].double()
+    sums = torch.zeros(prompts, states.shape[1], dtype=torch.float64).index_add_(0, rows, states)
+    return sums / torch.bincount(rows, minlength=prompts).clamp(min=1)[:, None]
