@@ -3,7 +3,8 @@
 from lightning_modules.backbone import BackboneTraining
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.joint import JointExits
+from lightning_modules.quee import QuEE
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.weighted import WeightedExits
 
-__all__ = ["BackboneTraining", "DecoupledExits", "ExitRoutine", "JointExits", "WeightedExits"]
+__all__ = ["BackboneTraining", "DecoupledExits", "ExitRoutine", "JointExits", "QuEE", "WeightedExits"]

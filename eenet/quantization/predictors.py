@@ -40,6 +40,8 @@ class Known(NamedTuple):
 class ErrorPredictor(nn.Module):
     """A perceptron on the exit's four uncertainty statistics and a linear projection of the features.
 
+    It is frozen except while `fit_predictor` trains it.
+
     Args:
         dim: Width of the features.
         options: Paths whose errors are predicted at once.
@@ -57,9 +59,9 @@ class ErrorPredictor(nn.Module):
     def __init__(self, dim: int, options: int, projection: int = 16, hidden: int = 32) -> None:
         super().__init__()
         self.project = nn.Linear(dim, min(projection, dim)).requires_grad_(False)
-        self.layers = nn.Sequential(
-            nn.Linear(4 + self.project.out_features, hidden), nn.GELU(), nn.Linear(hidden, options)
-        )
+        inputs = 4 + self.project.out_features
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, options))
+        self.layers.requires_grad_(False)
         self.register_buffer("center", torch.zeros(4))
         self.register_buffer("spread", torch.ones(4))
 
@@ -167,6 +169,7 @@ def fit_predictor(
     with torch.no_grad():
         described = predictor.describe(known[0]), predictor.describe(known[1])
     targets = cluster_targets(described, errors, seed=seed)
+    predictor.layers.requires_grad_(True)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         for layer in predictor.layers:
@@ -182,5 +185,6 @@ def fit_predictor(
             optimizer.zero_grad()
             F.binary_cross_entropy_with_logits(predictor.layers(described[0]), targets.rates).backward()
             optimizer.step()
+    predictor.layers.requires_grad_(False)
     predictor.layers.load_state_dict(kept)
     return targets

@@ -1,0 +1,356 @@
+"""QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from eenet.errors import UserError
+from eenet.features import Features
+from eenet.features.extraction import to_device
+from eenet.metrics import Records, sample_statistics
+from eenet.objectives import weighted_sum_loss
+from eenet.policies import Policy
+from eenet.quantization import (
+    Known,
+    PathPolicy,
+    Point,
+    QuantizedNetwork,
+    SimplePredictors,
+    final_nodes,
+    fit_predictor,
+    judge_predictors,
+    path_curve,
+    point_for_budget,
+    predicted_errors,
+    route_paths,
+    static_curve,
+    threshold_curve,
+)
+from eenet.quantization.curves import THRESHOLDS, TRADEOFFS
+from eenet.quantization.figures import accuracy_bitops_figure, path_histogram_figure, predictor_figure
+from eenet.quantization.results import curve_rows, halves_at_budget, path_row, uniform_rows
+from eenet.reporting import gather_exits, save_figure
+from lightning_modules.routine import ExitRoutine
+
+LEAST_HELD_OUT = 32
+"""Validation samples without which no predictor is fitted."""
+
+
+class Nodes(NamedTuple):
+    """Samples at every node.
+
+    Attributes:
+        statistics: From `eenet.metrics.sample_statistics`, `(samples, nodes, 4)`.
+        known: What the predictor of each early node reads.
+    """
+
+    statistics: Tensor
+    known: list[Known]
+
+    @property
+    def errors(self) -> Tensor:
+        """1 where a node is wrong, `(samples, nodes)`."""
+        return 1 - self.statistics[..., 1]
+
+    def take(self, rows: Tensor) -> "Nodes":
+        """Some of the samples."""
+        return Nodes(self.statistics[rows], [Known(*(values[rows] for values in known)) for known in self.known])
+
+
+class QuEE(ExitRoutine):
+    """Train inference modules on the features of every path, then error predictors on the validation split.
+
+    The activations' ranges come from training inputs without labels before anything is trained. At the last epoch's
+    validation one random half of the validation split teaches the predictors; the other half chooses the number of
+    clusters and the weights, and gives the curve on which each budget finds its first width and lambda. Budgets may
+    differ at test time: the whole curve is in the checkpoint.
+
+    Args:
+        network: The network; its backbone is frozen.
+        backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
+        budgets: Mean BitOPs allowed, as fractions of the float network's; an operating point for each.
+        calibration_batches: Evaluation batches of training inputs that give the activations' ranges.
+        optimizer: Makes the optimizer of the inference modules.
+        final_learning_rate: Where the cosine schedule ends.
+        features: `off` or `memory`: run every path of the frozen backbone once per sample and train from what its exits
+            read; or a mapping, see `eenet.features.FeatureOptions`.
+
+    Raises:
+        UserError: No early exit, a budget that is not positive, an empty calibration set, or features kept on disk.
+    """
+
+    method = "quee"
+    network: QuantizedNetwork
+    path_points: Tensor
+    clusters: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        backbone_checkpoint: str | None = None,
+        budgets: list[float] | None = None,
+        calibration_batches: int = 4,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
+        final_learning_rate: float = 2e-4,
+        features: Features = "off",
+    ) -> None:
+        super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
+        if network.num_exits == 1:
+            raise UserError("model.network.exits", network.exit_stages, "needs at least one early exit")
+        if calibration_batches < 1:
+            raise UserError(
+                "model.calibration_batches", calibration_batches, "an empty calibration set gives no ranges"
+            )
+        if self.features is not None and self.features.store == "disk":
+            raise UserError("model.features", "disk", "a store does not know the quantizer; use `memory` or `off`")
+        self.budgets = budgets or [0.1]
+        for budget in self.budgets:
+            if not budget > 0:
+                raise UserError("model.budgets", budget, "is a fraction of the float network's BitOPs, above 0")
+        self.calibration_batches = calibration_batches
+        self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
+        self.simple = nn.ModuleList(
+            SimplePredictors(len(network.tree.reachable(node))) for node in range(network.tree.num_early)
+        )
+        self._nodes = Records(["logits", "features", "labels"])
+        sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
+        self.register_buffer("clusters", torch.zeros(network.tree.num_early, dtype=torch.long))
+        heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
+        self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
+
+    def policies(self) -> dict[str, Policy]:
+        """None that looks at exits alone; see `path_policies`."""
+        return {}
+
+    def path_policies(self) -> dict[str, PathPolicy]:
+        """For each budget the first width and lambda that are most accurate on the validation split.
+
+        Raises:
+            UserError: The predictors are not fitted, or no point keeps the budget.
+        """
+        if not self.fitted:
+            problem = "training has not come to its last epoch, where the predictors are fitted; continue it"
+            raise UserError("ckpt_path", self.trainer.ckpt_path, f"{problem} with `eenet fit ... --ckpt_path last`")
+        found = {}
+        for budget in self.budgets:
+            point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
+            found[f"budget-{budget:g}"] = PathPolicy(point.width, point.knob)
+        return found
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the predictors have been fitted."""
+        return bool(self.path_points[:, 0].any())
+
+    def curves(self) -> dict[str, list[Point]]:
+        """The curves on validation samples: QuEE's, early exits by confidence (all widths; widest) and static ones."""
+        rows = {name: getattr(self, f"{name}_points").tolist() for name in ("path", "threshold", "static")}
+        points = {name: [Point(int(width), *rest) for width, *rest in found] for name, found in rows.items()}
+        return name_curves(self.network, points["path"], points["threshold"], points["static"])
+
+    def setup(self, stage: str) -> None:
+        """Before a new training, take the ranges of the activations from training inputs and choose among them."""
+        super().setup(stage)
+        if self.calibrated_points:
+            raise UserError("point", list(self.calibrated_points), "QuEE's points are asked for by model.budgets")
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.network.calibrate(self._inputs("train", self.calibration_batches))
+            self.network.choose_ranges(self._inputs("val", self.calibration_batches))
+
+    def _inputs(self, split: str, batches: int) -> Iterator[Any]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader = getattr(data, "data", data).loader(split)
+        return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
+        inputs, labels = batch
+        logits = self.network.exit_logits(self.extract(inputs))
+        loss = weighted_sum_loss(logits[:, : self.network.tree.num_early], labels, self.weights)
+        self.log_losses("inference_modules", batch_idx, loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Record every node."""
+        self.record_nodes(*batch)
+
+    def record_nodes(self, inputs: Any, labels: Tensor) -> None:
+        """Add the logits and pooled features of every node to the records."""
+        extracted = self.extract(inputs)
+        logits = self.network.exit_logits(extracted)
+        features = [known.features for known in self.network.known(extracted, logits)]
+        self._nodes.update(logits=logits, features=torch.cat(features, dim=1), labels=labels)
+
+    def finish_nodes(self) -> Nodes:
+        """The records of all samples, usable for training, and new records."""
+        with torch.inference_mode(False):
+            found = {name: rows.clone() for name, rows in self._nodes.compute().items()}
+        self._nodes.reset()
+        dims = [
+            self.network.backbone.feature_dims[self.network.last_stage(node)]
+            for node in range(self.network.tree.num_early)
+        ]
+        features = found["features"].split(dims, dim=1)
+        known = [Known(found["logits"][:, node], rows) for node, rows in enumerate(features)]
+        return Nodes(sample_statistics(found["logits"], found["labels"]), known)
+
+    def on_validation_epoch_end(self) -> None:
+        """Judge static networks; after the last epoch fit the predictors and judge everything."""
+        with torch.inference_mode(False):
+            nodes = self.finish_nodes()
+            fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+            if fitting and self.current_epoch + 1 == self.trainer.max_epochs:
+                self.fit_predictors(nodes)
+            if self.fitted:
+                self._judge("val", nodes, self._reference_rows(nodes))
+                return
+            rows = {width: uniform_rows(self.network, nodes.statistics, width) for width in self.network.widths}
+        for width, exits in rows.items():
+            values = {f"val/accuracy/{width}_bits/{row['name'].replace(' ', '_')}": row["accuracy"] for row in exits}
+            self.log_dict(values, rank_zero_only=True)
+        self.log("val/accuracy", nodes.statistics[..., 1].mean(), prog_bar=True, rank_zero_only=True)
+
+    def fit_predictors(self, nodes: Nodes) -> None:
+        """Fit the predictors on one half of some samples, and take the curves of the other half.
+
+        Raises:
+            UserError: Too few samples.
+        """
+        total = len(nodes.statistics)
+        if total < LEAST_HELD_OUT:
+            remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
+            raise UserError("data.validation_fraction", total, remedy)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.statistics.device)
+        first, second = nodes.take(order[: total // 2]), nodes.take(order[total // 2 :])
+        for node, predictor in enumerate(self.network.predictors):
+            reachable = self.network.tree.reachable(node)
+            errors = first.errors[:, reachable], second.errors[:, reachable]
+            known = first.known[node], second.known[node]
+            self.clusters[node] = fit_predictor(predictor, known, errors).clusters  # type: ignore[arg-type]
+            self.simple[node].fit(first.known[node], errors[0])  # type: ignore[operator]
+        for name, points in zip(("path", "threshold", "static"), self._curves(second), strict=True):
+            getattr(self, f"{name}_points").copy_(torch.tensor(points, dtype=torch.float64))
+
+    def _curves(self, nodes: Nodes) -> tuple[list[Point], list[Point], list[Point]]:
+        network, correct = self.network, 1 - nodes.errors
+        predicted = predicted_errors(network, nodes.known)
+        confidence = nodes.statistics[..., 0]
+        return (
+            path_curve(network, predicted, correct),
+            threshold_curve(network, confidence, correct),
+            static_curve(network, correct),
+        )
+
+    def _reference_rows(self, nodes: Nodes) -> list[dict[str, Any]]:
+        predicted, rows = predicted_errors(self.network, nodes.known), []
+        for name, policy in self.path_policies().items():
+            ends = final_nodes(self.network, predicted, policy)
+            rows.append(path_row(self.network, name, gather_exits(nodes.statistics, ends), ends, policy))
+        return rows
+
+    def _judge(self, split: str, nodes: Nodes, rows: list[dict[str, Any]]) -> None:
+        network, curves = self.network, name_curves(self.network, *self._curves(nodes))
+        static = {width: uniform_rows(network, nodes.statistics, width) for width in network.widths}
+        quality = judge_predictors(network, list(self.simple), nodes.known, nodes.errors)  # type: ignore[arg-type]
+        self.results = {
+            **self._heading(split),
+            "operating_points": rows,
+            "exits": static[network.widths[0]],
+            "static_widths": {str(width): found for width, found in static.items()},
+            "curves": {name: curve_rows(points) for name, points in curves.items()},
+            "at_budgets": [halves_at_budget(budget, self.curves(), curves) for budget in self.budgets],
+            "predictors": {"clusters": self.clusters.tolist(), **quality},
+            "quantization": network.describe_quantization(),
+        }
+        self._log_results(split)
+        values = {f"{split}/bitops_fraction/{row['name']}": row["bitops_fraction"] for row in rows}
+        self.log_dict(values, rank_zero_only=True)
+        if self.trainer.state.fn != "fit":
+            self._print_results()
+
+    def on_test_start(self) -> None:
+        """Make room for each operating point's records."""
+        self._routed = nn.ModuleDict(
+            {str(i): Records(["statistics", "nodes"]) for i in range(len(self.path_policies()))}
+        )
+        self._routed.to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Record every node, and really route the batch at every operating point."""
+        inputs, labels = batch
+        self.record_nodes(inputs, labels)
+        for records, policy in zip(self._routed.values(), self.path_policies().values(), strict=True):
+            routed = route_paths(self.network, inputs, policy)
+            records.update(statistics=sample_statistics(routed.logits, labels), nodes=routed.nodes)  # type: ignore[operator]
+
+    def on_test_epoch_end(self) -> None:
+        """Log the results, write `results.json` and the figures, and print the table."""
+        rows = []
+        for (name, policy), records in zip(self.path_policies().items(), self._routed.values(), strict=True):
+            found = records.compute()  # type: ignore[operator]
+            rows.append(path_row(self.network, name, found["statistics"], found["nodes"], policy))
+        self._judge("test", self.finish_nodes(), rows)
+        self._write_results()
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_figures()
+
+    @rank_zero_only
+    def _save_figures(self) -> None:
+        for name, draw in PATH_FIGURES.items():
+            save_figure(draw(self.results), self.run_folder / f"{name}.png")
+
+    def on_validation_end(self) -> None:
+        """Draw the paths."""
+        self._draw()
+
+    def on_test_end(self) -> None:
+        """Draw the paths."""
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.results and isinstance(self.logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            for name, draw in PATH_FIGURES.items():
+                tag = f"{self.results['split']}/{name}"
+                self.logger.experiment.add_figure(tag, draw(self.results), self.global_step)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Route a batch at the first budget: `labels`, `probabilities`, `exits`, `macs` and `bitops` per sample."""
+        routed = route_paths(self.network, batch[0], next(iter(self.path_policies().values())))
+        probabilities = routed.logits.softmax(-1)
+        return {
+            "labels": probabilities.argmax(-1),
+            "probabilities": probabilities,
+            "exits": routed.exits,
+            "macs": routed.macs,
+            "bitops": routed.bitops,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """The inference modules' optimizer under a cosine schedule."""
+        optimizer = self.optimizer(self.network.inference_modules.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": self.cosine(optimizer, self.final_learning_rate)}
+
+
+def name_curves(
+    network: QuantizedNetwork, paths: list[Point], thresholds: list[Point], static: list[Point]
+) -> dict[str, list[Point]]:
+    """Curves by the name that results give them; early exit alone is the thresholds' curve at the widest width."""
+    widest = [point for point in thresholds if point.width == network.widths[0]]
+    return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
+
+
+PATH_FIGURES = {
+    "accuracy_bitops": accuracy_bitops_figure,
+    "path_histogram": path_histogram_figure,
+    "predictor_calibration": predictor_figure,
+}
+"""Figures beside those of every routine."""
