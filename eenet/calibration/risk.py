@@ -27,8 +27,8 @@ from eenet.errors import UserError
 MAX_STAKE = 0.75
 """Share of the capital that one sample can lose at most; below 1 so that one error never ends the game."""
 
-MIN_RISK = 1e-6
-"""The smallest level that can be asked."""
+MIN_RISK = 1e-4
+"""The smallest level that can be asked, a hundredth of a point."""
 
 
 def certify(losses: Tensor, risk: float, delta: float, seed: int = 0) -> int | None:
