@@ -19,8 +19,8 @@ from eenet.reporting.results import Results, read_results
 Row = dict[str, Any]
 """A row of `exits` or `operating_points` of a `results.json`; its `macs_fraction` has one denominator for all runs."""
 
-FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction")
-"""Figures of a row that are compared; one that a row lacks is left out."""
+FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction", "gain")
+"""Figures of a row that are compared; one that a row lacks is left out. Random routing alone has `gain`."""
 
 MIXTURES = ("accuracy", "nll", "brier")
 """Figures that are means over samples, so that random routing's expectation is the mixture of the static exits'."""
@@ -30,6 +30,8 @@ STATIC_MODELS = "backbone"
 
 FIELDS = ("method", "data", "split", "backbone", "exit_stages", "costs", "versions", "exits", "operating_points")
 SEED_PART = re.compile(r"(^|,)seed=\d+$")
+CALIBRATED = re.compile(r"(?:(.+)-)?(?:budget-macs|budget|max-accuracy-drop|risk)-[^-]+(?:e-\d+)?")
+"""Names that `eenet calibrate` gives to points: the policy, unless it is the run's own, and what was asked for."""
 
 
 class Spread(NamedTuple):
@@ -92,15 +94,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed only.
+    """Runs that differ by their seed only, at the operating points of one policy.
 
     Attributes:
-        label: The end of their folders' path, without the seed, that no other group has.
+        label: The end of their folders' path, without the seed, that no other runs have.
+        policy: Of the points, if it is not the method's own.
         runs: By seed.
         rows: Of each run, from `rows_of`.
     """
 
     label: str
+    policy: str
     runs: list[Run]
     rows: list[dict[str, list[Row]]]
 
@@ -108,6 +112,11 @@ class Group:
     def results(self) -> Results:
         """Of the first seed: what the others share stands there."""
         return self.runs[0].results
+
+    @property
+    def method(self) -> str:
+        """The method, with the policy if it is not the method's own."""
+        return ", ".join(filter(None, (self.results["method"], self.policy)))
 
     @property
     def seeds(self) -> list[int | None]:
@@ -154,17 +163,22 @@ def random_routing(row: Row, exits: Sequence[Row]) -> Row:
         row: The operating point.
         exits: The static exits.
 
+    Returns:
+        A row without what is no mixture; its `gain` is the operating point's accuracy minus the mixture's.
+
     Example:
-        >>> exits = [{"accuracy": 0.5, "nll": 2, "brier": 1}, {"accuracy": 0.9, "nll": 1, "brier": 0}]
-        >>> point = {"name": "half", "exit_fractions": [0.5, 0.5], "macs": 3, "macs_fraction": 0.75}
-        >>> random_routing(point, exits)["accuracy"]
-        0.7
+        >>> exits = [{"accuracy": 0.5, "nll": 2, "brier": 1}, {"accuracy": 1.0, "nll": 1, "brier": 0}]
+        >>> point = {"name": "half", "accuracy": 0.875, "exit_fractions": [0.5, 0.5], "macs": 3, "macs_fraction": 0.75}
+        >>> routed = random_routing(point, exits)
+        >>> routed["accuracy"], routed["gain"]
+        (0.75, 0.125)
     """
     shares = row["exit_fractions"]
     mixtures = {
         key: math.fsum(share * exit[key] for share, exit in zip(shares, exits, strict=True)) for key in MIXTURES
     }
-    return {**{key: row[key] for key in ("name", "macs", "macs_fraction", "exit_fractions")}, **mixtures}
+    same = {key: row[key] for key in ("name", "macs", "macs_fraction", "exit_fractions")}
+    return {**same, **mixtures, "gain": row["accuracy"] - mixtures["accuracy"]}
 
 
 def rows_of(results: Results, reference_macs: int) -> dict[str, list[Row]]:
@@ -180,6 +194,17 @@ def rows_of(results: Results, reference_macs: int) -> dict[str, list[Row]]:
     )
     routed = [random_routing(row, exits) for row in points]
     return {"operating_points": points, "random_routing": routed, "static_exits": exits}
+
+
+def policy_of(point: str) -> str:
+    """The policy in the name of an operating point; empty for the run's own.
+
+    Example:
+        >>> [policy_of(name) for name in ("patience-budget-0.5", "budget-0.5", "learned", "max_probability-risk-1e-05")]
+        ['patience', '', '', 'max_probability']
+    """
+    named = CALIBRATED.fullmatch(point)
+    return (named[1] or "") if named else ""
 
 
 def load_runs(paths: Sequence[str]) -> list[Run]:
@@ -222,7 +247,7 @@ def tested_on(results: Results) -> Iterator[str]:
 
 
 def group_runs(runs: Sequence[Run], reference_macs: int) -> list[Group]:
-    """Put together the runs that differ by their seed.
+    """Put together the runs that differ by their seed, and take the points of several policies apart.
 
     Args:
         runs: The runs.
@@ -241,8 +266,18 @@ def group_runs(runs: Sequence[Run], reference_macs: int) -> list[Group]:
     groups = []
     for key, members in together.items():
         members.sort(key=lambda run: run.results.get("seed") or 0)
-        groups.append(Group(labels[key], members, [rows_of(run.results, reference_macs) for run in members]))
+        rows = [rows_of(run.results, reference_macs) for run in members]
+        policies = dict.fromkeys(policy_of(row["name"]) for row in rows[0]["operating_points"])
+        groups += [Group(labels[key], policy, members, [of_policy(policy, run) for run in rows]) for policy in policies]
     return groups
+
+
+def of_policy(policy: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """A run's rows with the points of one policy alone."""
+    return {
+        kind: points if kind == "static_exits" else [row for row in points if policy_of(row["name"]) == policy]
+        for kind, points in rows.items()
+    }
 
 
 def check_seed_only(run: Run, other: Run) -> None:

@@ -42,7 +42,7 @@ class Curve:
     """Groups of one method whose points form one line.
 
     Attributes:
-        name: The method; with the labels where the method has several curves.
+        name: The method and policy; with the labels where these have several curves.
         groups: By the mean MACs of their first operating point.
         areas: Of each of `KINDS`; of static models the first alone.
     """
@@ -176,8 +176,8 @@ def line_area(groups: Sequence[Group], kind: str, budgets: Budgets) -> Area:
 def make_curves(groups: Sequence[Group], budgets: Budgets) -> list[Curve]:
     """Join groups into curves.
 
-    Static models of one family form one curve. So do the groups of one method, backbone and exits that have a single
-    operating point each, such as JEI-DNN at several lambdas. A group of several operating points is a curve of its own.
+    Static models of one family form one curve. So do the groups of one method, policy, backbone and exits that have a
+    single operating point each, such as JEI-DNN at several lambdas. A group of several points is a curve of its own.
     """
     joined: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
@@ -185,8 +185,8 @@ def make_curves(groups: Sequence[Group], budgets: Budgets) -> list[Curve]:
         if is_static(group):
             key = (STATIC_MODELS, str(results["backbone"].get("family")))
         else:
-            alone = (group.label,) if len(results["operating_points"]) > 1 else ()
-            key = (results["method"], repr((results["backbone"], results["exit_stages"])), *alone)
+            alone = (group.label,) if len(group.rows[0]["operating_points"]) > 1 else ()
+            key = (group.method, repr((results["backbone"], results["exit_stages"])), *alone)
         joined.setdefault(key, []).append(group)
     methods = [method for method, *_ in joined]
     curves = []
@@ -233,6 +233,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                     {
                         "label": group.label,
                         "method": group.results["method"],
+                        "policy": group.policy,
                         "backbone": group.results["backbone"],
                         "exit_stages": group.results["exit_stages"],
                         "seeds": group.seeds,

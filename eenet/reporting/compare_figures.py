@@ -27,7 +27,7 @@ SHOWN_SHARE = 0.06
 
 def accuracy_cost(comparison: Comparison) -> Figure:
     """Accuracy against MACs of every curve, with its random routing and its static exits."""
-    figure, (axes,) = _figure((7.5, 5.6), 1)
+    figure, (axes,) = _figure(comparison, 7.5, 1)
     _draw_lines(axes, comparison, "accuracy")
     axes.axvspan(*(100 * budget for budget in comparison.budgets), color="0.5", alpha=0.1, lw=0)
     _legend(figure, comparison)
@@ -36,7 +36,7 @@ def accuracy_cost(comparison: Comparison) -> Figure:
 
 def calibration_cost(comparison: Comparison) -> Figure:
     """ECE and NLL against MACs; random routing is drawn for NLL alone, because its ECE is not a mixture."""
-    figure, panels = _figure((10.5, 5.2), 2)
+    figure, panels = _figure(comparison, 11, 2)
     for axes, key in zip(panels, ("ece", "nll"), strict=True):
         _draw_lines(axes, comparison, key)
         axes.set_ylim(bottom=0 if key == "ece" else None)
@@ -48,17 +48,19 @@ def exit_histogram(comparison: Comparison) -> Figure:
     """Share of the samples that leave at each exit, a bar for each operating point, coloured by the exit's depth."""
     rows = [(curve, *pair) for curve in comparison.curves if not curve.static for pair in curve.points(KIND)]
     with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(8, 1.4 + 0.32 * max(len(rows), 1)), layout="constrained", dpi=72)
+        names = [_row_name(*row) for row in rows]
+        width = 7 + 0.08 * max(map(len, names), default=0)
+        figure = Figure(figsize=(width, 1.4 + 0.32 * len(rows)), layout="constrained", dpi=72)
         axes = figure.subplots()
         for height, (_, group, point) in enumerate(rows):
             _draw_shares(axes, height, group, point)
-        axes.set_yticks(range(len(rows)), [_row_name(*row) for row in rows])
-        axes.invert_yaxis()
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("samples leaving at each exit (%), mean over seeds; the first exit on the left")
+        axes.set_xlabel("samples leaving at each exit (%)")
         axes.set_title(comparison.title)
         scale = cm.ScalarMappable(colors.Normalize(0, 100), "cividis")
-        figure.colorbar(scale, ax=axes, label="depth of the exit (% of the stages)")
+        figure.colorbar(scale, ax=axes, label="depth (% of the stages)")
     return figure
 
 
@@ -76,8 +78,9 @@ def svg(figure: Figure) -> str:
     return file.getvalue()
 
 
-def _figure(size: tuple[float, float], panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size, layout="constrained", dpi=72)
+def _figure(comparison: Comparison, width: float, panels: int) -> tuple[Figure, list[Axes]]:
+    legend = 0.25 * len(comparison.curves) / panels
+    figure = Figure(figsize=(width, 5 + legend), layout="constrained", dpi=72)
     return figure, list(figure.subplots(1, panels, squeeze=False).flatten())
 
 
@@ -89,10 +92,13 @@ def _styles(comparison: Comparison) -> Iterator[tuple[Curve, str, str]]:
 
 def _draw_lines(axes: Axes, comparison: Comparison, key: str) -> None:
     with rc_context({"text.parse_math": False}):
+        drawn = set()  # runs at several policies have their static exits once
         for curve, colour, marker in _styles(comparison):
             if not curve.static:
                 for group in curve.groups:
-                    _line(axes, group.points("static_exits"), key, fmt=".:", color=colour, alpha=0.6, lw=1)
+                    if group.label not in drawn:
+                        _line(axes, group.points("static_exits"), key, fmt=".:", color=colour, alpha=0.6, lw=1)
+                    drawn.add(group.label)
                 if key in MIXTURES:
                     points = [point for _, point in curve.points("random_routing")]
                     _line(axes, points, key, fmt=f"{marker}--", color=colour, mfc="white", ms=5, lw=1)
@@ -159,4 +165,5 @@ def _draw_shares(axes: Axes, height: int, group: Group, point: Point) -> None:
 
 
 def _row_name(curve: Curve, group: Group, point: Point) -> str:
-    return f"{curve.name.split(' (')[0]}, {group.label}: {point.name}"
+    label = f", {group.label}" if len(curve.groups) > 1 else ""
+    return f"{curve.name}{label}: {point.name}"

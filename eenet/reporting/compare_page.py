@@ -24,7 +24,7 @@ CAPTIONS = {
     "The grey band is where the area is taken.",
     "calibration_cost": "Calibration against MACs, lower is better. Random routing has no line for ECE, which is not a "
     "mixture.",
-    "exit_histogram": "Where samples leave, mean over seeds.",
+    "exit_histogram": "Where samples leave, mean over seeds; the first exit on the left.",
 }
 
 

@@ -10,10 +10,19 @@ from eenet.reporting.compare import Point, Spread
 from eenet.reporting.compare_curves import KINDS, Area, Comparison
 from eenet.reporting.table import si
 
-COLUMNS = {"accuracy": (100, 2), "nll": (1, 3), "ece": (100, 2), "brier": (1, 3), "aurc": (100, 2)}
-"""Factor and decimals of each figure's column; AURC has one where a run has it."""
+FORMATS = {
+    "accuracy": (100, ".2f"),
+    "nll": (1, ".3f"),
+    "ece": (100, ".2f"),
+    "brier": (1, ".3f"),
+    "aurc": (100, ".2f"),
+    "macs_fraction": (100, ".1f"),
+    "gain": (100, "+.2f"),
+}
+"""Factor and format of each figure."""
 
 HEADINGS = {"accuracy": "accuracy %", "nll": "NLL", "ece": "ECE %", "brier": "Brier", "aurc": "AURC %"}
+PAGE_ONLY = ("random NLL", "leaving at each exit %")
 DASH = "–"
 
 
@@ -49,9 +58,9 @@ def definitions(comparison: Comparison) -> dict[str, str]:
         "flat beyond the dearest one; below the cheapest one it is undefined. It is taken for each seed that has all "
         "points of the curve, then averaged. Raising picks points by their accuracy on the samples shown, so a line of "
         "more points gains a little",
-        "random %, random NLL": "accuracy and NLL expected of random routing, where the same shares of samples leave at "
-        "each exit, drawn at random, at the same MACs: exactly the mixture of the static exits' figures. ECE and AURC "
-        "are not means over samples, so a mixture's ECE is not the mixture of ECEs, and none is shown",
+        "random %, random NLL": "accuracy and NLL expected of random routing, where the same shares of samples leave "
+        "at each exit, drawn at random, at the same MACs: exactly the mixture of the static exits' figures. ECE and "
+        "AURC are not means over samples, so a mixture's ECE is not the mixture of ECEs, and none is shown",
         "static exits": "the network cut at one exit for all samples",
         "static models": "backbones of other sizes trained alone, of runs of the method `backbone`",
         "accuracy %": "share of the samples whose predicted class is right",
@@ -88,13 +97,11 @@ def points_sheet(comparison: Comparison) -> Sheet:
         rows = []
         pairs = zip(curve.points(KINDS[0]), curve.points(KINDS[1]), strict=True)
         for (group, point), (_, random) in pairs:
-            over = point.figures["accuracy"].mean - random.figures["accuracy"].mean
-            against = [*_cells(random, ["accuracy", "nll"]), f"{100 * over:+.2f}"]
+            against = _cells(random, ["accuracy", "nll", "gain"])
             rows.append(
                 [
                     f"{group.label}: {point.name}",
-                    _spread(point.figures["macs_fraction"], 100, 1),
-                    *_cells(point, columns),
+                    *_cells(point, ["macs_fraction", *columns]),
                     *([""] * 3 if curve.static else against),
                     " ".join(f"{100 * share:.0f}" for share in point.shares),
                 ]
@@ -110,10 +117,7 @@ def exits_sheet(comparison: Comparison) -> Sheet:
     groups = [group for curve in comparison.curves if not curve.static for group in curve.groups]
     columns = _columns([point for group in groups for point in group.points(KINDS[2])])
     sections = {
-        group.label: [
-            [point.name, _spread(point.figures["macs_fraction"], 100, 1), *_cells(point, columns)]
-            for point in group.points(KINDS[2])
-        ]
+        group.label: [[point.name, *_cells(point, ["macs_fraction", *columns])] for point in group.points(KINDS[2])]
         for group in groups
     }
     headings = ["static exit", "MACs %", *(HEADINGS[key] for key in columns)]
@@ -121,32 +125,33 @@ def exits_sheet(comparison: Comparison) -> Sheet:
 
 
 def rich_table(sheet: Sheet) -> Table:
-    """The sheet for a terminal."""
+    """The sheet for a terminal, without the columns that only the page has room for."""
     table = Table(title=Text(sheet.title), caption=Text(sheet.caption), caption_justify="left")
-    for number, heading in enumerate(sheet.headings):
-        table.add_column(Text(heading), justify="right" if number else "left")
+    shown = [number for number, heading in enumerate(sheet.headings) if heading not in PAGE_ONLY]
+    for number in shown:
+        table.add_column(Text(sheet.headings[number]), justify="right" if number else "left", no_wrap=not number)
     for name, rows in sheet.sections.items():
         if name:
             table.add_row(Text(name, style="bold"))
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(row[number]) for number in shown))
         table.add_section()
     return table
 
 
 def _columns(points: list[Point]) -> list[str]:
-    return [key for key in COLUMNS if any(key in point.figures for point in points)]
+    return [key for key in HEADINGS if any(key in point.figures for point in points)]
 
 
 def _cells(point: Point, columns: list[str]) -> Iterator[str]:
     for key in columns:
-        yield _spread(point.figures[key], *COLUMNS[key]) if key in point.figures else DASH
+        yield _spread(point.figures[key], *FORMATS[key]) if key in point.figures else DASH
 
 
 def _area(area: Area) -> str:
-    return DASH if area.value is None else _spread(area.value, 100, 2)
+    return DASH if area.value is None else _spread(area.value, *FORMATS["accuracy"])
 
 
-def _spread(value: Spread, factor: float, decimals: int) -> str:
-    deviation = "" if value.deviation is None else f" ± {factor * value.deviation:.{decimals}f}"
-    return f"{factor * value.mean:.{decimals}f}{deviation}"
+def _spread(value: Spread, factor: float, form: str) -> str:
+    deviation = "" if value.deviation is None else f"±{factor * value.deviation:{form.removeprefix('+')}}"
+    return f"{factor * value.mean:{form}}{deviation}"

@@ -1,0 +1,332 @@
+import base64
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eenet.costs import CostProfile
+from eenet.errors import UserError
+from eenet.metrics import sample_statistics
+from eenet.policies.random import RandomExits
+from eenet.reporting import evaluate, write_json
+from eenet.reporting.compare import FIGURES, Run, load_runs, random_routing
+from eenet.reporting.compare_curves import Budgets, Comparison, compare, curve_area, parse_budgets, to_dict
+from eenet.reporting.compare_figures import FIGURES as DRAWN
+from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, exit_histogram, svg
+from eenet.reporting.compare_page import page
+from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
+from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
+
+BUDGETS = Budgets(0.5, 1.0)
+fractions = st.floats(0.01, 1)
+
+
+def compared(**runs: dict[str, Any]) -> Comparison:
+    """Compare results by folder name; `_seed_` in a name stands for the seed part."""
+    folders = {Path("/runs") / name.replace("_seed_", ",seed="): results for name, results in runs.items()}
+    return compare([Run(folder, results) for folder, results in folders.items()], BUDGETS)
+
+
+def test_random_routing_is_what_random_exits_give_on_average() -> None:
+    samples, shares = 200_000, [0.2, 0.5, 0.3]
+    logits = torch.randn(samples, 3, 4) * torch.tensor([0.5, 1.0, 2.0])[:, None]
+    labels = torch.where(torch.rand(samples) < 0.6, logits[:, 2].argmax(-1), torch.randint(4, (samples,)))
+    logits += torch.nn.functional.one_hot(labels, 4)[:, None] * torch.tensor([0.3, 1.0, 2.0])[:, None]
+    costs = CostProfile(1, (10, 20, 30), 2, (3, 3), (1, 1), (0, 1))
+    statistics = sample_statistics(logits, labels)
+    scores = torch.zeros(samples, 2)
+    drawn = evaluate(statistics, logits.argmax(-1), scores, {"random": RandomExits(shares)}, costs)
+    (point,) = drawn["operating_points"]
+    expected = random_routing(point, drawn["exits"])
+    assert expected["accuracy"] == pytest.approx(point["accuracy"], abs=5 * 0.5 / samples**0.5)
+    assert expected["nll"] == pytest.approx(point["nll"], abs=5 * statistics[..., 2].std().item() / samples**0.5)
+    assert expected["brier"] == pytest.approx(point["brier"], abs=5 * statistics[..., 3].std().item() / samples**0.5)
+    assert expected["macs"] == point["macs"]
+    assert "ece" not in expected
+    assert abs(point["ece"] - np.dot(shares, [row["ece"] for row in drawn["exits"]])) > 0.001
+
+
+@given(st.lists(st.tuples(fractions, fractions), min_size=1, max_size=6), st.lists(fractions, min_size=2, max_size=2))
+def test_the_area_is_the_mean_height_of_the_envelope(points: list[tuple[float, float]], ends: list[float]) -> None:
+    low, high = sorted(ends)
+    if high - low < 0.01:
+        return
+
+    def height(budget: float) -> float:
+        """The definition, read literally."""
+        raised = {cost: max(a for c, a in points if c <= cost) for cost, _ in points}
+        before = max(cost for cost in raised if cost <= budget)
+        after = [cost for cost in raised if cost > budget]
+        if not after:
+            return raised[before]
+        weight = (budget - before) / (min(after) - before)
+        return (1 - weight) * raised[before] + weight * raised[min(after)]
+
+    area = curve_area(*zip(*points, strict=True), Budgets(low, high))
+    if min(cost for cost, _ in points) > low:
+        assert area is None
+    else:
+        middles = low + (high - low) * (np.arange(2000) + 0.5) / 2000
+        assert area == pytest.approx(np.mean([height(budget) for budget in middles]), abs=2e-3)
+
+
+def test_a_dominated_point_and_a_later_one_change_nothing_between_the_budgets() -> None:
+    flat = curve_area([0.2], [0.9], BUDGETS)
+    assert flat == pytest.approx(0.9)
+    assert curve_area([0.2, 0.7], [0.9, 0.1], BUDGETS) == pytest.approx(0.9)
+    assert curve_area([0.2, 0.2], [0.1, 0.9], BUDGETS) == pytest.approx(0.9)
+    assert curve_area([0.5, 1.0, 2.0], [0.8, 0.9, 1.0], BUDGETS) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5,0.5", "0.7,0.3", "0,0.5", "0.5,1.1", "a,b", "0.1,0.2,0.3", "nan,1"])
+def test_wrong_budgets_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"budgets = .*rising fractions"):
+        parse_budgets(text)
+
+
+def test_seeds_are_averaged() -> None:
+    accuracies, shares = [0.6, 0.65, 0.75], [0.5, 0.4, 0.3]
+    runs = {
+        f"tradeoff=1_seed_{seed}": make_results([("learned", share, accuracy)], seed=seed)
+        for seed, (share, accuracy) in enumerate(zip(shares, accuracies, strict=True))
+    }
+    (curve,) = compared(**runs).curves
+    (group,) = curve.groups
+    assert (group.label, group.seeds, curve.name) == ("tradeoff=1", [0, 1, 2], "jei_dnn")
+    (point,) = group.points("operating_points")
+    assert point.figures["accuracy"] == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
+    macs = 1 - np.array(shares) / 2
+    assert point.figures["macs_fraction"] == pytest.approx((macs.mean(), macs.std(ddof=1)))
+    assert point.shares == pytest.approx([0.4, 0.6])
+    (random,) = group.points("random_routing")
+    mixed = [share * EXIT_ACCURACIES[0] + (1 - share) * EXIT_ACCURACIES[1] for share in shares]
+    assert random.figures["accuracy"] == pytest.approx((np.mean(mixed), np.std(mixed, ddof=1)))
+    area = curve.areas["static_exits"].value
+    assert area == pytest.approx((np.mean(EXIT_ACCURACIES), 0))
+
+
+def test_several_lambdas_form_one_curve_whose_area_is_taken_by_seed() -> None:
+    runs = {}
+    for seed, (cheap, dear) in enumerate([(0.6, 0.8), (0.7, 0.8)]):
+        runs[f"tradeoff=1_seed_{seed}"] = make_results([("learned", 1.0, cheap)], seed=seed)
+        runs[f"tradeoff=0_seed_{seed}"] = make_results([("learned", 0.0, dear)], seed=seed)
+    runs["tradeoff=0_seed_2"] = make_results([("learned", 0.0, 0.1)], seed=2)
+    (curve,) = compared(**runs).curves
+    assert [group.label for group in curve.groups] == ["tradeoff=1", "tradeoff=0"]
+    assert curve.areas["operating_points"].value == pytest.approx((0.725, np.std([0.7, 0.75], ddof=1)))
+    assert len(curve.points("operating_points")) == 2
+
+
+def test_points_without_a_seed_in_common_have_no_area() -> None:
+    (curve,) = compared(a=make_results(seed=0), b=make_results(seed=1)).curves
+    assert curve.areas["operating_points"] == (None, "undefined: no seed has all of its points")
+
+
+def test_runs_with_several_points_or_other_exits_are_curves_of_their_own() -> None:
+    budgets = [("budget-0.6", 0.8, 0.6), ("budget-0.8", 0.4, 0.7)]
+    comparison = compared(
+        one=make_results(budgets), two=make_results(budgets), three=make_results(), four=make_results(exit_stages=[1])
+    )
+    assert [curve.name for curve in comparison.curves] == [
+        f"jei_dnn ({name})" for name in ("one", "two", "three", "four")
+    ]
+
+
+def test_policies_of_one_run_are_curves_of_their_own() -> None:
+    names = ["budget-0.6", "patience-budget-0.6", "budget-0.9", "patience-budget-0.9"]
+    results = make_results([(name, 0.2 * n, 0.6 + n / 10) for n, name in enumerate(names)])
+    comparison = compared(a=results)
+    assert [curve.name for curve in comparison.curves] == ["jei_dnn", "jei_dnn, patience"]
+    assert [[point.name for _, point in curve.points("operating_points")] for curve in comparison.curves] == [
+        ["budget-0.9", "budget-0.6"],
+        ["patience-budget-0.9", "patience-budget-0.6"],
+    ]
+    assert list(exits_sheet(comparison).sections) == ["a"]
+    assert len(accuracy_cost(comparison).axes[0].containers) == 5
+
+
+def test_static_models_stand_at_their_share_of_the_dearest_backbone() -> None:
+    comparison = compared(
+        large=make_static(1000, 0.9), exits=make_results(), small=make_static(500, 0.7, backbone={"family": "ViT"})
+    )
+    static, routed = comparison.curves
+    assert (static.name, routed.name) == ("static models", "jei_dnn")
+    assert [point.figures["macs_fraction"].mean for _, point in static.points("operating_points")] == [0.5, 1.0]
+    assert static.areas["operating_points"].value == pytest.approx((0.8, None))
+    assert routed.areas["operating_points"].value is None
+    assert "75.0 % (seed 0), more than the lower budget of 50 %" in routed.areas["operating_points"].note
+
+
+def test_a_curve_that_ends_below_the_budgets_says_so() -> None:
+    (curve, _) = compared(a=make_static(500, 0.7), b=make_results(backbone={"family": "Bert"})).curves
+    assert curve.areas["operating_points"].value == pytest.approx((0.7, None))
+    assert "no point costs more than 50.0 %" in curve.areas["operating_points"].note
+
+
+def test_aurc_is_shown_where_it_is_and_other_new_fields_are_left_out() -> None:
+    results = make_results()
+    for row in results["operating_points"]:
+        row |= {"aurc": 0.125, "coverage": 0.9, "set_size": 1.5, "calibrated": True, "ece_mass": None}
+    sheet = points_sheet(compared(a=results, b=make_results(method="decoupled")))
+    column = sheet.headings.index("AURC %")
+    assert [row[column] for rows in sheet.sections.values() for row in rows] == ["12.50", "–"]
+    assert "AURC %" not in points_sheet(compared(b=make_results())).headings
+    assert "AURC %" not in exits_sheet(compared(a=results)).headings
+    assert set(compared(a=results).curves[0].points("operating_points")[0][1].figures) == {*FIGURES} - {"gain"}
+
+
+def test_the_table_shows_mean_deviation_and_the_gain_over_random_routing() -> None:
+    runs = {f"a_seed_{n}": make_results([("learned", 0.5, 0.7 + 0.1 * n)], seed=n) for n in range(2)}
+    sheet = points_sheet(compared(**runs))
+    (row,) = sheet.sections["jei_dnn"]
+    shown = dict(zip(sheet.headings, row, strict=True))
+    assert shown["operating point"] == "a: learned"
+    assert shown["accuracy %"] == "75.00±7.07"
+    assert (shown["random %"], shown["over random"]) == ("65.00±0.00", "+10.00±7.07")
+    assert shown["leaving at each exit %"] == "50 50"
+    assert "below the cheapest one it is undefined" in areas_sheet(compared(**runs)).caption
+
+
+REFUSED = {
+    "other data": ({"data": "other"}, "of other, those of .*/a of noise"),
+    "validation": ({"split": "val"}, "of its val split, those of .*/a of its test split"),
+    "other rows": ({"data_split": {"sizes": {"test": 9}, "digest": {"test": "xyz"}}}, "9 samples with digest xyz.*abc"),
+    "unknown rows": ({"data_split": None}, "unknown"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_runs_on_other_samples_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    fields, message = REFUSED[name]
+    first, second = write_run(tmp_path / "a", make_results()), write_run(tmp_path / "b", make_results(**fields))
+    with pytest.raises(UserError, match=message) as error:
+        load_runs([first, second])
+    assert error.value.value == second
+
+
+def test_another_training_split_is_accepted(tmp_path: Path) -> None:
+    other = {"sizes": {"test": 100}, "digest": {"test": "abc", "train": "other"}}
+    first, second = write_run(tmp_path / "a", make_results()), write_run(tmp_path / "b", make_results(data_split=other))
+    assert [str(run.folder) for run in load_runs([first, f"{second}/results.json"])] == [first, second]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "good", make_results())
+    poor = write_run(tmp_path / "poor", {"schema": 1, "operating_points": []})
+    for paths, message in (
+        ([str(tmp_path)], "cannot be read"),
+        ([good, str(Path(good) / "results.json")], "is given twice"),
+        ([poor], "lack method, data"),
+        ([write_run(tmp_path / "empty", make_results([]))], "lack operating_points"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_runs(paths)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 1, "method": "decoupled"}, r"method: decoupled, .*a,seed=0: jei_dnn"),
+        ({"seed": 1, "exit_stages": [1]}, r"exits: \[1\]"),
+        ({"seed": 1, "backbone": {"family": "ResNet"}}, "backbone: .*ResNet"),
+        ({"seed": 1, "operating_points": make_results([("other", 0.5, 0.7)])["operating_points"]}, "operating points"),
+        ({"seed": 0}, "has the seed 0"),
+    ],
+)
+def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compared(a_seed_0=make_results(), a_seed_1=make_results(**fields))
+
+
+def test_the_figures_draw_every_line() -> None:
+    comparison = compared(
+        small=make_static(500, 0.7),
+        a_seed_0=make_results([("learned", 0.5, 0.6)]),
+        a_seed_1=make_results([("learned", 0.5, 0.8)], seed=1),
+    )
+    (axes,) = accuracy_cost(comparison).axes
+    lines = {tuple(container[0].get_xydata().flatten().round(6)) for container in axes.containers}
+    static_exits = (50.0, 50.0, 100.0, 80.0)
+    assert lines == {static_exits, (75.0, 70.0), (75.0, 65.0), (50.0, 70.0)}
+    (point,) = (c for c in axes.containers if tuple(c[0].get_xydata()[0].round(6)) == (75.0, 70.0))
+    (bars,) = point[2]
+    (segment,) = bars.get_segments()
+    assert segment[:, 1] == pytest.approx(
+        [70 - 100 * np.std([0.6, 0.8], ddof=1), 70 + 100 * np.std([0.6, 0.8], ddof=1)]
+    )
+    ece, nll = calibration_cost(comparison).axes
+    assert (len(ece.containers), len(nll.containers)) == (3, 4)
+    shares = exit_histogram(comparison).axes[0].patches
+    assert [bar.get_width() for bar in shares] == pytest.approx([50, 50])
+
+
+class Page(HTMLParser):
+    """Open tags, what a browser would fetch, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: set[str] = set()
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_escaped_and_self_contained() -> None:
+    evil = '<script>alert("&")</script>'
+    comparison = compared(**{"x$_$[red]&<b>": make_results([(evil, 0.5, 0.7)], method=evil, data=evil)})
+    drawn = {name: svg(draw(comparison)) for name, draw in DRAWN.items()}
+    text = page(comparison, drawn, f"eenet compare {evil}")
+    parsed = Page(text)
+    assert parsed.stack == []
+    assert "script" not in parsed.tags
+    assert "b" not in parsed.tags
+    assert parsed.text.count(evil) >= 4
+    assert "x$_$[red]&<b>" in parsed.text
+    assert "digest abc" in parsed.text
+    assert len(parsed.sources) == 3
+    for source in parsed.sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        image = ElementTree.fromstring(base64.b64decode(data))
+        links = [value for node in image.iter() for name, value in node.attrib.items() if name.endswith("href")]
+        assert all(link.startswith(("#", "data:")) for link in links)
+    assert text == page(
+        comparison, {name: svg(draw(comparison)) for name, draw in DRAWN.items()}, f"eenet compare {evil}"
+    )
+
+
+def test_the_page_says_when_the_samples_are_not_known() -> None:
+    comparison = compared(a=make_results(data_split=None))
+    assert "taken on trust" in page(comparison, {}, "eenet compare a")
+
+
+def test_the_json_is_plain_and_says_what_is_undefined(tmp_path: Path) -> None:
+    comparison = compared(small=make_static(500, 0.7), a=make_results())
+    write_json(tmp_path / "comparison.json", to_dict(comparison))
+    values = json.loads((tmp_path / "comparison.json").read_text())
+    static, routed = values["curves"]
+    assert static["groups"][0]["operating_points"][0]["macs_fraction"] == {"mean": 0.5, "deviation": None}
+    assert set(routed["areas"]) == {"operating_points", "random_routing", "static_exits"}
+    assert list(routed["areas"]["operating_points"]) == ["note"]
+    assert routed["groups"][0]["random_routing"][0]["accuracy"]["mean"] == pytest.approx(0.65)
+    assert values["reference_macs"] == 1000
