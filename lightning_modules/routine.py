@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import eenet
+from eenet.calibration import Calibration, OperatingPoint, trust
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
-from eenet.metrics import Records, sample_statistics
+from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
 from eenet.reporting import (
@@ -53,6 +54,9 @@ class ExitRoutine(LightningModule, ABC):
     Attributes:
         method: Name of the method in results.
         results: The last validation's or test's results, without the heading fields during validation.
+        calibration: What `eenet calibrate` found, of which `calibrated_points` are tested.
+        calibrated_points: Operating points that are tested instead of the routine's own.
+        per_class: Report the accuracy of every class too.
     """
 
     method: str
@@ -70,6 +74,9 @@ class ExitRoutine(LightningModule, ABC):
         self.backbone_checkpoint = backbone_checkpoint
         self.features = feature_options(features)
         self.results: Results = {}
+        self.calibration: Calibration | None = None
+        self.calibrated_points: dict[str, OperatingPoint] = {}
+        self.per_class = False
         self.losses = LossLog()
         self._records = Records(["statistics", "predictions", "scores"])
         self._routed = nn.ModuleDict()
@@ -88,6 +95,11 @@ class ExitRoutine(LightningModule, ABC):
         """
         if self.network.num_exits == 1:
             raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
+
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """The points that are tested: those of a calibration where asked for, else the routine's own policies."""
+        own = {name: OperatingPoint(policy) for name, policy in self.policies().items()}
+        return self.calibrated_points or own
 
     def train(self, mode: bool = True) -> "ExitRoutine":
         """Set the mode; a frozen backbone stays in evaluation mode."""
@@ -164,27 +176,32 @@ class ExitRoutine(LightningModule, ABC):
 
     def on_test_start(self) -> None:
         """Make room for each operating point's records."""
-        self._routed = nn.ModuleDict({str(i): Records(["statistics", "exits"]) for i in range(len(self.policies()))})
+        self._points = self.operating_points()
+        self._routed = nn.ModuleDict({str(i): Records(["logits", "exits", "labels"]) for i in range(len(self._points))})
         self._routed.to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Judge the static exits, and really route the batch at every operating point."""
         inputs, labels = batch
         self.record(self(inputs), labels)
-        for records, policy in zip(self._routed.values(), self.policies().values(), strict=True):
-            routed = self.network.route(inputs, policy.to(self.device))
-            records.update(  # type: ignore[operator]
-                statistics=sample_statistics(routed.logits, labels), exits=routed.exits
-            )
+        for records, point in zip(self._routed.values(), self._points.values(), strict=True):
+            routed = point.network(self.network).route(inputs, point.policy.to(self.device))
+            records.update(logits=routed.logits, exits=routed.exits, labels=labels)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
-        costs = self.network.costs
-        exits = static_exits(self._records.compute()["statistics"], costs)
+        exits = static_exits(self._records.compute()["statistics"], self.network.costs)
         self._records.reset()
         points = []
-        for name, records in zip(self.policies(), self._routed.values(), strict=True):
-            points.append(operating_point(name, **records.compute(), costs=costs))  # type: ignore[operator]
+        for (name, point), records in zip(self._points.items(), self._routed.values(), strict=True):
+            gathered = records.compute()  # type: ignore[operator]
+            statistics = sample_statistics(gathered["logits"], gathered["labels"])
+            row = operating_point(name, statistics, gathered["exits"], point.network(self.network).costs)
+            if self.per_class:
+                row["per_class"] = per_class(statistics[:, 1], gathered["labels"], gathered["logits"].shape[1])
+            if self.calibration is not None:
+                row |= trust(point, self.calibration.temperatures, **gathered)
+            points.append(row)
         self.results = {**self._heading("test"), "operating_points": points, "exits": exits}
         self._log_results("test")
         self._print_results()
@@ -192,8 +209,8 @@ class ExitRoutine(LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Route a batch at the principal operating point: `labels`, `probabilities`, `exits` and `macs` per sample."""
-        policy = next(iter(self.policies().values())).to(self.device)
-        routed = self.network.route(batch[0], policy)
+        point = next(iter(self.operating_points().values()))
+        routed = point.network(self.network).route(batch[0], point.policy.to(self.device))
         probabilities = routed.logits.softmax(-1)
         return {
             "labels": probabilities.argmax(-1),

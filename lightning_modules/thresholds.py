@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eenet.calibration import check_budget, threshold_for_budget
+from eenet.calibration import Scored, check_budget, policy_for_budget
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.gates import ConfidenceGate
@@ -64,6 +64,8 @@ class ThresholdExits(ExitRoutine):
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Choose the thresholds."""
-        scores, costs = records["scores"].cpu(), self.network.costs.fractions()
-        chosen = [threshold_for_budget(scores, costs, budget) for budget in self.budgets]
-        self.thresholds.copy_(torch.tensor(chosen))
+        predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))
+        scored = Scored(predictions, scores, statistics[..., 1] > 0, self.network.costs.fractions())
+        shared = Threshold([0.0] * scores.shape[1])
+        chosen = [policy_for_budget(shared, scored, budget).thresholds[0] for budget in self.budgets]  # type: ignore[index]
+        self.thresholds.copy_(torch.stack(chosen))

@@ -10,12 +10,24 @@ from eenet.calibration.conformal import (
     summarise_sets,
     true_class_scores,
 )
+from eenet.calibration.points import Calibration, OperatingPoint
 from eenet.calibration.risk import certify, check_level, excess_risk_p_values, fixed_sequence, samples_needed
+from eenet.calibration.scheduler import fit_schedule, fit_scheduler
+from eenet.calibration.search import (
+    Scored,
+    check_budget,
+    policy_for_accuracy,
+    policy_for_budget,
+    policy_for_risk,
+)
 from eenet.calibration.temperature import fit_temperatures
-from eenet.calibration.thresholds import check_budget, threshold_for_budget
+from eenet.calibration.trust import trust
 
 __all__ = [
+    "Calibration",
     "ConformalMode",
+    "OperatingPoint",
+    "Scored",
     "certify",
     "check_budget",
     "check_level",
@@ -23,12 +35,17 @@ __all__ = [
     "conformal_quantiles",
     "coverage",
     "excess_risk_p_values",
+    "fit_schedule",
+    "fit_scheduler",
     "fit_temperatures",
     "fixed_sequence",
+    "policy_for_accuracy",
+    "policy_for_budget",
+    "policy_for_risk",
     "prediction_sets",
     "samples_needed",
     "set_size",
     "summarise_sets",
-    "threshold_for_budget",
     "true_class_scores",
+    "trust",
 ]

@@ -5,11 +5,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules import SplitData
 from datamodules.features import feature_data
+from eenet.calibration import Calibration
+from eenet.calibration.points import CALIBRATION, digest
 from eenet.errors import UserError
 from lightning_modules import ExitRoutine
 from lightning_modules.callbacks import RandomState, TensorBoardFigures
@@ -44,7 +46,7 @@ class EenetCLI(LightningCLI):
     datamodule: SplitData
     model: ExitRoutine
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
         super().__init__(
             ExitRoutine,
             SplitData,
@@ -57,16 +59,26 @@ class EenetCLI(LightningCLI):
             load_from_checkpoint_support=False,
             trainer_defaults={"default_root_dir": "runs/default"},
             args=args,
+            run=run,
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What `test` and `predict` may be asked for beside the configuration."""
+        parser.add_argument("--point", type=str | None, help="points of `eenet calibrate`, as budget-0.5; or `all`")
+        parser.add_argument("--per_class", type=bool, default=False, help="report the accuracy of every class too")
 
     def before_instantiate_classes(self) -> None:
         """Settle the checkpoint and guard the run folder before any work is done."""
+        if self.subcommand is None:
+            return
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False  # the routine prints its own table
         folder = str(config.trainer.default_root_dir)
         last = last_checkpoint(folder)
         new = config.ckpt_path is None and not config.trainer.fast_dev_run
+        if self.subcommand in ("fit", "validate") and config.point is not None:
+            raise UserError("point", config.point, "operating points are used by `eenet test` and `eenet predict`")
         if self.subcommand == "fit":
             if new and last.is_file():
                 remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
@@ -77,6 +89,23 @@ class EenetCLI(LightningCLI):
             config.ckpt_path = str(last)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise UserError("ckpt_path", config.ckpt_path, "there is no such checkpoint; `eenet fit` makes it")
+
+    def choose_points(self) -> None:
+        """Give the routine the operating points that are asked for.
+
+        Raises:
+            UserError: The run has no such points, or they were chosen for another checkpoint.
+        """
+        config = self.config[self.subcommand]
+        self.model.per_class = config.per_class
+        if config.point is None:
+            return
+        calibration = Calibration.load(Path(config.trainer.default_root_dir, CALIBRATION))
+        if calibration.checkpoint != digest(Path(config.ckpt_path)):
+            remedy = "its points were chosen for another checkpoint; run `eenet calibrate` again"
+            raise UserError("point", config.point, remedy)
+        self.model.calibration = calibration
+        self.model.calibrated_points = calibration.choose(config.point)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that logs to TensorBoard in the run folder and keeps the last epoch's checkpoint."""
@@ -107,5 +136,7 @@ class EenetCLI(LightningCLI):
                 f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
                 "in_channels, or the data's image_size",
             )
+        if self.subcommand is not None:
+            self.choose_points()
         if self.model.features is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]

@@ -7,7 +7,12 @@ from importlib import import_module
 
 from eenet.errors import UserError
 
-COMMANDS = {"features": "eenet.cli.features", "sweep": "eenet.cli.sweep"}
+COMMANDS = {
+    "calibrate": "eenet.cli.calibrate",
+    "compare": "eenet.cli.compare",
+    "features": "eenet.cli.features",
+    "sweep": "eenet.cli.sweep",
+}
 """Modules of the commands beside Lightning's; each has a `main(args)`."""
 
 

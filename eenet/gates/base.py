@@ -20,6 +20,10 @@ class Gate(nn.Module, ABC):
         super().__init__()
         self.num_gates = num_gates
 
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that make this gate again, weights aside, as plain JSON values."""
+        return {"num_gates": self.num_gates}
+
     def start(self, logits: Tensor) -> Memory:
         """The memory before the first exit, from the first exit's logits; a gate without memory keeps nothing."""
         return ()

@@ -1,6 +1,6 @@
 """The gate without parameters: the exit's confidence in its own prediction."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,6 +53,10 @@ class ConfidenceGate(Gate):
         if measure not in get_args(Measure):
             raise UserError("gate.measure", measure, f"must be one of {', '.join(get_args(Measure))}")
         self.measure = measure
+
+    def arguments(self) -> dict[str, Any]:
+        """Number of gates and measure."""
+        return {**super().arguments(), "measure": self.measure}
 
     def forward(self, logits: Tensor) -> Tensor:
         """Confidences `(batch, gates)`."""

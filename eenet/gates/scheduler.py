@@ -1,5 +1,7 @@
 """The exit scoring functions of EENet (Ilhan, Chow, Hu, Tekin, Liu, WACV 2024)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +33,10 @@ class SchedulerGate(Gate):
             nn.Sequential(nn.Linear(num_classes + 3 + exit, hidden), nn.ReLU(), nn.Linear(hidden, 1))
             for exit in range(num_gates)
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """Number of gates, classes and width."""
+        return {**super().arguments(), "num_classes": self.num_classes, "hidden": self.hidden}
 
     def start(self, logits: Tensor) -> Memory:
         """No votes and no scores yet: `(batch, classes)` and `(batch, gates)`."""

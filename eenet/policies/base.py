@@ -1,6 +1,7 @@
 """The contract of a policy: it decides at each exit from what is known there, never from later exits."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from eenet.gates.base import Memory
 
 class Policy(nn.Module, ABC):
     """Decides, exit by exit, which samples leave."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that make this policy again, as plain JSON values."""
+        return {}
 
     def check(self, num_exits: int) -> None:
         """Refuse a network with the wrong number of exits.

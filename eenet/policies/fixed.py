@@ -1,5 +1,7 @@
 """The static network: everybody leaves at one exit."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,10 @@ class FixedExit(Policy):
     def __init__(self, exit: int = -1) -> None:
         super().__init__()
         self.exit = exit
+
+    def arguments(self) -> dict[str, Any]:
+        """The exit."""
+        return {"exit": self.exit}
 
     def check(self, num_exits: int) -> None:
         """The exit must be there."""

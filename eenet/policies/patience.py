@@ -1,5 +1,7 @@
 """Leave when several exits in a row agree (PABEE: Zhou et al., NeurIPS 2020)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,10 @@ class Patience(Policy):
         if patience < 1:
             raise UserError("policy.patience", patience, "must be at least 1 agreeing exit")
         self.patience = patience
+
+    def arguments(self) -> dict[str, Any]:
+        """The patience."""
+        return {"patience": self.patience}
 
     def knobs(self, scores: Tensor) -> Tensor:
         """Patience 1 to the number of early exits, with which nobody leaves early."""

@@ -1,6 +1,7 @@
 """Random routing: the control that every gate has to beat."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class RandomExits(Policy):
         if not (values >= 0).all() or abs(values.sum().item() - 1) > 1e-6:
             raise UserError("policy.shares", list(shares), "must be probabilities that sum to 1")
         self.register_buffer("shares", values)
+
+    def arguments(self) -> dict[str, Any]:
+        """The shares."""
+        return {"shares": self.shares.tolist()}
 
     def check(self, num_exits: int) -> None:
         """One share per exit."""

@@ -1,5 +1,7 @@
 """JEI-DNN's reading of the gates: a distribution over exits, and the decision that follows from it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,10 @@ class SequentialGates(Policy):
         if not abs(shift) < float("inf"):
             raise UserError("policy.shift", shift, "must be a finite number")
         self.shift = shift
+
+    def arguments(self) -> dict[str, Any]:
+        """The shift."""
+        return {"shift": self.shift}
 
     def knobs(self, scores: Tensor) -> Tensor:
         """Minus the shifts that matter for these gate logits, 2,001 of them."""

@@ -1,6 +1,7 @@
 """Leave when the gate's score reaches a threshold."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,18 @@ class Threshold(Policy):
 
     thresholds: Tensor
 
-    def __init__(self, thresholds: Sequence[float]) -> None:
+    def __init__(self, thresholds: Sequence[float | str]) -> None:
         super().__init__()
-        values = torch.tensor([float(value) for value in thresholds])
+        values = torch.tensor([float(value) for value in thresholds], dtype=torch.float32)
         if values.isnan().any():
             raise UserError("policy.thresholds", list(thresholds), "each must be a number")
         self.register_buffer("thresholds", values)
+
+    def arguments(self) -> dict[str, Any]:
+        """The thresholds; the infinite ones, for which JSON has no number, as text."""
+        return {
+            "thresholds": [value if abs(value) < float("inf") else str(value) for value in self.thresholds.tolist()]
+        }
 
     def check(self, num_exits: int) -> None:
         """One threshold per exit but the last."""

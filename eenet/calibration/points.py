@@ -1,0 +1,169 @@
+"""Operating points of a run, and the file in which the run keeps them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
+from eenet.network import EarlyExitNetwork
+from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
+from eenet.reporting import write_json
+
+SCHEMA = 1
+
+CALIBRATION = "calibration.json"
+"""File of a run folder that `eenet calibrate` writes."""
+
+POLICIES = {cls.__name__: cls for cls in (FixedExit, Patience, RandomExits, SequentialGates, Threshold)}
+GATES = {cls.__name__: cls for cls in (ConfidenceGate, SchedulerGate, UncertaintyGate)}
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A policy, and the gate it reads.
+
+    Attributes:
+        policy: Decides who leaves.
+        gate: `None` for the network's own.
+        asked: What the point was chosen for, such as `{"budget": 0.5}`.
+        got: What it reached on the validation split: `accuracy` and `macs_fraction`.
+        conformal: Quantiles of conformal sets, `(exits,)`, by mode and miscoverage, such as `("common", 0.1)`.
+    """
+
+    policy: Policy
+    gate: Gate | None = None
+    asked: dict[str, float] = field(default_factory=dict)
+    got: dict[str, float] = field(default_factory=dict)
+    conformal: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+
+    def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
+        """The network behind the point's gate."""
+        return network if self.gate is None else network.with_gate(self.gate.to(next(network.parameters()).device))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "policy": policy_to_dict(self.policy),
+            "gate": None if self.gate is None else gate_to_dict(self.gate),
+            "asked": self.asked,
+            "got": self.got,
+            "conformal": [
+                {"mode": mode, "alpha": alpha, "quantiles": quantiles.tolist()}
+                for (mode, alpha), quantiles in self.conformal.items()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
+        """The point that `to_dict` wrote."""
+        gate = values["gate"]
+        conformal = {(row["mode"], row["alpha"]): torch.tensor(row["quantiles"]) for row in values["conformal"]}
+        return cls(
+            policy_from_dict(values["policy"]),
+            None if gate is None else gate_from_dict(gate),
+            dict(values["asked"]),
+            dict(values["got"]),
+            conformal,
+        )
+
+
+@dataclass
+class Calibration:
+    """What a validation split says of a trained network.
+
+    Attributes:
+        checkpoint: SHA-256 of the checkpoint that was calibrated.
+        samples: Size of the validation split.
+        temperatures: Of every exit, `(exits,)`; probabilities are the softmax of logits divided by them.
+        points: Operating points by name.
+    """
+
+    checkpoint: str
+    samples: int
+    temperatures: Tensor
+    points: dict[str, OperatingPoint]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        values = {
+            "schema": SCHEMA,
+            "checkpoint": self.checkpoint,
+            "split": "val",
+            "samples": self.samples,
+            "temperatures": self.temperatures.tolist(),
+            "points": {name: point.to_dict() for name, point in self.points.items()},
+        }
+        write_json(path, values)
+
+    @classmethod
+    def load(cls, path: Path) -> "Calibration":
+        """Read a file that `save` wrote.
+
+        Raises:
+            UserError: It is not there, damaged, or of another schema.
+        """
+        remedy = "`eenet calibrate` writes it"
+        try:
+            values = json.loads(path.read_text())
+            if values["schema"] != SCHEMA:
+                raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {remedy}")
+            points = {name: OperatingPoint.from_dict(point) for name, point in values["points"].items()}
+            return cls(values["checkpoint"], values["samples"], torch.tensor(values["temperatures"]), points)
+        except FileNotFoundError as error:
+            raise UserError("calibration", str(path), f"there is no such file; {remedy}") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError("calibration", str(path), f"is damaged ({type(error).__name__}); {remedy}") from error
+
+    def choose(self, names: str) -> dict[str, OperatingPoint]:
+        """Some points by their names.
+
+        Args:
+            names: Separated by commas, or `all`.
+
+        Raises:
+            UserError: There is no point of that name.
+        """
+        chosen = list(self.points) if names == "all" else names.split(",")
+        for name in chosen:
+            if name not in self.points:
+                raise UserError("point", name, f"the run has {', '.join(self.points) or 'none'}; see `eenet calibrate`")
+        return {name: self.points[name] for name in chosen}
+
+
+def policy_to_dict(policy: Policy) -> dict[str, Any]:
+    """A policy as plain JSON values."""
+    return {"class": type(policy).__name__, "arguments": policy.arguments()}
+
+
+def policy_from_dict(values: Mapping[str, Any]) -> Policy:
+    """The policy that `policy_to_dict` wrote; only classes of `POLICIES` are made."""
+    return POLICIES[values["class"]](**values["arguments"])
+
+
+def gate_to_dict(gate: Gate) -> dict[str, Any]:
+    """A gate and its weights as plain JSON values."""
+    weights = {name: weight.tolist() for name, weight in gate.state_dict().items()}
+    return {"class": type(gate).__name__, "arguments": gate.arguments(), "weights": weights}
+
+
+def gate_from_dict(values: Mapping[str, Any]) -> Gate:
+    """The gate that `gate_to_dict` wrote; only classes of `GATES` are made."""
+    gate = GATES[values["class"]](**values["arguments"])
+    gate.load_state_dict({name: torch.tensor(weight) for name, weight in values["weights"].items()})
+    return gate.eval().requires_grad_(False)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,48 @@
+"""What a calibration changes at an operating point: tempered probabilities, and conformal sets."""
+
+from typing import Any
+
+from torch import Tensor
+
+from eenet.calibration.conformal import prediction_sets, summarise_sets
+from eenet.calibration.points import OperatingPoint
+from eenet.metrics import sample_statistics, summarise
+
+CALIBRATED = ("nll", "ece", "ece_mass", "brier")
+"""Figures that a temperature changes."""
+
+
+def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Calibration figures after temperature scaling, and coverage and size of the conformal sets.
+
+    Args:
+        point: The operating point.
+        temperatures: Of every exit, `(exits,)`.
+        logits: That samples left with, `(samples, classes)`.
+        exits: Where they left, `(samples,)`.
+        labels: `(samples,)`.
+
+    Returns:
+        `asked` and `got` of the point; `calibrated`, figures of the tempered probabilities; `conformal`, a row per mode
+        and miscoverage with `coverage` and `set_size`, over all samples and over those of each exit. The sets are made
+        from the untempered probabilities, as in JEI-DNN.
+    """
+    tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
+    figures = summarise(sample_statistics(tempered, labels))
+    probabilities = logits.softmax(-1)
+    sets = [
+        {
+            "mode": mode,
+            "alpha": alpha,
+            **summarise_sets(
+                prediction_sets(probabilities, exits, quantiles.to(logits)), labels, exits, len(temperatures)
+            ),
+        }
+        for (mode, alpha), quantiles in point.conformal.items()
+    ]
+    return {
+        "asked": point.asked,
+        "got": point.got,
+        "calibrated": {key: figures[key] for key in CALIBRATED},
+        "conformal": sets,
+    }

@@ -1,0 +1,204 @@
+"""`eenet calibrate RUN`: operating points, temperatures and conformal sets from the validation split of a run."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.table import Table
+from torch import Tensor
+
+from eenet.calibration import (
+    Calibration,
+    ConformalMode,
+    OperatingPoint,
+    Scored,
+    check_budget,
+    conformal_quantiles,
+    fit_schedule,
+    fit_scheduler,
+    fit_temperatures,
+    policy_for_accuracy,
+    policy_for_budget,
+    policy_for_risk,
+    true_class_scores,
+)
+from eenet.calibration.points import CALIBRATION, digest
+from eenet.cli.runs import Run, exit_logits, open_run
+from eenet.errors import UserError
+from eenet.gates import ConfidenceGate, Gate
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Patience, Policy, RandomExits, Threshold
+from eenet.reporting import make_console
+
+PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
+"""What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
+
+MODES = get_args(ConformalMode)
+
+ASSUMPTION = (
+    "The certificate holds if later samples are exchangeable with the validation split (drawn from the same source, "
+    "independently of it) and that split had no part in training; early stopping on it weakens this."
+)
+
+
+def main(args: list[str]) -> None:
+    """Run `eenet calibrate` with some arguments.
+
+    Raises:
+        UserError: Wrong arguments, no such run, or a wish that the validation split cannot meet.
+    """
+    parser = ArgumentParser(prog="eenet calibrate", description="Choose operating points on the validation split.")
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
+    parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
+    parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
+    parser.add_argument("--risk", type=str, default="", help="excess error over the full network to certify, as 0.02")
+    parser.add_argument("--delta", type=float, default=0.1, help="probability that a certificate is wrong")
+    parser.add_argument("--alpha", type=str, default="0.1", help="miscoverage of the conformal sets, as 0.1,0.05")
+    parser.add_argument("--policy", type=str, default="own", help=", ".join(get_args(PolicyName)))
+    options = parser.parse_args(args)
+    if options.policy not in get_args(PolicyName):
+        raise UserError("policy", options.policy, f"must be one of {', '.join(get_args(PolicyName))}")
+    wishes = {
+        field: numbers(field, options[field.replace("-", "_")])
+        for field in ("budget", "budget-macs", "max-accuracy-drop", "risk")
+    }
+    for budget in wishes["budget"]:
+        check_budget(budget)
+    if not any(wishes.values()):
+        raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
+    calibrate(open_run(options.run), options.policy, wishes, options.delta, numbers("alpha", options.alpha))
+
+
+def calibrate(
+    run: Run, policy: PolicyName, wishes: dict[str, list[float]], delta: float, alphas: list[float]
+) -> Calibration:
+    """Choose points and add them to the run's calibration file; a point of the same name is replaced.
+
+    Args:
+        run: The run.
+        policy: What decides.
+        wishes: Values of `budget`, `budget-macs`, `max-accuracy-drop` and `risk`.
+        delta: Probability that a risk certificate is wrong.
+        alphas: Miscoverages of the conformal sets.
+
+    Raises:
+        UserError: The validation split is the test split, or a wish cannot be met.
+    """
+    if run.data.fingerprint("val") == run.data.fingerprint("test"):
+        raise UserError(
+            "data", run.data.name, "its validation split is its test split; operating points need their own"
+        )
+    logits, labels = exit_logits(run, "val")
+    found = Calibration(digest(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
+    path = run.folder / CALIBRATION
+    if path.is_file() and (old := Calibration.load(path)).checkpoint == found.checkpoint:
+        found.points.update(old.points)
+    chooser = Chooser(run, logits, labels, policy)
+    new: dict[str, OperatingPoint] = {}
+    for wish, values in wishes.items():
+        for value in values:
+            name = f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
+            new[name] = chooser.point(wish, value, delta, alphas)
+    found.points.update(new)
+    found.save(path)
+    report(new, path, found.samples)
+    if wishes["risk"]:
+        print(ASSUMPTION)
+    return found
+
+
+class Chooser:
+    """Chooses points of one policy on the validation split.
+
+    Args:
+        run: The run.
+        logits: Of all exits on the validation split, `(samples, exits, classes)`.
+        labels: `(samples,)`.
+        policy: What decides.
+    """
+
+    def __init__(self, run: Run, logits: Tensor, labels: Tensor, policy: PolicyName) -> None:
+        network = run.model.network.cpu()
+        self.logits, self.labels, self.name = logits, labels, policy
+        self.gate, self.policy = decider(policy, network, run.model.policies(), logits, labels)
+        network = network if self.gate is None else network.with_gate(self.gate)
+        with torch.no_grad():
+            scores = network.gate(logits[:, :-1])
+        predictions = logits.argmax(-1)
+        self.costs = network.costs
+        self.scored = Scored(predictions, scores, predictions == labels.unsqueeze(1), self.costs.fractions())
+
+    def point(self, wish: str, value: float, delta: float, alphas: list[float]) -> OperatingPoint:
+        """The point that a wish asks for."""
+        chosen = self.choose(wish, value, delta)
+        exits = self.scored.exits(chosen)
+        true_scores = true_class_scores(self.logits.softmax(-1), self.labels)
+        conformal: dict[tuple[str, float], Tensor] = {
+            (mode, alpha): conformal_quantiles(true_scores, exits, alpha, mode) for alpha in alphas for mode in MODES
+        }
+        asked = {wish: value, "delta": delta} if wish == "risk" else {wish: value}
+        right = self.scored.correct.gather(1, exits.unsqueeze(1))
+        got = {
+            "accuracy": right.double().mean().item(),
+            "macs_fraction": self.scored.fractions[exits].mean().item(),
+        }
+        return OperatingPoint(chosen, self.gate, asked, got, conformal)
+
+    def choose(self, wish: str, value: float, delta: float) -> Policy:
+        """The policy that meets a wish."""
+        if wish == "budget-macs":
+            return self.choose("budget", check_budget(value / self.costs.full, "budget-macs"), delta)
+        if wish == "budget" and self.name == "scheduler":
+            return fit_schedule(self.scored, value)
+        if wish == "budget":
+            chosen = policy_for_budget(self.policy, self.scored, value)
+            return chosen if self.name != "random" else random_like(chosen, self.scored)
+        if self.name == "random":
+            raise UserError("policy", self.name, f"random routing takes a budget's exit fractions, it has no {wish}")
+        if wish == "max-accuracy-drop":
+            return policy_for_accuracy(self.policy, self.scored, value)
+        return policy_for_risk(self.policy, self.scored, value, delta)
+
+
+def decider(
+    name: PolicyName, network: EarlyExitNetwork, own: dict[str, Policy], logits: Tensor, labels: Tensor
+) -> tuple[Gate | None, Policy]:
+    """The gate and some setting of the policy that a name stands for; no gate for the network's own."""
+    num_gates = network.num_exits - 1
+    if name in ("own", "random"):
+        return None, next(iter(own.values()))
+    if name == "patience":
+        return ConfidenceGate(num_gates), Patience()
+    if name == "scheduler":
+        return fit_scheduler(logits, labels), Threshold([0.0] * num_gates)
+    return ConfidenceGate(num_gates, name), Threshold([0.0] * num_gates)  # type: ignore[arg-type]
+
+
+def random_like(policy: Policy, scored: Scored) -> RandomExits:
+    """Random routing at the exit fractions that a policy has on the validation split."""
+    exits = scored.exits(policy)
+    return RandomExits((torch.bincount(exits, minlength=len(scored.fractions)).double() / len(exits)).tolist())
+
+
+def report(points: dict[str, OperatingPoint], path: Path, samples: int) -> None:
+    """Print what was chosen."""
+    table = Table("point", "asked", "validation accuracy %", "validation MACs %", title=f"{samples} validation samples")
+    for name, point in points.items():
+        asked = ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
+        table.add_row(name, asked, f"{100 * point.got['accuracy']:.2f}", f"{100 * point.got['macs_fraction']:.1f}")
+    make_console().print(table)
+    print(f"calibration: {path}\nuse it with: eenet test --config {path.parent}/config.yaml --point all")
+
+
+def numbers(field: str, text: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(field, text, "must be numbers between commas, as 0.3,0.5") from error

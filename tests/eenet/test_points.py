@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from eenet.calibration import Calibration, OperatingPoint, trust
+from eenet.errors import UserError
+from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
+from eenet.metrics import sample_statistics, summarise
+from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
+
+POLICIES = [FixedExit(1), Patience(2), RandomExits([0.5, 0.5]), SequentialGates(-0.25), Threshold([0.1, float("inf")])]
+GATES = [None, ConfidenceGate(2, "margin"), SchedulerGate(2, 4), UncertaintyGate(2)]
+
+
+def calibration(points: dict[str, OperatingPoint]) -> Calibration:
+    return Calibration("abc", 100, torch.tensor([1.5, 0.7, 2.0]), points)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+def test_points_survive_the_file(policy: Policy, gate: Gate | None, tmp_path: Path) -> None:
+    quantiles = {("common", 0.1): torch.tensor([0.25, 0.5, 1.0])}
+    point = OperatingPoint(policy, gate, {"budget": 0.5}, {"accuracy": 0.9}, quantiles)
+    calibration({"p": point}).save(tmp_path / "c.json")
+    found = Calibration.load(tmp_path / "c.json")
+    assert found.temperatures.tolist() == calibration({}).temperatures.tolist()
+    assert (found.checkpoint, found.samples) == ("abc", 100)
+    loaded = found.points["p"]
+    assert loaded.policy.arguments() == policy.arguments()
+    assert (loaded.asked, loaded.got) == (point.asked, point.got)
+    assert torch.equal(loaded.conformal["common", 0.1], quantiles["common", 0.1])
+    if gate is None:
+        assert loaded.gate is None
+    else:
+        logits = torch.randn(5, 2, 4)
+        assert loaded.gate is not None
+        torch.testing.assert_close(loaded.gate(logits), gate(logits))
+
+
+def test_points_are_chosen_by_name() -> None:
+    both = calibration({"a": OperatingPoint(FixedExit()), "b": OperatingPoint(Patience())})
+    assert list(both.choose("b")) == ["b"]
+    assert list(both.choose("b,a")) == ["b", "a"]
+    assert list(both.choose("all")) == ["a", "b"]
+    with pytest.raises(UserError, match="the run has a, b"):
+        both.choose("c")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', '{"schema": 1, "points": {"a": {}}}'])
+def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match="calibrat"):
+        Calibration.load(tmp_path / "c.json")
+    with pytest.raises(UserError, match="no such file"):
+        Calibration.load(tmp_path / "none.json")
+
+
+def test_trust_tempers_each_sample_by_its_own_exit() -> None:
+    logits, labels = 3 * torch.randn(50, 4), torch.randint(0, 4, (50,))
+    exits, temperatures = torch.randint(0, 3, (50,)), torch.tensor([1.0, 2.0, 4.0])
+    point = OperatingPoint(FixedExit(), conformal={("common", 0.1): torch.full((3,), 2.0)})
+    row = trust(point, temperatures, logits, exits, labels)
+    by_hand = torch.stack([logits[i] / temperatures[exit] for i, exit in enumerate(exits.tolist())])
+    assert row["calibrated"]["nll"] == pytest.approx(summarise(sample_statistics(by_hand, labels))["nll"])
+    assert row["conformal"][0]["coverage"] == 1
+    assert row["conformal"][0]["set_size"] == 4
