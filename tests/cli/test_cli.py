@@ -10,6 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eenet.cli.main import main
+from tests.cli.offline import offline
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -118,24 +119,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(backbone_run: Path, capsys
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_every_shipped_config_runs(path: Path, tmp_path: Path) -> None:
-    args = ["fit", "--config", str(path), *QUIET, "--trainer.fast_dev_run=true"]
-    args.append(f"--trainer.default_root_dir={tmp_path}")
-    if "backbone_checkpoint" in path.read_text():
-        args.append("--model.init_args.backbone_checkpoint=null")
-    skip_without_data(path)
-    main(args)
-
-
-def skip_without_data(path: Path) -> None:
-    from datamodules.fashion_mnist import FashionMNIST
-    from eenet.errors import UserError
-
-    if "datamodules.FashionMNIST" in path.read_text():
-        try:
-            FashionMNIST().prepare_data()
-        except UserError as error:
-            pytest.skip(str(error))
+def test_every_shipped_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = offline(path, tmp_path, monkeypatch)
+    main(["fit", "--config", str(config), *QUIET, "--trainer.fast_dev_run=true"])
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))

@@ -1,4 +1,3 @@
-import json
 import socket
 from types import SimpleNamespace
 
@@ -9,13 +8,11 @@ import torch
 pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
+from tiny_files import WORDS, films, write_tokenizer  # noqa: E402
 
 from datamodules import BBCNews, TextClassification  # noqa: E402
 from datamodules.text import package_folder  # noqa: E402
 from eenet.errors import UserError  # noqa: E402
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,31 +24,9 @@ def _no_network_and_a_private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def write_tokenizer(folder, words=WORDS, special=True):
-    """A word-level tokenizer folder with BERT's special tokens, or without any."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128, "unk_token": "[UNK]"}
-    if special:
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    else:
-        names["eos_token"] = "very"
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    return str(folder)
-
-
 @pytest.fixture
 def tokenizer(tmp_path):
     return write_tokenizer(tmp_path / "tokenizer")
-
-
-def films(count):
-    """`count` texts of different lengths, half of them good."""
-    return [" ".join(["very"] * (i % 7) + [("bad", "good")[i % 2], "film"]) for i in range(count)]
 
 
 def write(path, **columns):

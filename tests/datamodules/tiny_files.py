@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -71,3 +72,45 @@ def write_imagenet(root: Path, classes: list[str], train: int, val: int) -> None
             for number in range(count):
                 shape = (40 + number, 50, 3) if number else (45, 45)
                 Image.fromarray(random.randint(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}_{number}.JPEG")
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
+
+
+def write_tokenizer(folder: Path, words: list[str] = WORDS, special: bool = True) -> str:
+    """Write a word-level tokenizer with BERT's special tokens, or without any; returns its folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128, "unk_token": "[UNK]"}
+    if special:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        names["eos_token"] = "very"
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return str(folder)
+
+
+def films(count: int) -> list[str]:
+    """`count` texts of different lengths, half of them good."""
+    return [" ".join(["very"] * (i % 7) + [("bad", "good")[i % 2], "film"]) for i in range(count)]
+
+
+def write_hub(folder: Path, config: str, test: str, columns: list[str], classes: int) -> None:
+    """Write a data set as a repository of the hub holds it: Parquet shards, named by the head of the README."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    names = ClassLabel(names=[f"class {c}" for c in range(classes)])
+    features = Features({**{column: Value("string") for column in columns}, "label": names})
+    lines = ["---", "configs:", f"- config_name: {config}", "  data_files:"]
+    (folder / config).mkdir(parents=True)
+    for split, count in (("train", 40), (test, 8)):
+        table = {**{column: films(count) for column in columns}, "label": [i % classes for i in range(count)]}
+        Dataset.from_dict(table, features).to_parquet(str(folder / config / f"{split}-00000-of-00001.parquet"))
+        lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
