@@ -2,6 +2,7 @@
 
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder, mean_layers
 from eenet.decoding.executor import Executor, final_hidden, pad_left
+from eenet.decoding.exits import ExitingExecutor, ExitRule, Fill, confidence_rule
 from eenet.decoding.generation import Generated, Sampling, generate, stream
 from eenet.decoding.plans import (
     LayerPlan,
@@ -17,10 +18,14 @@ from eenet.decoding.ranking import layer_movement
 __all__ = [
     "DecoderCosts",
     "Executor",
+    "ExitRule",
+    "ExitingExecutor",
+    "Fill",
     "Generated",
     "LayerPlan",
     "Sampling",
     "Usage",
+    "confidence_rule",
     "count_decoder",
     "early_exit",
     "final_hidden",

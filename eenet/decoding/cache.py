@@ -32,7 +32,7 @@ class LayerCache:
         """
         stop = start + keys.shape[2]
         if not self._buffers or stop > self._buffers[0].shape[2]:
-            self._grow(2 * stop, start, keys)
+            self._grow(2 * stop, keys)
         for buffer, new in zip(self._buffers, (keys, values), strict=True):
             buffer[slice(None) if rows is None else rows, :, start:stop] = new
 
@@ -45,12 +45,12 @@ class LayerCache:
         """Drop all rows but these."""
         self._buffers = [buffer[rows] for buffer in self._buffers]
 
-    def _grow(self, columns: int, used: int, like: Tensor) -> None:
+    def _grow(self, columns: int, like: Tensor) -> None:
         old = self._buffers
         rows = len(old[0]) if old else len(like)
         self._buffers = [like.new_empty(rows, like.shape[1], columns, like.shape[3]) for _ in range(2)]
         for buffer, previous in zip(self._buffers, old, strict=False):
-            buffer[:, :, :used] = previous[:, :, :used]
+            buffer[:, :, : previous.shape[2]] = previous
 
 
 class Slot(NamedTuple):

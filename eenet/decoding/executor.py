@@ -119,7 +119,9 @@ class Executor:
         Returns:
             Hidden states before the final norm, `(batch, dim)`.
         """
-        return self._run_plans(self._append(tokens)).squeeze(1)
+        hidden = self._append(tokens)
+        self._charge([len(plan) for plan in self._row_plans])
+        return self._run_plans(hidden).squeeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on hidden states, `(..., dim)` to `(..., vocabulary)`."""
@@ -149,10 +151,12 @@ class Executor:
     def _append(self, tokens: Tensor) -> Tensor:
         self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], dim=1)
         self._lengths = [length + 1 for length in self._lengths]
-        for usage, plan, length in zip(self._live, self._row_plans, self._lengths, strict=True):
-            usage.decode += self.costs.decode(len(plan), length)
-            usage.layers.append(len(plan))
         return self._embed(tokens.unsqueeze(1))
+
+    def _charge(self, counts: list[int]) -> None:
+        for usage, layers, length in zip(self._live, counts, self._lengths, strict=True):
+            usage.decode += self.costs.decode(layers, length)
+            usage.layers.append(layers)
 
     def _embed(self, ids: Tensor) -> Tensor:
         self._views: dict[tuple[Rows, int], View] = {}

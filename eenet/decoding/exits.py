@@ -1,0 +1,182 @@
+"""Leaving a decoder early token by token, and what later tokens attend to where a token ran no layer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eenet.backbones.gpt import Gpt
+from eenet.costs import count_macs
+from eenet.decoding.costs import DecoderCosts
+from eenet.decoding.executor import Executor, Rows
+from eenet.decoding.plans import LayerPlan
+from eenet.errors import UserError
+
+ExitRule = Callable[[int, Tensor], Tensor]
+"""Called with the layer that has just run and the hidden states after it, `(batch, dim)`, before any norm; says which
+of these tokens leave here, bool `(batch,)`."""
+
+Fill = Literal["project", "recompute"]
+"""Where a skipped layer's keys and values of a token come from: `project` sends the hidden state that the token left
+with through that layer's key and value projections (CALM, Schuster et al. 2022, "state propagation"); `recompute` runs
+the skipped layers on the token after all, once a later token of the sequence needs them."""
+
+
+@dataclass
+class Left:
+    """A token that left early, under `recompute`.
+
+    Attributes:
+        next_layer: The first layer that it has not run.
+        hidden: Its hidden state before that layer, `(dim,)`.
+    """
+
+    next_layer: int
+    hidden: Tensor
+
+
+class ExitingExecutor(Executor):
+    """An executor whose tokens may leave before the end of their plan.
+
+    The prompt runs its whole plan; the rule is asked about every later token, after each layer of its plan but the
+    last. With `recompute`, every layer sees the keys and values that the whole plan computes, so that a token's leaving
+    changes nothing for later ones but the time at which the work is done; a sequence's last tokens save it.
+
+    Args:
+        gpt: The decoder, as for `Executor`.
+        plans: The layers of a token that never leaves: one plan for all sequences, or one for each.
+        rule: Decides which tokens leave; its MACs are counted at its first call after each layer.
+        fill: Where the keys and values of skipped layers come from.
+        costs: The decoder's costs, counted if left out.
+
+    Raises:
+        UserError: An unknown fill, or what `Executor` refuses.
+    """
+
+    def __init__(
+        self,
+        gpt: Gpt,
+        plans: LayerPlan | Sequence[LayerPlan],
+        rule: ExitRule,
+        fill: Fill = "project",
+        costs: DecoderCosts | None = None,
+    ) -> None:
+        super().__init__(gpt, plans, costs)
+        if fill not in ("project", "recompute"):
+            raise UserError("fill", fill, "must be project or recompute")
+        self.rule, self.fill = rule, fill
+        self._rule_macs: dict[int, int] = {}
+
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Read the prompts through their whole plans; see `Executor.prefill`."""
+        hidden = super().prefill(inputs)
+        self._behind: list[list[Left]] = [[] for _ in hidden]
+        return hidden
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all sequences but these rows; see `Executor.keep`."""
+        super().keep(rows)
+        self._behind = [self._behind[row] for row in rows]
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more token of every sequence until the rule lets it leave.
+
+        Args:
+            tokens: Token numbers, `(batch,)`.
+
+        Returns:
+            The hidden states that the tokens left with, before the final norm, `(batch, dim)`.
+        """
+        hidden = self._append(tokens)
+        inside, counts = set(range(len(tokens))), [0] * len(tokens)
+        for layer, members in self._members.items():
+            if self.fill == "project" and (left := tuple(row for row in members if row not in inside)):
+                self._project(layer, left, hidden)
+            if not (running := tuple(row for row in members if row in inside)):
+                continue
+            hidden = self._run_rows(layer, running, hidden)
+            for row in running:
+                counts[row] += 1
+            for row in self._leaving(layer, running, hidden):
+                inside.remove(row)
+                if self.fill == "recompute":
+                    self._behind[row].append(Left(layer + 1, hidden[row, 0]))
+        for row in inside:
+            self._behind[row] = []
+        self._charge(counts)
+        return hidden.squeeze(1)
+
+    def _leaving(self, layer: int, running: Rows, hidden: Tensor) -> Rows:
+        asked = tuple(row for row in running if layer < self._row_plans[row].layers[-1])
+        if not asked:
+            return ()
+        states = hidden[self._tensor(asked), 0]
+        if layer in self._rule_macs:
+            leave = self.rule(layer, states)
+        else:
+            macs, leave = count_macs(self.rule, layer, states)
+            self._rule_macs[layer] = macs // len(asked)
+        for row in asked:
+            self._live[row].rule += self._rule_macs[layer]
+        return tuple(row for row, leaves in zip(asked, leave.tolist(), strict=True) if leaves)
+
+    def _project(self, layer: int, rows: Rows, hidden: Tensor) -> None:
+        states = hidden[self._tensor(rows)]
+        keys, values = self.gpt.parts.key_values(self.layers[layer], states, self._view(rows, states).rotary)
+        self.caches[layer].write(self._places(layer, rows), self._real.shape[1] - 1, keys, values)
+        for row in rows:
+            self._live[row].fill += self.costs.key_values
+
+    def _run_rows(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            groups[self._missing(layer, row)].append(row)
+        for missing, group in groups.items():
+            hidden = self._run_group(layer, tuple(group), missing, hidden)
+        return hidden
+
+    def _run_group(self, layer: int, rows: Rows, missing: int, hidden: Tensor) -> Tensor:
+        index, late = self._tensor(rows), [self._behind[row][len(self._behind[row]) - missing :] for row in rows]
+        states = hidden[index]
+        if missing:
+            earlier = torch.stack([torch.stack([token.hidden for token in tokens]) for tokens in late])
+            states = torch.cat([earlier, states], dim=1)
+        states = self._run_layer(layer, states, self._view(rows, states), self._places(layer, rows))
+        for row, tokens, done in zip(rows, late, states, strict=True):
+            for token, state in zip(tokens, done[:-1], strict=True):
+                token.hidden, token.next_layer = state, layer + 1
+            self._live[row].fill += missing * (self.costs.layer + self._lengths[row] * self.costs.attention)
+        return hidden.index_copy(0, index, states[:, -1:])
+
+    def _missing(self, layer: int, row: int) -> int:
+        """How many tokens of a row that left early lack this layer: the latest ones, as earlier ones are never behind.
+
+        A token that goes on takes all before it along, so of two tokens the earlier has run as many layers or more.
+        """
+        return sum(token.next_layer <= layer for token in self._behind[row])
+
+    def _places(self, layer: int, rows: Rows) -> Tensor | None:
+        members = self._members[layer]
+        return None if rows == members else self._tensor(tuple(members.index(row) for row in rows))
+
+    def _tensor(self, rows: Rows) -> Tensor:
+        return torch.tensor(rows, device=self._real.device)
+
+
+def confidence_rule(gpt: Gpt, threshold: float) -> ExitRule:
+    """Leave where the model's own norm and head give a token at least this probability (CALM, section 3.2).
+
+    The head runs once more after every layer, which `Usage.rule` counts.
+
+    Example:
+        >>> confidence_rule(gpt=None, threshold=1.5)
+        Traceback (most recent call last):
+        eenet.errors.UserError: threshold = 1.5: is a probability from 0 to 1
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError("threshold", threshold, "is a probability from 0 to 1")
+    return lambda layer, hidden: gpt.head(gpt.normalise(hidden)).softmax(dim=-1).amax(dim=-1) >= threshold
