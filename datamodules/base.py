@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from datamodules.loader import make_loader
 from datamodules.splits import Labels, Rows, check_classes, check_labels, digest, integer_bytes, stratified_split
 from eenet.errors import UserError
 
@@ -55,6 +56,13 @@ class SplitDataset(Dataset, ABC):
 
     @abstractmethod
     def __getitem__(self, item: int) -> tuple[Any, int]: ...
+
+    def __getitems__(self, items: list[int]) -> list[tuple[Any, int]] | UserError:
+        """Several items, or the mistake that keeps them from being read, for `datamodules.loader`."""
+        try:
+            return [self[item] for item in items]
+        except UserError as error:
+            return error
 
     @abstractmethod
     def content(self) -> Iterator[bytes]:
@@ -156,12 +164,12 @@ class SplitData(LightningDataModule, ABC):
 
     def loader(self, split: Split, augmented: bool = False) -> DataLoader:
         """A plain sequential loader of a split, in data set order, for features and calibration."""
-        return self._load(self.dataset(split, augmented), batch_size=self.eval_batch_size)
+        return self.load(self.dataset(split, augmented), batch_size=self.eval_batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training batches; the order of an epoch is a function of the seed and the epoch."""
         dataset = self.train_dataset()
-        return self._load(dataset, batch_size=self.batch_size, sampler=self.train_sampler(dataset))
+        return self.load(dataset, batch_size=self.batch_size, sampler=self.train_sampler(dataset))
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches, in data set order."""
@@ -188,14 +196,10 @@ class SplitData(LightningDataModule, ABC):
         """Number of processes and the number of this one, `(1, 0)` without a trainer."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _load(self, dataset: SplitDataset, **options: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=self.collate,
-            **options,
-        )
+    def load(self, dataset: Dataset, **options: Any) -> DataLoader:
+        """A loader of a split or of a part of one, with the options of `DataLoader`."""
+        pin = torch.cuda.is_available()
+        return make_loader(dataset, self.collate, num_workers=self.num_workers, pin_memory=pin, **options)
 
     def fingerprint(self, split: Split, augmented: bool = False) -> str:
         """Hex digest of everything that decides the inputs of a split: samples, labels, rows and transform."""

@@ -137,9 +137,7 @@ class FeatureData(LightningDataModule):
             dataset.epoch = view  # type: ignore[attr-defined]
 
         def load(rows: range) -> DataLoader:
-            data = self.data
-            subset: Subset = Subset(dataset, rows)
-            return DataLoader(subset, data.eval_batch_size, num_workers=data.num_workers, collate_fn=data.collate)
+            return self.data.load(Subset(dataset, rows), batch_size=self.data.eval_batch_size)
 
         name = f"{self.name} {split}" + ("" if view is None else f", view {view}")
         return Source(name, self.network, load, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.rows))

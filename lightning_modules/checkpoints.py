@@ -17,23 +17,26 @@ IDENTITY = "eenet"
 _BACKBONE = "network.backbone."
 
 
-def identity(method: str, network: EarlyExitNetwork) -> dict[str, Any]:
-    """What a checkpoint says of its network."""
+def identity(method: str, network: EarlyExitNetwork, data: str | None) -> dict[str, Any]:
+    """What a checkpoint says of its network, and of the data set it was trained on where that has a name."""
     return {
         "version": eenet.__version__,
         "method": method,
         "backbone": network.backbone.description(),
         "exits": network.exit_stages,
+        "data": data,
     }
 
 
-def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNetwork) -> None:
-    """Refuse a checkpoint of another method or network.
+def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNetwork, data: str | None) -> None:
+    """Refuse a checkpoint of another method, network or data set.
+
+    Lightning hands a data module the state of its own class alone, so another class would not notice.
 
     Raises:
-        UserError: The checkpoint is of another method, backbone or set of exits.
+        UserError: The checkpoint is of another method, backbone, set of exits or data set.
     """
-    found, own = checkpoint.get(IDENTITY), identity(method, network)
+    found, own = checkpoint.get(IDENTITY), identity(method, network, data)
     if not isinstance(found, dict):
         raise UserError("ckpt_path", None, "is no checkpoint of eenet")
     for field in ("method", "backbone", "exits"):
@@ -41,6 +44,9 @@ def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNe
             raise UserError(
                 "ckpt_path", found[field], f"is the checkpoint's {field}, the configuration asks for {own[field]!r}"
             )
+    trained_on = found.get("data")
+    if None not in (trained_on, data) and trained_on != data:
+        raise UserError("data", data, f"the checkpoint was trained on {trained_on}; use the data it was made with")
 
 
 def last_checkpoint(run: str | Path) -> Path:

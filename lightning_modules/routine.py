@@ -221,11 +221,11 @@ class ExitRoutine(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
-        checkpoint[IDENTITY] = identity(self.method, self.network)
+        checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse another network's checkpoint."""
-        check_identity(dict(checkpoint), self.method, self.network)
+        """Refuse the checkpoint of another network or data set."""
+        check_identity(dict(checkpoint), self.method, self.network, self.data_name)
 
     def cosine(self, optimizer: torch.optim.Optimizer, final: float) -> torch.optim.lr_scheduler.LRScheduler:
         """Cosine decay per epoch from the optimizer's learning rate to a final one at the trainer's last epoch.
@@ -237,6 +237,11 @@ class ExitRoutine(LightningModule, ABC):
         if epochs is None or epochs < 1:
             raise UserError("trainer.max_epochs", epochs, "the learning rate's schedule needs a last epoch, at least 1")
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
+
+    @property
+    def data_name(self) -> str | None:
+        """Name of the trainer's data set, `None` where there is no trainer or the data have no name."""
+        return getattr(getattr(self._trainer, "datamodule", None), "name", None)
 
     @property
     def run_folder(self) -> Path:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from eenet.cli.main import main
 from tests.cli.offline import offline
+from tests.datamodules.tiny_files import write_fashion, write_imagenet
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -207,6 +209,30 @@ def test_another_validation_split_is_refused(
     shutil.copytree(joint_run, tmp_path / "run")
     args = ["test", "--config", str(joint_run / "config.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"]
     assert "split" in mistake(capsys, *args, "--data.init_args.seed=5")
+
+
+def test_a_run_on_another_data_set_is_refused(
+    joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fashion(tmp_path, np.tile(np.arange(10), 20), np.tile(np.arange(10), 3))
+    args = ["test", "--config", str(joint_run / "config.yaml"), "--data=datamodules.FashionMNIST"]
+    printed = mistake(capsys, *args, f"--data.init_args.root={tmp_path}", "--data.init_args.image_size=8")
+    assert "data = 'fashion_mnist': the checkpoint was trained on digits" in printed
+
+
+def test_an_unreadable_image_in_a_worker_process_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_imagenet(tmp_path, ["n01440764", "n01443537"], train=20, val=2)
+    image = tmp_path / "train" / "n01443537" / "n01443537_3.JPEG"
+    image.write_bytes(image.read_bytes()[:500])
+    config = tiny(tmp_path / "b.yaml", "BackboneTraining", tmp_path / "run")
+    backbone = "--model.init_args.backbone.init_args"
+    args = [f"{backbone}.num_classes=2", f"{backbone}.in_channels=3", "--data=datamodules.ImageNet"]
+    args += ["--data.init_args.image_size=8", "--data.init_args.num_workers=1", f"--data.init_args.root={tmp_path}"]
+    printed = mistake(capsys, "fit", "--config", str(config), *args)
+    assert "data.root = " in printed
+    assert "n01443537_3.JPEG': not a readable image" in printed
 
 
 def test_testing_a_folder_without_a_run_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
