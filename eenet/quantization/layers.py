@@ -15,11 +15,18 @@ from eenet.quantization.grid import (
     weight_scales,
 )
 
-QUANTIZABLE = (nn.Linear, nn.Conv2d)
-"""Layer types that have a grid."""
-
 NATIVE_WIDTH = 8
 """The width of the integer products."""
+
+
+def quantizable(module: nn.Module) -> bool:
+    """Whether a layer has a grid: linear layers and 2-d convolutions, and subclasses that compute nothing else.
+
+    Example:
+        >>> quantizable(nn.Linear(2, 2)), quantizable(nn.LayerNorm(2))
+        (True, False)
+    """
+    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
 
 
 class SimulatedLayer(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones import StagedBackbone
 from eenet.costs import count_macs
-from eenet.quantization.layers import QUANTIZABLE
+from eenet.quantization.layers import quantizable
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -57,10 +57,10 @@ def stage_layers(backbone: StagedBackbone) -> list[StageLayers]:
             inputs: dict[nn.Module, Tensor] = {}
             with called(names, inputs):
                 total, state = count_macs(backbone.run_stage, stage, state)
-            quantizable = [module for module in inputs if isinstance(module, QUANTIZABLE)]
-            macs = sum(count_macs(module, inputs[module])[0] for module in quantizable)
-            others = [names[module] for module in inputs if not isinstance(module, QUANTIZABLE)]
-            found.append(StageLayers(tuple(names[m] for m in quantizable), tuple(others), macs, total - macs))
+            macs = sum(count_macs(module, inputs[module])[0] for module in inputs if quantizable(module))
+            layers = tuple(names[module] for module in inputs if quantizable(module))
+            others = tuple(names[module] for module in inputs if not quantizable(module))
+            found.append(StageLayers(layers, others, macs, total - macs))
     return found
 
 

@@ -1,0 +1,286 @@
+"""Networks over paths: BitOPs by hand, features with shared beginnings, routing against the gathered reference."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from eenet.backbones import StagedBackbone
+from eenet.errors import UserError
+from eenet.inference_modules import ConvPoolHead
+from eenet.quantization import PathCosts, PathPolicy, PathTree, QuantizedNetwork, full_paths
+from eenet.quantization.policy import cheapest_options, final_nodes, follow, predicted_errors
+from eenet.quantization.routing import route_paths
+from tests._dummies import make_resnet, make_vit
+
+
+def make_network(backbone: StagedBackbone | None = None, **arguments: Any) -> QuantizedNetwork:
+    """A calibrated network in float64, where batches of other sizes are rounded too little to cross a grid's step."""
+    arguments = {"exits": [0, 2], "widths": [32, 8, 4], **arguments}
+    network = QuantizedNetwork(backbone or make_vit(), **arguments).eval()
+    _ = network.node_macs, network.node_bitops
+    network.double().calibrate([inputs(network, 32)])
+    return network
+
+
+def inputs(network: QuantizedNetwork, batch: int) -> Tensor:
+    weight = next(network.parameters())
+    return torch.randn(batch, *network.backbone.input_shape or (), dtype=weight.dtype)
+
+
+def sharpen(network: QuantizedNetwork, rows: Tensor) -> None:
+    """Random predictors that send samples everywhere."""
+    with torch.no_grad():
+        extracted = network.extract(rows)
+        for predictor, known in zip(
+            network.predictors, network.known(extracted, network.exit_logits(extracted)), strict=True
+        ):
+            predictor.fit_description(known)  # type: ignore[operator]
+            for parameter in predictor.layers.parameters():  # type: ignore[union-attr]
+                parameter.mul_(8)
+
+
+@pytest.mark.parametrize("tradeoff", [0.0, 0.3, 2.0, 1e3])
+@pytest.mark.parametrize("first", [32, 4])
+@torch.no_grad()
+def test_routed_paths_equal_the_gathered_reference(first: int, tradeoff: float, backbone: StagedBackbone) -> None:
+    network = make_network(backbone)
+    rows = inputs(network, 96)
+    sharpen(network, rows)
+    extracted = network.extract(rows)
+    logits = network.exit_logits(extracted)
+    policy = PathPolicy(first, tradeoff)
+    nodes = final_nodes(network, predicted_errors(network, network.known(extracted, logits)), policy)
+    routed = route_paths(network, rows, policy)
+    assert routed.nodes.tolist() == nodes.tolist()
+    torch.testing.assert_close(routed.logits, logits[torch.arange(96), nodes])
+    assert routed.exits.tolist() == [len(network.tree.nodes[node]) - 1 for node in nodes]
+    assert routed.bitops.tolist() == [network.node_bitops[node] for node in nodes]
+    assert routed.macs.tolist() == [network.node_macs[node] for node in nodes]
+    if tradeoff == 0:
+        assert len(nodes.unique()) >= 5
+        assert len(routed.exits.unique()) >= 2
+    if tradeoff == 1e3:
+        assert (routed.exits == 0).all()
+
+
+@torch.no_grad()
+def test_samples_that_go_on_at_one_width_run_together() -> None:
+    network = make_network()
+    rows = inputs(network, 96)
+    sharpen(network, rows)
+    seen: list[tuple[int, int, int]] = []
+    run_segment = network.run_segment
+
+    def counting(segment: int, width: int, state: Tensor) -> Tensor:
+        seen.append((segment, width, len(state)))
+        return run_segment(segment, width, state)
+
+    network.run_segment = counting  # type: ignore[method-assign]
+    nodes = route_paths(network, rows, PathPolicy(8, 0.0)).nodes.tolist()
+    paths = [network.tree.nodes[node] for node in nodes]
+    expected = {
+        (segment, width): sum(path[segment : segment + 1] == (width,) for path in paths)
+        for segment, width in product(range(3), network.widths)
+    }
+    assert {(segment, width): count for segment, width, count in seen} == {k: n for k, n in expected.items() if n}
+    assert len(seen) == len({(segment, width) for segment, width, _ in seen})
+
+
+@torch.no_grad()
+def test_every_node_is_its_path_run_alone() -> None:
+    network = make_network()
+    rows = inputs(network, 4)
+    logits = network(rows).logits
+    assert logits.shape == (4, 3 + 9 + 27, 10)
+    for node in (0, 7, 20, 38):
+        path = network.tree.nodes[node]
+        state = network.backbone.embed(rows)
+        for segment, width in enumerate(path):
+            state = network.run_segment(segment, width, state)
+        last = len(path) == 3
+        alone = network.backbone.classify(state) if last else network.exit_logits_at(len(path) - 1, path[-1], state)
+        torch.testing.assert_close(logits[:, node], alone)
+    torch.testing.assert_close(logits[:, network.tree.index[(32, 32, 32)]], network.backbone(rows))
+
+
+@torch.no_grad()
+def test_segments_are_run_once_per_beginning() -> None:
+    network = make_network()
+    calls: list[int] = []
+    run_segment = network.run_segment
+    network.run_segment = lambda segment, *rest: (calls.append(segment), run_segment(segment, *rest))[1]  # type: ignore
+    network.extract(inputs(network, 2))
+    assert [calls.count(segment) for segment in range(3)] == [3, 9, 27]
+
+
+def test_bitops_by_hand() -> None:
+    network = QuantizedNetwork(make_vit(), [0, 2], widths=[32, 8, 4])
+    tokens, dim, classes = 5, 16, 10
+    embed, linear, attention = 4 * 16 * dim, tokens * 12 * dim**2, 2 * tokens**2 * dim
+    head = dim * classes
+    predictors = [  # projection and two layers; 13 nodes can be reached from the first exit, 4 from the second
+        16 * dim + 20 * 32 + 32 * options for options in (13, 4)
+    ]
+    path = (8, 4, 32)
+    expected = 1024 * (embed + 4 * attention + 3 * head + sum(predictors))
+    expected += 64 * linear + 16 * 2 * linear + 1024 * linear
+    assert network.node_bitops[network.tree.index[path]] == expected
+    macs = embed + 4 * (linear + attention) + 3 * head + sum(predictors)
+    assert network.node_macs[network.tree.index[path]] == macs
+    first = 1024 * (embed + attention + head + predictors[0]) + 64 * linear
+    assert network.node_bitops[network.tree.index[(8,)]] == first
+    assert network.path_costs.static((8,)) == first - 1024 * predictors[0]
+    assert network.path_costs.full == 1024 * (embed + 4 * (linear + attention) + head)
+    table = {(row["segment"], row["width"]): row for row in network.path_costs.table([8])}
+    assert table[1, 8]["bitops"] == 2 * (64 * linear + 1024 * attention)
+    assert table[1, 8]["cumulative"] == 1024 * (embed + 3 * attention) + 3 * 64 * linear
+
+
+def test_a_path_that_is_static_at_32_bits_costs_the_macs_times_1024() -> None:
+    costs = PathCosts(3, (10, 20), (1, 2), (4, 5))
+    assert costs.static((32, 32)) == costs.full == 1024 * (3 + 33 + 5)
+    assert costs.routed((32, 32), 7) == costs.full + 1024 * (4 + 7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.sampled_from([32, 16, 8, 6, 4]), min_size=1, max_size=4, unique=True),
+    segments=st.integers(1, 4),
+    most=st.sampled_from([30, 10_000]),
+)
+def test_paths_are_all_or_those_that_never_rise(widths: list[int], segments: int, most: int) -> None:
+    widths = sorted(widths, reverse=True)
+    everything = list(product(widths, repeat=segments))
+    falling = [path for path in everything if list(path) == sorted(path, reverse=True)]
+    if len(everything) > most and len(falling) > most:
+        with pytest.raises(UserError, match="max_paths"):
+            full_paths(widths, segments, most)
+        return
+    family, paths = full_paths(widths, segments, most)
+    assert (family, set(paths)) == (
+        ("all", set(everything)) if len(everything) <= most else ("non_increasing", set(falling))
+    )
+    tree = PathTree.of(paths)
+    assert set(tree.nodes) == {path[:n] for path in paths for n in range(1, segments + 1)}
+    for node, path in enumerate(tree.nodes):
+        reachable = tree.reachable(node)
+        assert reachable[0] == node
+        assert {tree.nodes[other][: len(path)] for other in reachable} == {path}
+        assert set(tree.steps(node)) == {node, *tree.children(node)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), tradeoff=st.floats(0, 10), more=st.floats(0, 10))
+def test_a_higher_price_never_chooses_a_dearer_option(seed: int, tradeoff: float, more: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    errors, costs = torch.rand(20, 6, generator=generator), torch.rand(6, generator=generator)
+    before = cheapest_options(errors, costs, tradeoff)
+    after = cheapest_options(errors, costs, tradeoff + more)
+    assert (costs[after] <= costs[before] + 1e-6).all()
+    risk = errors + tradeoff * costs
+    torch.testing.assert_close(risk.gather(1, before.unsqueeze(1)).squeeze(1), risk.amin(1))
+
+
+def test_following_moves_stops_where_a_sample_stays() -> None:
+    tree = PathTree.of(list(product((8, 4), repeat=3)))
+    moves = torch.arange(tree.num_early).repeat(3, 1)
+    moves[1, 0] = tree.index[(8, 4)]
+    moves[2, 0], moves[2, tree.index[(8, 4)]] = tree.index[(8, 4)], tree.index[(8, 4, 8)]
+    ends = [tree.nodes[node] for node in follow(tree, moves, 0)]
+    assert ends == [(8,), (8, 4), (8, 4, 8)]
+
+
+@torch.no_grad()
+def test_the_native_network_agrees_with_the_simulated_one() -> None:
+    torch.manual_seed(1)
+    for backbone in (make_vit(embed_dim=32), make_resnet()):
+        network = QuantizedNetwork(backbone, [0, 2], widths=[32, 8]).eval()
+        rows = inputs(network, 32)
+        network.calibrate([rows])
+        simulated = network(rows).logits
+        network.native = True
+        native = network(rows).logits
+        # An input in the middle of two codes may be rounded either way, which moves an output by a step of its grid.
+        difference = (native - simulated).abs() / simulated.std()
+        assert difference.mean() < 2e-3
+        assert difference.max() < 0.05
+        assert network.memory()["int8_codes"] == sum(
+            network.backbone.get_submodule(name).weight.numel()  # type: ignore[union-attr, operator]
+            for name in network.layer_names
+        )
+
+
+@torch.no_grad()
+def test_loading_a_checkpoint_brings_its_ranges_into_use() -> None:
+    network = QuantizedNetwork(make_vit(), [0], widths=[4]).eval()
+    rows = inputs(network, 8)
+    network.calibrate([rows])
+    other = QuantizedNetwork(make_vit(), [0], widths=[4]).eval()
+    other.calibrate([100 * rows])
+    _ = other(rows)
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(other(rows).logits, network(rows).logits)
+
+
+@torch.no_grad()
+def test_the_nearer_range_is_chosen_for_each_width() -> None:
+    network = QuantizedNetwork(make_vit(), [0], widths=[32, 8, 4]).eval()
+    rows = inputs(network, 32)
+    network.calibrate([rows])
+    network.choose_ranges([rows])
+    wanted = network.backbone(rows).log_softmax(-1)
+    for number, width in enumerate(network.widths):
+        distances = []
+        chosen = network.range_methods.clone()
+        for method in (0, 1):
+            network.range_methods[number] = method
+            network._twins.clear()
+            found = network.twin(width)(rows).log_softmax(-1)
+            distances.append((wanted.exp() * (wanted - found)).sum().item())
+        network.range_methods.copy_(chosen)
+        assert distances[chosen[number]] <= min(distances) + 1e-6
+
+
+@torch.no_grad()
+def test_heads_are_per_width_or_shared_and_may_read_maps() -> None:
+    own, shared = (QuantizedNetwork(make_vit(), [0], widths=[8, 4], shared_heads=flag) for flag in (False, True))
+    assert [len(network.inference_modules[0].heads) for network in (own, shared)] == [2, 1]  # type: ignore[arg-type, union-attr]
+    maps = make_network(make_resnet(), inference_module=ConvPoolHead)
+    rows = inputs(maps, 16)
+    sharpen(maps, rows)
+    extracted = maps.extract(rows)
+    logits = maps.exit_logits(extracted)
+    policy = PathPolicy(8, 0.1)
+    nodes = final_nodes(maps, predicted_errors(maps, maps.known(extracted, logits)), policy)
+    torch.testing.assert_close(route_paths(maps, rows, policy).logits, logits[torch.arange(16), nodes])
+
+
+def test_a_first_width_that_is_not_there_is_refused() -> None:
+    network = QuantizedNetwork(make_vit(), [0], widths=[8])
+    with pytest.raises(UserError, match=r"policy\.first_width = 4"):
+        route_paths(network, torch.randn(1, 1, 8, 8), PathPolicy(4, 0.0))
+
+
+@torch.no_grad()
+def test_texts_of_different_lengths_are_routed() -> None:
+    from tests.eenet.quantization.test_quantized_layers import make_bert
+
+    network = QuantizedNetwork(make_bert(), [0], widths=[32, 8]).eval()
+    _ = network.node_macs, network.node_bitops
+    network.double()
+    mask = (torch.arange(8) < torch.randint(2, 9, (24, 1))).long()
+    rows = {"input_ids": torch.randint(1, 50, (24, 8)) * mask, "attention_mask": mask}
+    network.calibrate([rows])
+    sharpen(network, rows)  # type: ignore[arg-type]
+    extracted = network.extract(rows)
+    logits = network.exit_logits(extracted)
+    policy = PathPolicy(8, 0.0)
+    nodes = final_nodes(network, predicted_errors(network, network.known(extracted, logits)), policy)
+    routed = route_paths(network, rows, policy)
+    assert routed.nodes.tolist() == nodes.tolist()
+    torch.testing.assert_close(routed.logits, logits[torch.arange(24), nodes])

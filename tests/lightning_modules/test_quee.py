@@ -1,0 +1,149 @@
+"""The routine on the digits: what it trains, what it keeps, and that its results agree with each other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules import Digits
+from datamodules.features import feature_data
+from eenet.errors import UserError
+from eenet.quantization import QuantizedNetwork, bitops
+from lightning_modules import QuEE
+from tests._dummies import make_vit
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def make_routine(**arguments: Any) -> QuEE:
+    network = QuantizedNetwork(make_vit(), [1], widths=[32, 4])
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    return QuEE(network, **{"budgets": [0.5, 5.0], "optimizer": sgd, **arguments})
+
+
+def make_trainer(folder: Path, epochs: int = 2, **arguments: Any) -> Trainer:
+    return Trainer(default_root_dir=folder, max_epochs=epochs, **{**QUIET, "num_sanity_val_steps": 0, **arguments})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuEE, Path]:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("quee")
+    routine, data, trainer = make_routine(features="memory"), Digits(validation_fraction=0.4), make_trainer(folder)
+    routine.before = [weight.clone() for weight in routine.network.backbone.parameters()]  # type: ignore[assignment]
+    trainer.fit(routine, datamodule=feature_data(data, routine.network, routine.features))  # type: ignore[arg-type]
+    trainer.save_checkpoint(folder / "last.ckpt")
+    trainer.test(routine, datamodule=data, verbose=False)
+    return routine, folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path]) -> None:
+    routine, folder = run
+    found = results(folder)
+    fields = {"schema", "method", "data", "backbone", "seed", "split", "operating_points", "exits", "versions", "costs"}
+    assert fields <= set(found)
+    assert (found["method"], found["split"]) == ("quee", "test")
+    network = routine.network
+    assert [row["name"] for row in found["operating_points"]] == ["budget-0.5", "budget-5"]
+    for row in found["operating_points"]:
+        assert sum(row["paths"].values()) == pytest.approx(1)
+        nodes = {tuple(map(int, path.split("-"))): share for path, share in row["paths"].items()}
+        expected = sum(share * network.node_bitops[network.tree.index[path]] for path, share in nodes.items())
+        assert row["bitops"] == pytest.approx(expected)
+        assert row["bitops_fraction"] == pytest.approx(expected / bitops(network.costs.full))
+        assert row["exit_fractions"][0] == pytest.approx(sum(s for path, s in nodes.items() if len(path) == 1))
+    assert found["static_widths"]["32"][-1]["bitops_fraction"] == pytest.approx(1)
+    assert found["exits"] == found["static_widths"]["32"]
+    assert found["quantization"]["range_methods"].keys() == {"32", "4"}
+    for name in ("accuracy_cost", "exit_histogram", "accuracy_bitops", "path_histogram", "predictor_calibration"):
+        assert (folder / f"{name}.png").stat().st_size > 1000
+
+
+def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path]) -> None:
+    found = results(run[1])
+    for row in found["operating_points"]:
+        twins = [p for p in found["curves"]["quee"] if (p["width"], p["knob"]) == (row["first_width"], row["tradeoff"])]
+        assert len(twins) == 1
+        assert row["accuracy"] == pytest.approx(twins[0]["accuracy"], abs=0.01)
+        assert row["bitops_fraction"] == pytest.approx(twins[0]["cost"], rel=0.02)
+
+
+def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[QuEE, Path]) -> None:
+    routine, folder = run
+    for budget, policy in zip(routine.budgets, routine.path_policies().values(), strict=True):
+        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == tuple(policy))
+        assert point.cost <= budget
+        assert point.accuracy == max(p.accuracy for p in routine.curves()["quee"] if p.cost <= budget)
+    for row in results(folder)["at_budgets"]:
+        assert set(row) == {"budget", "quee", "early_exit", "quantized_early_exit", "static"}
+        assert row["early_exit"] is None or row["early_exit"]["width"] == 32
+
+
+def test_training_touches_heads_and_predictors_only(run: tuple[QuEE, Path]) -> None:
+    routine = run[0]
+    after = routine.network.backbone.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(routine.before, after, strict=True))  # type: ignore[arg-type]
+    static = routine.results["static_widths"]
+    assert static["32"][0]["accuracy"] > 0.4
+    assert (routine.clusters >= 1).all()
+
+
+def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path) -> None:
+    checkpoint = str(run[1] / "last.ckpt")
+    other = make_routine(budgets=[0.2])
+    make_trainer(tmp_path).test(other, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False)
+    assert [row["name"] for row in other.results["operating_points"]] == ["budget-0.2"]
+    same = make_routine()
+    make_trainer(tmp_path).test(same, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False)
+    assert same.results["operating_points"] == run[0].results["operating_points"]
+    too_small = make_routine(budgets=[0.001])
+    with pytest.raises(UserError, match=r"model\.budgets = 0\.001: the cheapest operating point costs"):
+        make_trainer(tmp_path).test(
+            too_small, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False
+        )
+
+
+def test_features_in_memory_train_the_same_heads(run: tuple[QuEE, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    slow = make_routine(features="off")
+    make_trainer(tmp_path).fit(slow, datamodule=Digits(validation_fraction=0.4))
+    fast = run[0].network.inference_modules.state_dict()
+    for name, weight in slow.network.inference_modules.state_dict().items():
+        torch.testing.assert_close(weight, fast[name], atol=1e-3, rtol=1e-2)
+
+
+def test_a_run_without_its_last_epoch_has_no_operating_points(tmp_path: Path) -> None:
+    routine = make_routine()
+    trainer = make_trainer(tmp_path, epochs=3, max_steps=1, limit_train_batches=1, limit_val_batches=1)
+    trainer.fit(routine, datamodule=Digits())
+    with pytest.raises(UserError, match="has not come to its last epoch"):
+        trainer.test(routine, datamodule=Digits(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budgets": [0.0]}, r"model\.budgets = 0\.0"),
+        ({"calibration_batches": 0}, r"model\.calibration_batches = 0: an empty calibration set"),
+        ({"features": "disk"}, r"model\.features = 'disk'"),
+        ({"network": QuantizedNetwork(make_vit(), [])}, "at least one early exit"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        QuEE(**{"network": QuantizedNetwork(make_vit(), [1]), **arguments})
+
+
+def test_too_few_samples_for_predictors_are_refused(tmp_path: Path) -> None:
+    data = Digits(eval_batch_size=16)
+    with pytest.raises(UserError, match=r"data\.validation_fraction = 16: gives 16 samples"):
+        make_trainer(tmp_path, epochs=1, limit_train_batches=1, limit_val_batches=1).fit(
+            make_routine(), datamodule=data
+        )
