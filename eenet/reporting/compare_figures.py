@@ -60,7 +60,7 @@ def exit_histogram(comparison: Comparison) -> Figure:
         axes.set_xlabel("samples leaving at each exit (%)")
         axes.set_title(comparison.title)
         scale = cm.ScalarMappable(colors.Normalize(0, 100), "cividis")
-        figure.colorbar(scale, ax=axes, label="depth (% of the stages)")
+        figure.colorbar(scale, ax=axes, aspect=30, label="depth (% of the stages)")
     return figure
 
 
