@@ -1,20 +1,34 @@
 """Features in memory."""
 
+import psutil
 import torch
 from torch import distributed as dist
 
-from eenet.features.extraction import Source, extract_rows, processes, shards
+from eenet.errors import UserError
+from eenet.features.extraction import Source, extract_rows, processes, progress, shards
 from eenet.features.layout import Layout
 from eenet.features.table import FeatureTable
 
 
 def memory_table(source: Source, layout: Layout) -> FeatureTable:
-    """Extract into memory; every process extracts its shards and receives the others'."""
+    """Extract into memory; every process extracts its shards and receives the others'.
+
+    Raises:
+        UserError: The memory that is free is too small.
+    """
     samples = len(source)
+    needed, free = samples * layout.sample_bytes, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            "model.features",
+            "memory",
+            f"{source.name} needs {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free; use `disk`",
+        )
     arrays = {name: torch.empty(samples, *shape, dtype=dtype) for name, (shape, dtype) in layout.arrays.items()}
     world, rank = processes()
     ranges = shards(samples, layout.sample_bytes)
-    for rows in ranges[rank::world]:
+    for number in progress(range(rank, len(ranges), world), source, len(ranges)):
+        rows = ranges[number]
         start = rows.start
         for batch in extract_rows(source, layout, rows):
             for name, values in batch.items():

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from eenet.errors import UserError
-from eenet.features.extraction import Source, extract_rows, processes, shards
+from eenet.features.extraction import Source, extract_rows, processes, progress, shards
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
@@ -184,7 +184,7 @@ def disk_table(source: Source, layout: Layout, folder: Path) -> FeatureTable:
         if rank == 0:
             store.prepare()
         _barrier(world)
-        for number in range(rank, len(ranges), world):
+        for number in progress(range(rank, len(ranges), world), source, len(ranges)):
             state = store.state(number)
             if state == "damaged":
                 print(f"features: shard {number} of {folder} ({source.name}) is damaged and is extracted again")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -215,6 +216,20 @@ def test_a_small_disk_is_refused_before_anything_runs(
     disk_table(source, layout, tmp_path / "key")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     disk_table(source, layout, tmp_path / "key")
+
+
+def test_a_small_memory_is_refused_before_anything_runs(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[range] = []
+    source = make_source(make_network(), inputs, loaded)
+    layout = source.layout("float32")
+    loaded.clear()
+    available = SimpleNamespace(available=SAMPLES * layout.sample_bytes - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+    with pytest.raises(UserError, match=r"GB are free; use `disk`"):
+        memory_table(source, layout)
+    assert loaded == []
+    available.available += 1
+    memory_table(source, layout)
 
 
 def test_the_key_knows_weights_exits_reads_data_and_dtype() -> None:

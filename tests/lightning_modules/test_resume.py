@@ -1,14 +1,19 @@
 """A run killed by SIGKILL at any moment and continued ends with the weights of an uninterrupted one."""
 
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
+
+from eenet.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,3 +103,29 @@ def test_a_run_killed_in_the_warm_up_and_in_a_phase_continues_bit_for_bit(tmp_pa
         for checkpoint in (first, second)
     ]
     assert equal(*random_states)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_in_training_from_a_store_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    write_config(config, dropout=0.2)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["features"] = {"store": "disk", "views": 2, "folder": str(tmp_path / "features")}
+    settings["trainer"]["max_epochs"] = 60
+    config.write_text(yaml.safe_dump(settings))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(config, whole)
+    moments, kills = random.Random(0), 0
+    while kills < 20:
+        # A fork has the imports already, so that the kill strikes the training.
+        process = multiprocessing.get_context("fork").Process(target=main, args=(command(config, broken)[3:],))
+        process.start()
+        process.join(moments.uniform(1.0, 4.0))
+        assert process.is_alive(), f"the run ended after {kills} kills; give it more epochs"
+        process.kill()
+        process.join()
+        kills += 1
+    assert 0 < load(broken)["epoch"] < 59
+    run(config, broken)
+    for key in ("epoch", "state_dict", "optimizer_states", "lr_schedulers", "jei_dnn"):
+        assert equal(load(whole)[key], load(broken)[key]), key
