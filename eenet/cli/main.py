@@ -11,6 +11,8 @@ COMMANDS = {
     "calibrate": "eenet.cli.calibrate",
     "compare": "eenet.cli.compare",
     "features": "eenet.cli.features",
+    "layers": "eenet.cli.layers",
+    "generate": "eenet.cli.generate",
     "sweep": "eenet.cli.sweep",
 }
 """Modules of the commands beside Lightning's; each has a `main(args)`."""
