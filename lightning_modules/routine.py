@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import eenet
-from eenet.calibration import Calibration, OperatingPoint, trust
+from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
 from eenet.metrics import Records, per_class, sample_statistics
@@ -23,6 +23,8 @@ from eenet.reporting import (
     SCHEMA,
     Results,
     accuracy_cost_figure,
+    calibration_table,
+    conformal_table,
     evaluate,
     exit_histogram_figure,
     make_console,
@@ -79,6 +81,8 @@ class ExitRoutine(LightningModule, ABC):
         self.per_class = False
         self.losses = LossLog()
         self._records = Records(["statistics", "predictions", "scores"])
+        self._tempered = Records(["statistics"])
+        self._points: dict[str, OperatingPoint] = {}
         self._routed = nn.ModuleDict()
         if freeze_backbone:
             network.backbone.requires_grad_(False)
@@ -183,7 +187,11 @@ class ExitRoutine(LightningModule, ABC):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Judge the static exits, and really route the batch at every operating point."""
         inputs, labels = batch
-        self.record(self(inputs), labels)
+        outputs = self(inputs)
+        self.record(outputs, labels)
+        if self.calibration is not None:
+            tempered = outputs.logits / self.calibration.temperatures.to(outputs.logits).unsqueeze(1)
+            self._tempered.update(statistics=sample_statistics(tempered, labels))
         for records, point in zip(self._routed.values(), self._points.values(), strict=True):
             routed = point.network(self.network).route(inputs, point.policy.to(self.device))
             records.update(logits=routed.logits, exits=routed.exits, labels=labels)  # type: ignore[operator]
@@ -192,6 +200,10 @@ class ExitRoutine(LightningModule, ABC):
         """Log the results, write `results.json` and the figures, and print the table."""
         exits = static_exits(self._records.compute()["statistics"], self.network.costs)
         self._records.reset()
+        if self.calibration is not None:
+            for row, statistics in zip(exits, self._tempered.compute()["statistics"].unbind(1), strict=True):
+                row["calibrated"] = calibrated_figures(statistics)
+            self._tempered.reset()
         points = []
         for (name, point), records in zip(self._points.items(), self._routed.values(), strict=True):
             gathered = records.compute()  # type: ignore[operator]
@@ -288,7 +300,10 @@ class ExitRoutine(LightningModule, ABC):
 
     @rank_zero_only
     def _print_results(self) -> None:
-        make_console().print(results_table(self.results))
+        console = make_console()
+        console.print(results_table(self.results))
+        if self.calibration is not None and "operating_points" in self.results:
+            console.print(calibration_table(self.results), conformal_table(self.results))
 
 
 FIGURES = {

@@ -21,13 +21,14 @@ from eenet.calibration.search import (
     policy_for_risk,
 )
 from eenet.calibration.temperature import fit_temperatures
-from eenet.calibration.trust import trust
+from eenet.calibration.trust import calibrated_figures, trust
 
 __all__ = [
     "Calibration",
     "ConformalMode",
     "OperatingPoint",
     "Scored",
+    "calibrated_figures",
     "certify",
     "check_budget",
     "check_level",

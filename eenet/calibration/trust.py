@@ -12,6 +12,12 @@ CALIBRATED = ("nll", "ece", "ece_mass", "brier")
 """Figures that a temperature changes."""
 
 
+def calibrated_figures(statistics: Tensor) -> dict[str, float]:
+    """The figures of `CALIBRATED`, from `sample_statistics` of tempered logits, `(samples, 4)`."""
+    figures = summarise(statistics)
+    return {key: figures[key] for key in CALIBRATED}
+
+
 def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Calibration figures after temperature scaling, and coverage and size of the conformal sets.
 
@@ -28,7 +34,6 @@ def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Te
         from the untempered probabilities, as in JEI-DNN.
     """
     tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
-    figures = summarise(sample_statistics(tempered, labels))
     probabilities = logits.softmax(-1)
     sets = [
         {
@@ -43,6 +48,6 @@ def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Te
     return {
         "asked": point.asked,
         "got": point.got,
-        "calibrated": {key: figures[key] for key in CALIBRATED},
+        "calibrated": calibrated_figures(sample_statistics(tempered, labels)),
         "conformal": sets,
     }

@@ -12,12 +12,14 @@ from eenet.reporting.results import (
     write_json,
     write_text,
 )
-from eenet.reporting.table import make_console, results_table
+from eenet.reporting.table import calibration_table, conformal_table, make_console, results_table
 
 __all__ = [
     "SCHEMA",
     "Results",
     "accuracy_cost_figure",
+    "calibration_table",
+    "conformal_table",
     "evaluate",
     "exit_histogram_figure",
     "gather_exits",

@@ -2,8 +2,10 @@
 
 Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split`, `operating_points`, `exits`,
 `versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `nll` (nats), `ece` (15 equal-width
-bins), `brier` (sum over classes), `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`,
-`exit_fractions` and `bins` (the reliability diagram).
+bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
+`macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
+reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities, and
+those of operating points `asked`, `got` on the validation split, and `conformal` sets.
 """
 
 import json

@@ -28,6 +28,53 @@ def results_table(results: Results) -> Table:
     return table
 
 
+def calibration_table(results: Results) -> Table:
+    """What a calibration changes: asked and got, and the figures before and after the temperatures."""
+    table = Table(title="calibrated on the validation split; before > after the temperatures")
+    table.add_column("")
+    for heading in ("asked", "got", "NLL", "ECE %", "ECE, equal mass %", "Brier", "AURC"):
+        table.add_column(heading, justify="right")
+    for row in results["exits"] + results["operating_points"]:
+        table.add_row(
+            row["name"],
+            *_asked_and_got(row),
+            _change(row, "nll", 1, 3),
+            _change(row, "ece", 100, 2),
+            _change(row, "ece_mass", 100, 2),
+            _change(row, "brier", 1, 3),
+            f"{row['aurc']:.4f}",
+        )
+    return table
+
+
+def conformal_table(results: Results) -> Table:
+    """Coverage and mean size of the conformal sets of every operating point."""
+    table = Table("", "quantiles", title="conformal sets")
+    for heading in ("asked %", "coverage %", "mean set size"):
+        table.add_column(heading, justify="right")
+    for row in results["operating_points"]:
+        for sets in row["conformal"]:
+            figures = (100 * (1 - sets["alpha"]), 100 * sets["coverage"], sets["set_size"])
+            table.add_row(
+                row["name"], sets["mode"], *(f"{figure:.{d}f}" for figure, d in zip(figures, (0, 1, 2), strict=True))
+            )
+    return table
+
+
+def _asked_and_got(row: dict[str, Any]) -> tuple[str, str]:
+    asked = row.get("asked", {})
+    wanted = ", ".join(f"{key} {value:g}" for key, value in asked.items())
+    if "budget" in asked:
+        return wanted, f"{row['macs_fraction']:.3f}"
+    if "budget-macs" in asked:
+        return wanted, si(row["macs"])
+    return wanted, f"{100 * row['accuracy']:.2f} %" if asked else ""
+
+
+def _change(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
+    return f"{scale * row[key]:.{digits}f} > {scale * row['calibrated'][key]:.{digits}f}"
+
+
 def _cells(row: dict[str, Any], shares: str) -> list[str]:
     return [
         row["name"],

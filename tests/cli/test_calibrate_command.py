@@ -39,6 +39,11 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
     assert len(rows["budget-0.5"]["conformal"]) == 6
     assert len(rows["budget-0.5"]["per_class"]["accuracy"]) == 10
     assert rows["budget-0.5"]["calibrated"]["nll"] <= rows["budget-0.5"]["nll"] + 0.05
+    exits = json.loads((run / "results.json").read_text())["exits"]
+    assert all(row["calibrated"]["nll"] <= row["nll"] + 0.05 for row in exits)
+    printed = capsys.readouterr().out
+    assert "budget 0.5" in printed
+    assert "conformal sets" in printed
     main(
         ["predict", "--config", str(run / "config.yaml"), "--point", "budget-0.5", "--return_predictions=false", *QUIET]
     )
