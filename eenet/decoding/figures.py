@@ -24,6 +24,8 @@ def curves_figure(study: dict[str, Any]) -> Figure:
     grid = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flatten()
     for axes, name in zip(grid, names, strict=False):
         for family, rows in curves.items():
+            if name not in rows[0]:
+                continue
             layers, values = [row["k"] for row in rows], [row[name] for row in rows]
             axes.plot(layers, values, "o-", markersize=3, color=COLOURS[family], label=LABELS[family])
         if "perplexity" in name or name == "kl":

@@ -61,8 +61,12 @@ def observe(
     def measure(hidden: Tensor) -> Table:
         return token_measures(hidden, gpt.head(hidden), full, full_log_p, targets)
 
-    families = [[measure(gpt.normalise(state)) for state in states]]
-    families += [[measure(final_hidden(gpt, inputs, plan)[place, column]) for plan in plans] for plans in skipping]
+    exits = {tuple(range(k)): measure(gpt.normalise(state)) for k, state in zip(budgets, states, strict=True)}
+
+    def of_plan(plan: LayerPlan) -> Table:
+        return exits.get(plan.layers) or measure(final_hidden(gpt, inputs, plan)[place, column])
+
+    families = [list(exits.values()), *([of_plan(plan) for plan in plans] for plans in skipping)]
     return {
         "row": row_of,
         "in_prompt": in_prompt.bool(),
