@@ -59,8 +59,8 @@ def generate(
         top_p: Draw only from the most likely tokens that together have this probability.
         seed: Of the draws.
         chat: Give the prompt as a user's message, in the model's chat template.
-        confidence: Let a token leave the plan early, at the first layer where the most likely next token has this
-            probability.
+        confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
+            the second by this probability.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
         summary: JSON file for the texts, layers per token, MACs per token of prompt and decoding, and tokens per
             second.

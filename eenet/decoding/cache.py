@@ -9,7 +9,7 @@ from torch import Tensor
 class LayerCache:
     """What one layer's attention has seen: keys and values, each `(rows, heads, columns, head_dim)`.
 
-    The buffers double when they are full, so a token is written once and hardly ever copied.
+    Full buffers grow by a quarter and some, so a token is written once and copied a few times at most.
 
     Example:
         >>> cache, token = LayerCache(), torch.ones(2, 1, 1, 4)
@@ -32,7 +32,7 @@ class LayerCache:
         """
         stop = start + keys.shape[2]
         if not self._buffers or stop > self._buffers[0].shape[2]:
-            self._grow(2 * stop, keys)
+            self._grow(stop + stop // 4 + 64, keys)
         for buffer, new in zip(self._buffers, (keys, values), strict=True):
             buffer[slice(None) if rows is None else rows, :, start:stop] = new
 

@@ -21,8 +21,8 @@ of these tokens leave here, bool `(batch,)`."""
 
 Fill = Literal["project", "recompute"]
 """Where a skipped layer's keys and values of a token come from: `project` sends the hidden state that the token left
-with through that layer's key and value projections (CALM, Schuster et al. 2022, "state propagation"); `recompute` runs
-the skipped layers on the token after all, once a later token of the sequence needs them."""
+with through that layer's key and value projections (as Elbayad et al. 2020 and CALM, Schuster et al. 2022, do);
+`recompute` runs the skipped layers on the token after all, once a later token of the sequence needs them."""
 
 
 @dataclass
@@ -168,15 +168,21 @@ class ExitingExecutor(Executor):
 
 
 def confidence_rule(gpt: Gpt, threshold: float) -> ExitRule:
-    """Leave where the model's own norm and head give a token at least this probability (CALM, section 3.2).
+    """Leave where the next token is clear: its probability exceeds the second one's by the threshold.
 
-    The head runs once more after every layer, which `Usage.rule` counts.
+    Probabilities are those of the model's own norm and head on the layer's hidden state (the softmax response of CALM,
+    Schuster et al. 2022). The head runs once more after every layer, which `Usage.rule` counts.
 
     Example:
         >>> confidence_rule(gpt=None, threshold=1.5)
         Traceback (most recent call last):
-        eenet.errors.UserError: threshold = 1.5: is a probability from 0 to 1
+        eenet.errors.UserError: threshold = 1.5: is a difference of probabilities, from 0 to 1
     """
     if not 0 <= threshold <= 1:
-        raise UserError("threshold", threshold, "is a probability from 0 to 1")
-    return lambda layer, hidden: gpt.head(gpt.normalise(hidden)).softmax(dim=-1).amax(dim=-1) >= threshold
+        raise UserError("threshold", threshold, "is a difference of probabilities, from 0 to 1")
+
+    def rule(layer: int, hidden: Tensor) -> Tensor:
+        first, second = gpt.head(gpt.normalise(hidden)).softmax(dim=-1).topk(2, dim=-1).values.unbind(dim=-1)
+        return first - second >= threshold
+
+    return rule

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
 from eenet.decoding import Executor, LayerPlan, count_decoder, early_exit, final_hidden, full_plan, pad_left
-from eenet.decoding.cache import attention_mask
+from eenet.decoding.cache import LayerCache, attention_mask
 from eenet.errors import UserError
 from tests._dummies.decoders import CONTEXT, FAMILIES, LAYERS, SMALL, TEXTS, cut_model, make_decoder
 
@@ -106,6 +106,20 @@ def test_padding_costs_nothing_to_a_sequence() -> None:
     run(together, TEXTS, NEXT)
     run(alone, TEXTS[1:2], NEXT[:, 1:2])
     assert together.usage[1] == alone.usage[0]
+
+
+def test_a_cache_keeps_what_was_written_while_it_grows() -> None:
+    tokens = torch.randn(2, 3, 2, 400, 4)
+    cache = LayerCache()
+    cache.write(None, 0, *tokens[..., :7, :])
+    for column in range(7, 400):
+        for rows in (torch.tensor([2, 0]), torch.tensor([1])):
+            cache.write(rows, column, *tokens[:, rows, :, column : column + 1])
+    torch.testing.assert_close(torch.stack(cache.read(None, 400)), tokens, atol=0, rtol=0)
+    rows = torch.tensor([0, 2])
+    torch.testing.assert_close(torch.stack(cache.read(rows, 300)), tokens[:, rows, :, :300], atol=0, rtol=0)
+    cache.keep(rows)
+    torch.testing.assert_close(torch.stack(cache.read(None, 400)), tokens[:, rows], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 2])
