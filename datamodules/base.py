@@ -85,11 +85,13 @@ class SplitData(LightningDataModule, ABC):
         name: Name of the data set, lower case.
         num_classes: Number of classes.
         input_shape: `(channels, height, width)` after the transform, `None` for text.
+        max_length: The most tokens of a text, `None` for images.
     """
 
     name: str
     num_classes: int
     input_shape: tuple[int, ...] | None = None
+    max_length: int | None = None
 
     def __init__(
         self,

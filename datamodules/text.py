@@ -54,6 +54,8 @@ class TextData(SplitData):
         download: Download what is missing.
     """
 
+    max_length: int
+
     def __init__(
         self, tokenizer: str | None = None, max_length: int = 128, download: bool = False, **kwargs: Any
     ) -> None:

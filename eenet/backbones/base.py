@@ -40,6 +40,7 @@ class StagedBackbone(nn.Module, ABC):
         feature_dims: Width of `features(i, state)` for each stage.
         map_dims: Channels of `feature_map(i, state)` for each stage, `None` for a family without one.
         input_shape: Shape of one input without the batch axis, `None` for text.
+        max_tokens: The most tokens of a text that it takes, `None` for images.
     """
 
     num_stages: int
@@ -47,6 +48,7 @@ class StagedBackbone(nn.Module, ABC):
     feature_dims: list[int]
     map_dims: list[int] | None = None
     input_shape: tuple[int, ...] | None = None
+    max_tokens: int | None = None
 
     @abstractmethod
     def embed(self, inputs: Any) -> State:

@@ -42,6 +42,7 @@ class Bert(StagedBackbone):
     """
 
     model: Any
+    max_tokens: int
 
     def __init__(
         self,

@@ -1,11 +1,10 @@
 """The residual networks for 32-pixel images of He et al. 2016 (arXiv 1512.03385, section 4.2), one stage per block."""
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.base import State
+from eenet.backbones.image import ImageBackbone
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
 
@@ -49,7 +48,7 @@ class _Network(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
 
-class CifarResNet(StagedBackbone):
+class CifarResNet(ImageBackbone):
     """ResNet-20, -32, -44, -56 or -110: `depth = 6n + 2` layers, n blocks at each of 16, 32 and 64 channels.
 
     The parameters carry the names of the usual published checkpoints (`layer1.0.conv1.weight`, ..., `linear.bias`).
@@ -70,8 +69,6 @@ class CifarResNet(StagedBackbone):
         (9, [16, 16, 16, 32, 32, 32, 64, 64, 64])
     """
 
-    input_shape: tuple[int, int, int]
-
     def __init__(
         self,
         depth: int,
@@ -85,7 +82,7 @@ class CifarResNet(StagedBackbone):
             raise UserError("backbone.depth", depth, "must be 6n + 2, such as 20, 56 or 110")
         if image_size < 4 or image_size % 4:
             raise UserError("backbone.image_size", image_size, "must be a multiple of 4")
-        self.depth, self.num_classes = depth, num_classes
+        self.num_classes, self.architecture = num_classes, {"depth": depth}
         blocks_per_width = (depth - 2) // 6
         self.model = _Network(blocks_per_width, num_classes, in_channels)
         if pretrained is not None:
@@ -104,30 +101,9 @@ class CifarResNet(StagedBackbone):
         """The first convolution: `(batch, 16, height, width)`."""
         return F.relu(self.model.bn1(self.model.conv1(inputs)))
 
-    def run_stage(self, i: int, state: State) -> State:
-        """Residual block `i`."""
-        return self.blocks[i](state)
-
-    def features(self, i: int, state: State) -> Tensor:
-        """Mean over the positions, `(batch, channels)`."""
-        return state.mean(dim=(2, 3))
-
-    def feature_map(self, i: int, state: State) -> Tensor:
-        """The map itself, `(batch, channels, height, width)`."""
-        return state
-
     def classify(self, state: State) -> Tensor:
         """Global average and the linear head."""
         return self.model.linear(state.mean(dim=(2, 3)))
-
-    def description(self) -> dict[str, Any]:
-        """Family, depth, classes and input shape."""
-        return {
-            "family": "CifarResNet",
-            "depth": self.depth,
-            "num_classes": self.num_classes,
-            "input_shape": list(self.input_shape),
-        }
 
 
 def _layer(in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.Sequential:

@@ -42,6 +42,7 @@ class Gpt(StagedBackbone):
     """
 
     model: Any
+    max_tokens: int
 
     def __init__(
         self,

@@ -6,13 +6,14 @@ from typing import Any, Literal
 import torchvision
 from torch import Tensor, nn
 
-from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.base import State
+from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
 
 
-class ResNet(StagedBackbone):
+class ResNet(ImageBackbone):
     """A residual network whose features are the globally averaged feature maps.
 
     Args:
@@ -34,9 +35,6 @@ class ResNet(StagedBackbone):
         (8, 64, 512)
     """
 
-    model: Any
-    input_shape: tuple[int, int, int]
-
     def __init__(
         self,
         name: str,
@@ -51,10 +49,11 @@ class ResNet(StagedBackbone):
         super().__init__()
         if image_size < 8:
             raise UserError("backbone.image_size", image_size, "a residual network needs at least 8 pixels")
-        self.name, self.num_classes, self.library = name, num_classes, library
-        self.small_images, self.overrides = small_images, dict(overrides or {})
+        self.num_classes, self.library = num_classes, library
+        named = {"library": library, "name": name, "small_images": small_images}
+        self.architecture = named | (overrides or {})
         make = _timm_resnet if library == "timm" else _torchvision_resnet
-        self.model = make(name, num_classes, in_channels, pretrained, self.overrides)
+        self.model = make(name, num_classes, in_channels, pretrained, overrides or {})
         if small_images:
             width = self.model.bn1.num_features
             self.model.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
@@ -76,36 +75,12 @@ class ResNet(StagedBackbone):
         act = model.act1 if self.library == "timm" else model.relu
         return model.maxpool(act(model.bn1(model.conv1(inputs))))
 
-    def run_stage(self, i: int, state: State) -> State:
-        """Residual block `i`."""
-        return self.blocks[i](state)
-
-    def features(self, i: int, state: State) -> Tensor:
-        """Mean over the positions, `(batch, channels)`."""
-        return state.mean(dim=(2, 3))
-
-    def feature_map(self, i: int, state: State) -> Tensor:
-        """The map itself, `(batch, channels, height, width)`."""
-        return state
-
     def classify(self, state: State) -> Tensor:
         """Global pooling and the model's own linear head."""
         model = self.model
         if self.library == "timm":
             return model.forward_head(state)
         return model.fc(model.avgpool(state).flatten(1))
-
-    def description(self) -> dict[str, Any]:
-        """Family, library, name, classes, input shape, stem and overrides."""
-        return {
-            "family": "ResNet",
-            "library": self.library,
-            "name": self.name,
-            "num_classes": self.num_classes,
-            "input_shape": list(self.input_shape),
-            "small_images": self.small_images,
-            **self.overrides,
-        }
 
 
 def _timm_resnet(

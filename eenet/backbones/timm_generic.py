@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.base import State
+from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.errors import UserError
 
@@ -16,7 +17,7 @@ CONTAINERS = ("blocks", "stages", "layers")
 HEADS = ("global_pool", "head_drop", "head", "fc_norm", "classifier", "fc")
 
 
-class TimmBackbone(StagedBackbone):
+class TimmBackbone(ImageBackbone):
     """A timm model whose stages are the members of its `blocks`, `stages` or `layers`.
 
     Whether a model really is its stem, these stages and its head in that order shows only when it runs. So a copy with
@@ -39,9 +40,6 @@ class TimmBackbone(StagedBackbone):
         (4, [40, 80, 160, 320])
     """
 
-    input_shape: tuple[int, int, int]
-    model: Any
-
     def __init__(
         self,
         name: str,
@@ -52,8 +50,8 @@ class TimmBackbone(StagedBackbone):
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.num_classes, self.overrides = name, num_classes, dict(overrides or {})
-        self.model = create_model(name, num_classes, in_channels, pretrained, self.overrides)
+        self.num_classes, self.architecture = num_classes, {"name": name, **(overrides or {})}
+        self.model = create_model(name, num_classes, in_channels, pretrained, overrides or {})
         containers = [part for part, _ in self.model.named_children() if part in CONTAINERS]
         if not containers or not hasattr(self.model, "forward_head"):
             raise UserError("backbone.name", name, f"has none of {', '.join(CONTAINERS)} that stages could be cut from")
@@ -76,19 +74,13 @@ class TimmBackbone(StagedBackbone):
             inputs = self.model.get_submodule(name)(inputs)
         return inputs
 
-    def run_stage(self, i: int, state: State) -> State:
-        """Member `i` of the stages."""
-        return self.blocks[i](state)
-
     def features(self, i: int, state: State) -> Tensor:
         """Mean over the positions, `(batch, channels)`."""
         return self._channels_first(state).flatten(2).mean(dim=2)
 
     def feature_map(self, i: int, state: State) -> Tensor:
         """The map itself, `(batch, channels, height, width)`."""
-        if self.map_dims is None:
-            return super().feature_map(i, state)
-        return self._channels_first(state)
+        return super().feature_map(i, self._channels_first(state))
 
     def classify(self, state: State) -> Tensor:
         """The children between the stages and the head, and the model's own head."""
@@ -97,16 +89,6 @@ class TimmBackbone(StagedBackbone):
         for name in takewhile(lambda child: child not in HEADS, after):
             state = self.model.get_submodule(name)(state)
         return self.model.forward_head(state)
-
-    def description(self) -> dict[str, Any]:
-        """Family, name, classes, input shape and overrides."""
-        return {
-            "family": "TimmBackbone",
-            "name": self.name,
-            "num_classes": self.num_classes,
-            "input_shape": list(self.input_shape),
-            **self.overrides,
-        }
 
     def _channels_first(self, state: Tensor) -> Tensor:
         last = state.ndim == 3 or getattr(self.model, "output_fmt", "NCHW") == "NHWC"
@@ -141,7 +123,7 @@ def _prove_equal(backbone: TimmBackbone) -> list[Tensor]:
         problem = f"the model refuses images of this size ({error}); some need `img_size` in the overrides"
         raise UserError("backbone.image_size", probe.input_shape[-1], problem) from error
     refusal = UserError(
-        "backbone.name", backbone.name, "is no plain sequence of stem, stages and head; see ViT, ResNet"
+        "backbone.name", backbone.architecture["name"], "is no plain sequence of stem, stages and head; see ViT, ResNet"
     )
     try:
         states = [probe.embed(images)]

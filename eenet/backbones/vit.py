@@ -3,14 +3,15 @@
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.base import State
+from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.errors import UserError
 
 
-class ViT(StagedBackbone):
+class ViT(ImageBackbone):
     """A timm vision transformer; its features are what its own head pools: the class token or the mean of the patches.
 
     Args:
@@ -30,9 +31,6 @@ class ViT(StagedBackbone):
         (2, torch.Size([1, 10]))
     """
 
-    model: Any
-    input_shape: tuple[int, int, int]
-
     def __init__(
         self,
         name: str,
@@ -43,9 +41,9 @@ class ViT(StagedBackbone):
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.num_classes, self.overrides = name, num_classes, dict(overrides or {})
+        self.num_classes, self.architecture = num_classes, {"name": name, **(overrides or {})}
         size = {} if image_size is None else {"img_size": image_size}
-        self.model = create_model(name, num_classes, in_channels, pretrained, self.overrides | size)
+        self.model = create_model(name, num_classes, in_channels, pretrained, (overrides or {}) | size)
         if not isinstance(self.model, VisionTransformer):
             raise UserError("backbone.name", name, f"is a {type(self.model).__name__}, no vision transformer")
         height, width = self.model.patch_embed.img_size
@@ -57,15 +55,16 @@ class ViT(StagedBackbone):
         self.feature_dims = [self.model.embed_dim] * self.num_stages
         self.map_dims = self.feature_dims
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return list(self.model.blocks)
+
     def embed(self, inputs: Tensor) -> State:
         """Patches, prefix tokens and positions: `(batch, tokens, dim)`."""
         model = self.model
         tokens = model._pos_embed(model.patch_embed(inputs))
         return model.norm_pre(model.patch_drop(tokens))
-
-    def run_stage(self, i: int, state: State) -> State:
-        """Transformer block `i`."""
-        return self.model.blocks[i](state)
 
     def features(self, i: int, state: State) -> Tensor:
         """Class token or mean of the patch tokens, before any norm, `(batch, dim)`."""
@@ -79,13 +78,3 @@ class ViT(StagedBackbone):
     def classify(self, state: State) -> Tensor:
         """Final norm and the model's own head; a distilled DeiT averages its two heads."""
         return self.model.forward_head(self.model.norm(state))
-
-    def description(self) -> dict[str, Any]:
-        """Family, name, classes, input shape and overrides."""
-        return {
-            "family": "ViT",
-            "name": self.name,
-            "num_classes": self.num_classes,
-            "input_shape": list(self.input_shape),
-            **self.overrides,
-        }

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules import SplitData
 from datamodules.features import feature_data
+from eenet.backbones import StagedBackbone
 from eenet.calibration import Calibration
 from eenet.calibration.points import CALIBRATION, digest
 from eenet.errors import UserError
@@ -121,22 +122,32 @@ class EenetCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Check that data and backbone fit each other, and put the features in the place of the inputs where asked.
-
-        Raises:
-            UserError: Another number of classes or another input shape.
-        """
-        backbone, data = self.model.network.backbone, self.datamodule
-        if backbone.num_classes != data.num_classes:
-            raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
-        if backbone.input_shape is not None and tuple(backbone.input_shape) != tuple(data.input_shape or ()):
-            raise UserError(
-                "backbone.input_shape",
-                backbone.input_shape,
-                f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
-                "in_channels, or the data's image_size",
-            )
+        """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
+        data = self.datamodule
+        check_fit(self.model.network.backbone, data)
         if self.subcommand is not None:
             self.choose_points()
         if self.model.features is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]
+
+
+def check_fit(backbone: StagedBackbone, data: SplitData) -> None:
+    """Refuse a backbone that cannot read the data.
+
+    Raises:
+        UserError: Another number of classes, another input shape, texts for images, or texts that may be too long.
+    """
+    if backbone.num_classes != data.num_classes:
+        raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
+    if (backbone.input_shape is None) != (data.input_shape is None):
+        kind = "texts" if data.input_shape is None else "images"
+        raise UserError("backbone", type(backbone).__name__, f"{data.name} holds {kind}, which it does not read")
+    if backbone.input_shape is not None and tuple(backbone.input_shape) != data.input_shape:
+        raise UserError(
+            "backbone.input_shape",
+            backbone.input_shape,
+            f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
+            "in_channels, or the data's image_size and channels",
+        )
+    if None not in (data.max_length, backbone.max_tokens) and data.max_length > backbone.max_tokens:  # type: ignore[operator]
+        raise UserError("data.max_length", data.max_length, f"the backbone takes {backbone.max_tokens} tokens at most")

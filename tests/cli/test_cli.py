@@ -11,12 +11,12 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eenet.cli.main import main
-from tests.cli.offline import offline
-from tests.datamodules.tiny_files import write_fashion, write_imagenet
+from tests.cli.offline import SMALL_BERT, offline
+from tests.datamodules.tiny_files import write_fashion, write_imagenet, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-METHODS = [path for path in CONFIGS if path.parent.name != "overlays"]
+METHODS = [path for path in CONFIGS if path.parent.name not in ("overlays", "nlg")]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 BACKBONE = "model.init_args.network.init_args.backbone"
 
@@ -155,6 +155,7 @@ def test_every_key_of_a_config_is_explained(path: Path) -> None:
         ("--model.init_args.tradeoff=-1", "model.tradeoff = -1"),
         (f"--{BACKBONE}.init_args.image_size=9", "backbone.image_size = 9"),
         (f"--{BACKBONE}.init_args.image_size=12", "backbone.input_shape = (1, 12, 12)"),
+        (f"--{BACKBONE}.init_args.in_channels=3", "digits gives (1, 8, 8)"),
         (f"--{BACKBONE}.init_args.num_classes=7", "backbone.num_classes = 7"),
         (f"--{BACKBONE}.init_args.name=vit_enormous", "backbone.name = 'vit_enormous'"),
         ("--data.init_args.validation_fraction=2", "data.validation_fraction = 2"),
@@ -218,6 +219,32 @@ def test_a_run_on_another_data_set_is_refused(
     args = ["test", "--config", str(joint_run / "config.yaml"), "--data=datamodules.FashionMNIST"]
     printed = mistake(capsys, *args, f"--data.init_args.root={tmp_path}", "--data.init_args.image_size=8")
     assert "data = 'fashion_mnist': the checkpoint was trained on digits" in printed
+
+
+@pytest.mark.parametrize(
+    ("limit", "data", "expected"),
+    [
+        (16, "texts", "data.max_length = 32: the backbone takes 16 tokens at most"),
+        (32, "digits", "backbone = 'Bert': digits holds images, which it does not read"),
+    ],
+)
+def test_what_a_text_backbone_cannot_read_is_refused(
+    limit: int, data: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    config = yaml.safe_load(tiny(tmp_path / "b.yaml", "BackboneTraining", tmp_path / "run").read_text())
+    overrides = {**SMALL_BERT, "max_position_embeddings": limit}
+    config["model"]["init_args"]["backbone"] = {
+        "class_path": "eenet.backbones.Bert",
+        "init_args": {"num_classes": 2 if data == "texts" else 10, "overrides": overrides},
+    }
+    if data == "texts":
+        train = tmp_path / "train.csv"
+        train.write_text("text,label\n" + "good,0\nbad,1\n" * 10)
+        values = {"tokenizer": write_tokenizer(tmp_path / "t"), "train": str(train), "test": None, "max_length": 32}
+        config["data"] = {"class_path": "datamodules.TextClassification", "init_args": values}
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(config))
+    assert expected in mistake(capsys, "fit", "--config", str(tmp_path / "b.yaml"))
 
 
 def test_an_unreadable_image_in_a_worker_process_is_one_clear_error(

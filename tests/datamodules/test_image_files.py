@@ -190,9 +190,26 @@ def test_svhn_reads_mat_files_and_adds_the_extra_ones(tmp_path, monkeypatch):
     assert "Flip" not in repr(data.dataset("train", augmented=True).transform)
     assert "RandomCrop" in repr(data.dataset("train", augmented=True).transform)
     assert SVHN(root=str(tmp_path), extra=True).split_record()["sizes"] == {"train": 243, "val": 27, "test": 30}
+    (tmp_path / "extra_32x32.mat").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged extra_32x32\.mat .*MD5"):
+        SVHN(root=str(tmp_path), extra=True).prepare_data()
     (tmp_path / "extra_32x32.mat").unlink()
     with pytest.raises(UserError, match=r"misses extra_32x32\.mat"):
         SVHN(root=str(tmp_path), extra=True).prepare_data()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_labels_out_of_range_are_refused_behind_right_checksums(tmp_path, monkeypatch, name):
+    wrong = np.append(TRAIN[:-1], 11)
+    if name == "cifar10":
+        cifar(monkeypatch, tmp_path, datasets.CIFAR10, "labels", wrong, TEST)
+        data = CIFAR10(root=str(tmp_path))
+    else:
+        table = write_svhn(tmp_path, datasets.SVHN, {"train": wrong, "test": TEST})
+        monkeypatch.setattr(datasets.SVHN, "split_list", table)
+        data = SVHN(root=str(tmp_path))
+    with pytest.raises(UserError, match="label 11 of sample 199 is not one of the 10 classes"):
+        data.prepare_data()
 
 
 CLASSES = ["n01440764", "n01443537", "n02102040"]

@@ -10,7 +10,7 @@ datasets = pytest.importorskip("datasets")
 
 from tiny_files import WORDS, films, write_tokenizer  # noqa: E402
 
-from datamodules import BBCNews, TextClassification  # noqa: E402
+from datamodules import BBCNews, TextClassification, bbc  # noqa: E402
 from datamodules.text import package_folder  # noqa: E402
 from eenet.errors import UserError  # noqa: E402
 
@@ -233,3 +233,21 @@ def test_bbc_news_holds_whole_articles(monkeypatch):
     assert len(labels) == 445
     first = data.dataset("train").inputs[0]["input_ids"]
     assert data.tokenizer.decode(first).startswith("[CLS] ad sales boost time warner profit quarterly profits")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "tech" / "0.txt").unlink(), r"data = '.*tech': holds no articles"),
+        (lambda folder: (folder / "sports" / "0.txt").write_bytes(b""), r"the text of row 3, counted from 0, is empty"),
+    ],
+    ids=["no articles", "empty article"],
+)
+def test_a_damaged_bbc_package_is_one_clear_error(tmp_path, tokenizer, monkeypatch, change, message):
+    for name in bbc.CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.txt").write_text("good film")
+    monkeypatch.setattr(bbc, "package_folder", lambda *args, **options: tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=message):
+        BBCNews(tokenizer=tokenizer).prepare_data()
