@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,13 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--seeds", default=1, type=int, help="runs of each combination, with seeds from 0")
     parser.add_argument("--folder", default="runs/sweep", type=str, help="folder of the runs and the table")
+    parser.add_argument(
+        "--calibrate",
+        action="append",
+        default=[],
+        type=str,
+        help="arguments of `eenet calibrate` for every run, in quotes; the test then uses its points",
+    )
     parser.add_argument("--processes", default=cores(), type=int, help="runs at a time")
     options = parser.parse_args(args)
     for field, count in (("seeds", options.seeds), ("processes", options.processes)):
@@ -65,10 +73,10 @@ def main(args: list[str]) -> None:
             raise UserError(field, count, "must be at least 1")
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
-    guard(folder, options.config)
+    guard(folder, options.config, options.calibrate)
     threads = max(1, cores() // min(options.processes, len(runs)))
     with ThreadPoolExecutor(options.processes) as pool:
-        finished = list(pool.map(lambda run: execute(run, threads), runs))
+        finished = list(pool.map(lambda run: execute(run, threads, options.calibrate), runs))
     report(folder, [run for run, done in zip(runs, finished, strict=True) if done])
     if not all(finished):
         raise SystemExit(1)
@@ -122,21 +130,22 @@ def make_runs(configs: list[str], vary: list[str], seeds: int, folder: Path) -> 
         yield Run(folder / name, {**names, "seed": seed}, [*shared, *args, f"--seed_everything={seed}"])
 
 
-def guard(folder: Path, configs: list[str]) -> None:
-    """Refuse to mix runs of different configurations in one folder.
+def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
+    """Refuse to mix runs of different configurations or calibrations in one folder.
 
     Raises:
         UserError: The folder's runs are of other configurations.
     """
-    texts = [Path(config).read_text() for config in configs]
+    wanted = {"configs": [Path(config).read_text() for config in configs], "calibrate": calibrate}
     record = folder / "sweep.json"
-    if record.is_file() and json.loads(record.read_text())["configs"] != texts:
-        raise UserError("folder", str(folder), f"holds runs of another configuration than {configs}; choose another")
-    write_json(record, {"configs": texts})
+    if record.is_file() and json.loads(record.read_text()) != wanted:
+        problem = f"holds runs of another configuration or calibration than {configs} {calibrate}; choose another"
+        raise UserError("folder", str(folder), problem)
+    write_json(record, wanted)
 
 
-def execute(run: Run, threads: int) -> bool:
-    """Train and test one run, unless it has results; goes on from its last checkpoint.
+def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
+    """Train, calibrate and test one run, unless it has results; goes on from its last checkpoint.
 
     Its lock belongs to the processes that it starts, too: if this one is killed, a new sweep waits for them.
 
@@ -144,17 +153,18 @@ def execute(run: Run, threads: int) -> bool:
         Whether there are results.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=last"]
-    test = ["test", f"--config={run.folder / 'config.yaml'}"]
+    quiet = "--trainer.enable_progress_bar=false"
+    fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=last", quiet]
+    calibrations = [["calibrate", str(run.folder), *shlex.split(text)] for text in calibrate]
+    test = ["test", f"--config={run.folder / 'config.yaml'}", quiet, *(["--point=all"] if calibrate else [])]
     with open(run.folder / "lock", "w") as lock, open(run.folder / "log.txt", "a") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (run.folder / "results.json").is_file():
             return True
-        for args in (fit, test):
-            command = [*COMMAND, *args, "--trainer.enable_progress_bar=false"]
+        for args in (fit, *calibrations, test):
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             ended = subprocess.run(
-                command, env=environment, stdout=log, stderr=log, pass_fds=[lock.fileno()], check=False
+                [*COMMAND, *args], env=environment, stdout=log, stderr=log, pass_fds=[lock.fileno()], check=False
             )
             if ended.returncode:
                 print(f"failed: {run.folder.name}; see {run.folder / 'log.txt'}", file=sys.stderr)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FAKE = """
 import json, os, sys, time
 from pathlib import Path
-command, args = sys.argv[1], dict(a.lstrip("-").split("=", 1) for a in sys.argv[2:])
+command, args = sys.argv[1], dict(a.lstrip("-").split("=", 1) for a in sys.argv[2:] if "=" in a)
 if command == "fit":
     folder = Path(args["trainer.default_root_dir"])
     with open(folder / "fits.txt", "a") as file:
@@ -27,11 +27,15 @@ if command == "fit":
     if args.get("model.init_args.tradeoff") == "13":
         sys.exit("unlucky")
     (folder / "config.yaml").write_text(json.dumps(args))
+elif command == "calibrate":
+    with open(Path(sys.argv[2]) / "calibrations.txt", "a") as file:
+        file.write(" ".join(sys.argv[3:]) + "\\n")
 else:
     config = Path(args["config"])
     values = json.loads(config.read_text())
     seed, tradeoff = int(values["seed_everything"]), float(values["model.init_args.tradeoff"])
-    point = {"name": "learned", "accuracy": 0.9 - seed / 100, "nll": tradeoff, "ece": 0.1, "macs_fraction": 0.5}
+    point = {"accuracy": 0.9 - seed / 100, "nll": tradeoff, "ece": 0.1, "macs_fraction": 0.5}
+    point = {"name": args.get("point", "learned"), **point}
     (config.parent / "results.json").write_text(json.dumps({"schema": 1, "operating_points": [point]}))
 """
 
@@ -47,6 +51,18 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def arguments(config: Path, *more: str) -> list[str]:
     folder = f"--folder={config.parent / 'runs'}"
     return ["sweep", f"--config={config}", "--vary=model.init_args.tradeoff=0.1,1", "--seeds=2", folder, *more]
+
+
+def test_every_run_is_calibrated_before_its_test(config: Path, capsys: pytest.CaptureFixture) -> None:
+    wishes = ["--budget 0.3,0.5", "--budget 0.5 --policy patience"]
+    main(arguments(config, *(f"--calibrate={wish}" for wish in wishes)))
+    runs = config.parent / "runs"
+    for folder in runs.glob("tradeoff*"):
+        assert (folder / "calibrations.txt").read_text().splitlines() == wishes
+        assert json.loads((folder / "results.json").read_text())["operating_points"][0]["name"] == "all"
+    with pytest.raises(SystemExit):
+        main(arguments(config))
+    assert "another configuration or calibration" in capsys.readouterr().err
 
 
 def test_a_grid_leaves_results_and_one_table(config: Path, capsys: pytest.CaptureFixture) -> None:
