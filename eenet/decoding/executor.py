@@ -134,19 +134,17 @@ class Executor:
             places = [place for place, row in enumerate(members) if row in kept]
             self.caches[layer].keep(torch.tensor(places, dtype=torch.long, device=self._real.device))
         self._real = self._real[torch.tensor(rows, device=self._real.device)]
-        self._padded = not bool(self._real.all())
         self._lengths = [self._lengths[row] for row in rows]
         self._live = [self._live[row] for row in rows]
         self._assign([self._row_plans[row] for row in rows])
 
     def _assign(self, plans: list[LayerPlan]) -> None:
         self._row_plans = plans
-        rows = {layer: tuple(row for row, plan in enumerate(plans) if layer in plan.layers) for layer in self._order()}
-        self._members: dict[int, Rows] = {layer: members for layer, members in rows.items() if members}
+        used = sorted({layer for plan in plans for layer in plan.layers})
+        self._members: dict[int, Rows] = {
+            layer: tuple(row for row, plan in enumerate(plans) if layer in plan.layers) for layer in used
+        }
         self._padded = not bool(self._real.all())
-
-    def _order(self) -> list[int]:
-        return sorted({layer for plan in self._row_plans for layer in plan.layers})
 
     def _append(self, tokens: Tensor) -> Tensor:
         self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], dim=1)
