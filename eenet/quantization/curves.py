@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.quantization.network import QuantizedNetwork
-from eenet.quantization.policy import PathPolicy, final_nodes
+from eenet.quantization.policy import PathPolicy, first_node, follow, next_moves
 
 TRADEOFFS = [0.0, *torch.logspace(-3, 2, 41, dtype=torch.float64).tolist()]
 """Values of lambda on a curve."""
@@ -42,9 +42,10 @@ def path_curve(network: QuantizedNetwork, errors: Sequence[Tensor], correct: Ten
         correct: 1 where a node is right, `(samples, nodes)`.
     """
     points = []
-    for width in network.widths:
-        for tradeoff in TRADEOFFS:
-            nodes = final_nodes(network, errors, PathPolicy(width, tradeoff))
+    for tradeoff in TRADEOFFS:
+        moves = next_moves(network, errors, tradeoff)
+        for width in network.widths:
+            nodes = follow(network.tree, moves, first_node(network, PathPolicy(width, tradeoff)))
             points.append(Point(width, tradeoff, *_judge(nodes, correct, network.node_costs)))
     return points
 

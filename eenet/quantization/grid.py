@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ FLOAT = 32
 
 WIDTHS = (FLOAT, 16, 8, 6, 4)
 """Bit-widths of weights and activations that a segment can run at."""
+
+
+SMALLEST = 1e-30
+"""Distance of codes below which everything is taken for 0: float32 has no inverse of much smaller numbers."""
 
 
 class Grid(NamedTuple):
@@ -59,8 +64,8 @@ def weight_scales(weight: Tensor, width: int) -> Tensor:
     Returns:
         `(channels,)`; 1 for a channel of zeros.
     """
-    largest = weight.detach().flatten(1).abs().amax(1)
-    return torch.where(largest > 0, largest / weight_limit(width), 1.0)
+    scales = weight.detach().flatten(1).abs().amax(1) / weight_limit(width)
+    return torch.where(scales > SMALLEST, scales, 1.0)
 
 
 def weight_codes(weight: Tensor, width: int) -> Tensor:
@@ -108,7 +113,8 @@ def activation_grid(lowest: float, highest: float, width: int) -> Grid:
     """
     low, high = -(2 ** (width - 1)), 2 ** (width - 1) - 1
     lowest, highest = min(lowest, 0.0), max(highest, 0.0)
-    scale = (highest - lowest) / (high - low) or 1.0
+    scale = (highest - lowest) / (high - low)
+    scale = scale if scale > SMALLEST else 1.0
     return Grid(scale, max(low, min(high, low - round(lowest / scale))), low, high)
 
 
@@ -119,7 +125,7 @@ def quantize_activation(values: Tensor, grid: Grid) -> Tensor:
         >>> quantize_activation(torch.tensor([-3.0, 0.2, 0.3, 9.0]), activation_grid(-0.5, 7.0, 4))
         tensor([-0.5000,  0.0000,  0.5000,  7.0000])
     """
-    return torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, grid.low, grid.high)
+    return _steps(values, grid).mul_(grid.scale)
 
 
 def activation_codes(values: Tensor, grid: Grid) -> Tensor:
@@ -129,5 +135,9 @@ def activation_codes(values: Tensor, grid: Grid) -> Tensor:
         >>> activation_codes(torch.tensor([-3.0, 0.2, 0.3, 9.0]), activation_grid(-0.5, 7.0, 4)).tolist()
         [-8, -7, -6, 7]
     """
-    codes = (values * (1 / grid.scale)).round_().add_(grid.zero_point)
-    return codes.clamp_(grid.low, grid.high).to(torch.int8)
+    return _steps(values, grid).add_(grid.zero_point).to(torch.int8)
+
+
+def _steps(values: Tensor, grid: Grid) -> Tensor:
+    inverse = float(1 / np.float32(grid.scale))  # rounded as torch's own quantizers round it
+    return (values * inverse).round_().clamp_(grid.low - grid.zero_point, grid.high - grid.zero_point)

@@ -77,7 +77,7 @@ class NativeLinear(nn.Module):
 
     def products(self, codes: Tensor) -> Tensor:
         """Codes `(rows, inputs)` to float outputs `(rows, outputs)`."""
-        return torch.addcmul(self.offsets, torch._int_mm(codes, self.codes.T), self.scales)
+        return torch._int_mm(codes, self.codes.T).float().mul_(self.scales).add_(self.offsets)
 
 
 class NativeConv2d(NativeLinear):

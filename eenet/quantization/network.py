@@ -142,7 +142,7 @@ class QuantizedNetwork(EarlyExitNetwork):
         """BitOPs of a sample that leaves at each node, predictors and heads passed included."""
         return [self.path_costs.routed(path, self._predictor_macs(path)) for path in self.tree.nodes]
 
-    @property
+    @cached_property
     def node_costs(self) -> Tensor:
         """The same as a fraction of the plain backbone's BitOPs in floating point, `(nodes,)`."""
         return torch.tensor(self.node_bitops, dtype=torch.float64) / self.path_costs.full

@@ -77,8 +77,12 @@ def final_nodes(network: QuantizedNetwork, errors: Sequence[Tensor], policy: Pat
     Returns:
         Nodes, `(samples,)`.
     """
-    moves = [next_nodes(network, node, rows, policy.tradeoff) for node, rows in enumerate(errors)]
-    return follow(network.tree, torch.stack(moves, dim=1), first_node(network, policy))
+    return follow(network.tree, next_moves(network, errors, policy.tradeoff), first_node(network, policy))
+
+
+def next_moves(network: QuantizedNetwork, errors: Sequence[Tensor], tradeoff: float) -> Tensor:
+    """Where samples would go from every early node, `(samples, early nodes)`, as in `next_nodes`."""
+    return torch.stack([next_nodes(network, node, rows, tradeoff) for node, rows in enumerate(errors)], dim=1)
 
 
 def follow(tree: PathTree, moves: Tensor, start: int) -> Tensor:

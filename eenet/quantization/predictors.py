@@ -20,7 +20,7 @@ from eenet.gates import uncertainty_statistics
 CLUSTERS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of clusters that are tried."""
 
-STEPS, LEARNING_RATE, WEIGHT_DECAY = 400, 0.01, 0.01
+STEPS, LEARNING_RATE, WEIGHT_DECAY = 250, 0.01, 0.01
 CHECK_EVERY = 10
 """Steps between two looks at the validation samples."""
 
@@ -142,7 +142,7 @@ def cluster_targets(
     points, others = (rows.double().cpu().numpy() for rows in described)
     best = None
     for clusters in (1, *(count for count in sorted(candidates) if 1 < count <= len(points) // 4)):
-        means = KMeans(clusters, n_init=4, random_state=seed).fit(points)
+        means = KMeans(clusters, n_init=2, random_state=seed).fit(points)
         members = torch.from_numpy(means.labels_).long().to(errors[0].device)
         if len(members.unique()) < clusters:
             break  # fewer distinct points than clusters

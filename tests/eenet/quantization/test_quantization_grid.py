@@ -89,6 +89,14 @@ def test_quantizing_weights_twice_changes_nothing_and_errs_by_half_a_step(rows: 
     assert codes.abs().max() <= 2 ** (width - 1) - 1
 
 
+@pytest.mark.parametrize("width", NARROW)
+def test_activations_agree_with_torchs_per_tensor_quantization(width: int) -> None:
+    grid = activation_grid(-1.3, 2.7, width)
+    values = torch.randn(20_000) * 2
+    expected = torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, grid.low, grid.high)
+    torch.testing.assert_close(quantize_activation(values, grid), expected)
+
+
 def test_simulated_activations_are_their_codes_on_the_grid() -> None:
     grid = activation_grid(-1.0, 3.0, 6)
     values = torch.randn(1000) * 2

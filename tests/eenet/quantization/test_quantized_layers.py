@@ -16,7 +16,7 @@ from eenet.quantization.ranges import METHODS, TAIL, activation_ranges
 from eenet.quantization.segments import replace_layers, stage_layers
 from tests._dummies import make_resnet, make_vit
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Relative to the largest output: native sums are exact integers, simulated ones are rounded floats."""
 
 
