@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eenet.decoding.probes import TokenProbes
 
-BATCH = 256
+BATCH = 128
 """Tokens per step."""
 
 
@@ -23,7 +23,7 @@ class ProbeTraining(LightningModule):
         weight_decay: Of AdamW.
     """
 
-    def __init__(self, probes: TokenProbes, learning_rate: float = 1e-3, weight_decay: float = 0.1) -> None:
+    def __init__(self, probes: TokenProbes, learning_rate: float = 3e-3, weight_decay: float = 0.1) -> None:
         super().__init__()
         self.probes, self.learning_rate, self.weight_decay = probes, learning_rate, weight_decay
 
@@ -52,9 +52,9 @@ class ProbeTraining(LightningModule):
 
 
 def train_probes(
-    probes: TokenProbes, states: Tensor, sufficient: Tensor, texts: Tensor, seed: int, max_epochs: int = 40
+    probes: TokenProbes, states: Tensor, sufficient: Tensor, texts: Tensor, seed: int, max_epochs: int = 60
 ) -> dict[str, float]:
-    """Train probes until the loss on held-out texts has not fallen for three epochs, and keep the best weights.
+    """Train probes until the loss on held-out texts has not fallen for five epochs, and keep the best weights.
 
     Args:
         probes: Trained in place.
@@ -71,7 +71,7 @@ def train_probes(
     names = texts.unique()
     held = torch.isin(texts, names[torch.randperm(len(names), generator=generator)[: max(1, len(names) // 5)]])
     parts = [TensorDataset(states[keep], sufficient[keep]) for keep in (~held, held)]
-    best = BestWeights(patience=3)
+    best = BestWeights(patience=5)
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",

@@ -1,5 +1,6 @@
 """`eenet layers`: the study of layer selection in a decoder: both families of plans, the oracle, the controllers."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -65,6 +66,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of judged tokens, random plans, probes and folds")
     parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
     options = parser.parse_args(args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if not -1 < options.tau <= 1:
         raise UserError("tau", options.tau, "is a cosine similarity, above -1 and at most 1")
     data = load_data(options.data)
@@ -153,16 +155,16 @@ def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: floa
         "controllers": [],
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
     }
-    if train is not None:
-        only_planned = {name: families[name] for name in PLANNED}
-        trained_on = Measured(gpt, train, only_planned, settings, folder, print_now).observed()
-        study["controllers"] = list(controllers(trained_on, table, settings, tau))
     if test.new_tokens:
         decode = partial(tokenizer.decode, skip_special_tokens=True)
         scores = generate_families(measured, families, decode, study["curves"], data.metric)
         for name in PLANNED:
             study["oracle"][name] = oracle_report(scores[name], settings.budgets)
             study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
+    if train is not None:
+        only_planned = {name: families[name] for name in PLANNED}
+        trained_on = Measured(gpt, train, only_planned, settings, folder, print_now).observed()
+        study["controllers"] = controllers(trained_on, table, settings, tau)
     return study
 
 

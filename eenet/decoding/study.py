@@ -85,7 +85,10 @@ class Measured:
         families: From `plan_families`.
         settings: Of the study.
         folder: Keeps the results, under a key of weights, texts, plans and settings.
-        progress: Told what has been computed.
+        progress: Told what is computed.
+
+    Raises:
+        UserError: A text does not fit the decoder's context.
     """
 
     def __init__(
@@ -97,6 +100,13 @@ class Measured:
         folder: Path,
         progress: Progress = lambda line: None,
     ) -> None:
+        longest = max(
+            max(len(sequences.tokens(row)), len(sequences.prompts[row]) + sequences.new_tokens)
+            for row in range(len(sequences))
+        )
+        if longest > gpt.max_tokens:
+            problem = f"a text has up to {longest} tokens with its continuation, the model takes {gpt.max_tokens}"
+            raise UserError("data.max_prompt_tokens", longest, problem)
         self.gpt, self.sequences, self.families = gpt, sequences, families
         self.settings, self.folder, self.progress = settings, folder, progress
         self.content = {"weights": content_digest(gpt), "sequences": sequences.digest}

@@ -33,6 +33,6 @@ def write_decoder(folder: Path, layers: int = 4) -> str:
     make_tokenizer().save_pretrained(folder)
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": layers, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, initializer_range=0.4, **sizes)
+    config = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=128, initializer_range=0.4, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return str(folder)

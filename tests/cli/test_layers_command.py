@@ -1,7 +1,10 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from matplotlib.figure import Figure
 
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
@@ -35,6 +38,7 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
 ) -> None:
     out = tmp_path / "out"
     args = ["layers", model, "--data", data, "--out", str(out), "--tokens", "4", "--batch_size", "5"]
+    monkeypatch.setattr(layers, "train_probes", partial(layers.train_probes, max_epochs=1))
     whole = study.generate
     calls: list[int] = []
 
@@ -65,6 +69,8 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
 
     monkeypatch.setattr(study, "generate", refuse)
     monkeypatch.setattr(study, "observe", refuse)
+    for name in ("curves_figure", "oracle_figure", "controllers_figure"):
+        monkeypatch.setattr(layers, name, lambda study: Figure())
     main(args)
     assert json.loads((out / "study.json").read_text()) == first
 
@@ -101,6 +107,24 @@ def test_wrong_arguments_end_with_one_line(
         main(["layers", model, "--data", data, "--out", str(tmp_path / "out"), *options])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_texts_that_do_not_fit_and_a_folder_in_use_are_named(
+    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    args = ["layers", model, "--data", data, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*args[:3], write_long(tmp_path), *args[4:]])
+    assert "tokens with its continuation, the model takes 128" in capsys.readouterr().err
+    with FileLock(tmp_path / "out" / "lock"), pytest.raises(SystemExit):
+        main(args)
+    assert "another study is writing there" in capsys.readouterr().err
+
+
+def write_long(folder: Path) -> str:
+    path = folder / "long.jsonl"
+    path.write_text((json.dumps({"prompt": "storm " * 100, "reference": "sun"}) + "\n") * 2)
+    return str(path)
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/nlg").glob("*.yaml")), ids=lambda path: path.stem)
