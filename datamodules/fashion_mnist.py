@@ -38,6 +38,7 @@ class FashionMNIST(ImageData):
     stored_shape = (1, 28, 28)
     mean, std = (0.2860,), (0.3530,)
     flips = True
+    padding = 1  # the clothes fill the frame
 
     def __init__(
         self, root: str | None = None, limit: int | None = None, download: bool = False, **kwargs: Any

@@ -95,8 +95,7 @@ class EpochSampler(DistributedSampler):
 class ImageData(SplitData):
     """An image data set: resize, normalisation with the set's own mean and deviation, standard augmentation.
 
-    Augmentation is a random crop after zero padding by an eighth of the side, and a horizontal flip where a mirrored
-    image keeps its class.
+    Augmentation is a random crop after zero padding, and a horizontal flip where a mirrored image keeps its class.
 
     Args:
         image_size: Side of the square input in pixels, resized bilinearly; `null` keeps the stored size.
@@ -109,6 +108,7 @@ class ImageData(SplitData):
         std: Their standard deviation, on the same scale.
         levels: The brightest pixel value.
         flips: Whether a mirrored image keeps its class.
+        padding: Zero pixels on every side before the random crop; an eighth of the side where `None`.
     """
 
     stored_shape: tuple[int, int, int]
@@ -116,6 +116,7 @@ class ImageData(SplitData):
     std: tuple[float, ...]
     levels: int = 255
     flips: bool = False
+    padding: int | None = None
 
     def __init__(
         self, image_size: int | None = None, channels: int | None = None, augment: bool = True, **kwargs: Any
@@ -135,7 +136,7 @@ class ImageData(SplitData):
         side = self.stored_shape[-1]
         steps: list[nn.Module] = []
         if augmented:
-            steps.append(v2.RandomCrop(side, padding=side // 8))
+            steps.append(v2.RandomCrop(side, padding=side // 8 if self.padding is None else self.padding))
         if augmented and self.flips:
             steps.append(v2.RandomHorizontalFlip())
         if self.image_size != side:

@@ -19,6 +19,7 @@ class BackboneTraining(ExitRoutine):
 
     Args:
         backbone: The backbone.
+        backbone_checkpoint: Run folder or checkpoint that training starts from; `null` for the backbone's own weights.
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
         warmup: Share of all steps over which the learning rate rises linearly, before it falls as a cosine.
         label_smoothing: Probability mass spread over all classes.
@@ -32,11 +33,12 @@ class BackboneTraining(ExitRoutine):
     def __init__(
         self,
         backbone: StagedBackbone,
+        backbone_checkpoint: str | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.05),
         warmup: float = 0.1,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(EarlyExitNetwork(backbone, exits=[]), freeze_backbone=False)
+        super().__init__(EarlyExitNetwork(backbone, exits=[]), False, backbone_checkpoint)
         for field, value in (("warmup", warmup), ("label_smoothing", label_smoothing)):
             if not 0 <= value < 1:
                 raise UserError(f"model.{field}", value, "must be in [0, 1)")
