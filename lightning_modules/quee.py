@@ -25,6 +25,7 @@ from eenet.quantization import (
     final_nodes,
     fit_predictor,
     judge_predictors,
+    other_predictions,
     path_curve,
     point_for_budget,
     predicted_errors,
@@ -204,11 +205,11 @@ class QuEE(ExitRoutine):
         return Nodes(sample_statistics(found["logits"], found["labels"]), known)
 
     def on_validation_epoch_end(self) -> None:
-        """Judge static networks; after the last epoch fit the predictors and judge everything."""
+        """Judge static networks; after the last epoch fit the predictors, except in a trial run, and judge everything."""
         with torch.inference_mode(False):
             nodes = self.finish_nodes()
-            fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-            if fitting and self.current_epoch + 1 == self.trainer.max_epochs:
+            trial = self.trainer.sanity_checking or self.trainer.fast_dev_run  # type: ignore[attr-defined]
+            if self.trainer.state.fn == "fit" and not trial and self.current_epoch + 1 == self.trainer.max_epochs:
                 self.fit_predictors(nodes)
             if self.fitted:
                 self._judge("val", nodes, self._reference_rows(nodes))
@@ -260,13 +261,18 @@ class QuEE(ExitRoutine):
     def _judge(self, split: str, nodes: Nodes, rows: list[dict[str, Any]]) -> None:
         network, curves = self.network, name_curves(self.network, *self._curves(nodes))
         static = {width: uniform_rows(network, nodes.statistics, width) for width in network.widths}
-        quality = judge_predictors(network, list(self.simple), nodes.known, nodes.errors)  # type: ignore[arg-type]
+        simple: list[SimplePredictors] = list(self.simple)  # type: ignore[arg-type]
+        quality = judge_predictors(network, simple, nodes.known, nodes.errors)
+        others = other_predictions(network, simple, nodes.known, nodes.errors)
         self.results = {
             **self._heading(split),
             "operating_points": rows,
             "exits": static[network.widths[0]],
             "static_widths": {str(width): found for width, found in static.items()},
             "curves": {name: curve_rows(points) for name, points in curves.items()},
+            "curves_of_other_predictors": {
+                name: curve_rows(path_curve(network, predicted, 1 - nodes.errors)) for name, predicted in others.items()
+            },
             "at_budgets": [halves_at_budget(budget, self.curves(), curves) for budget in self.budgets],
             "predictors": {"clusters": self.clusters.tolist(), **quality},
             "quantization": network.describe_quantization(),

@@ -7,7 +7,7 @@ from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.paths import PathTree, full_paths, path_name
 from eenet.quantization.policy import PathPolicy, final_nodes, predicted_errors
 from eenet.quantization.predictors import ErrorPredictor, Known, cluster_targets, fit_predictor
-from eenet.quantization.quality import SimplePredictors, judge_predictors
+from eenet.quantization.quality import SimplePredictors, judge_predictors, other_predictions
 from eenet.quantization.routing import RoutedPaths, route_paths
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "fit_predictor",
     "full_paths",
     "judge_predictors",
+    "other_predictions",
     "path_curve",
     "path_name",
     "point_for_budget",

@@ -100,6 +100,28 @@ def judge_predictors(
     return {"nodes": nodes, "summary": _means(rows), "calibration": bins}
 
 
+def other_predictions(
+    network: QuantizedNetwork, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+) -> dict[str, list[Tensor]]:
+    """What the policy could have been given instead of the predictors' errors, to see what their quality is worth.
+
+    Args:
+        network: The network.
+        simple: One per early node.
+        known: One per early node.
+        errors: 1 where a node is wrong, `(samples, nodes)`.
+
+    Returns:
+        For each early node `(samples, options)`: `constant` and `confidence` from the simple predictors, and `oracle`,
+        what really happens.
+    """
+    return {
+        "constant": [model.constant(rows) for model, rows in zip(simple, known, strict=True)],
+        "confidence": [model.confidence(rows) for model, rows in zip(simple, known, strict=True)],
+        "oracle": [errors[:, network.tree.reachable(node)] for node in range(network.tree.num_early)],
+    }
+
+
 def auroc(scores: Tensor, happened: Tensor) -> float | None:
     """Area under the ROC curve; `None` if everything or nothing happened.
 

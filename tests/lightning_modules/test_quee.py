@@ -86,6 +86,16 @@ def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[
         assert row["early_exit"] is None or row["early_exit"]["width"] == 32
 
 
+def test_no_predictor_is_better_than_the_oracle(run: tuple[QuEE, Path]) -> None:
+    found = results(run[1])
+    best = {name: max(p["accuracy"] for p in rows) for name, rows in found["curves_of_other_predictors"].items()}
+    assert set(best) == {"constant", "confidence", "oracle"}
+    assert best["oracle"] >= max(p["accuracy"] for p in found["curves"]["quee"])
+    assert best["oracle"] >= max(best.values())
+    summary = found["predictors"]["summary"]
+    assert summary["brier"] < summary["brier_constant"] + 0.02
+
+
 def test_training_touches_heads_and_predictors_only(run: tuple[QuEE, Path]) -> None:
     routine = run[0]
     after = routine.network.backbone.parameters()
