@@ -48,6 +48,9 @@ class NLG:
         UserError: A size below 1, no data, or a file that is not there.
     """
 
+    reads_files = True
+    """Whether `train` and `test` are paths where there is no `dataset`."""
+
     def __init__(
         self,
         dataset: str | None = None,
@@ -85,9 +88,6 @@ class NLG:
         self.sizes = {"train": train_size, "test": test_size}
         self.seed, self.download = seed, download
         self.name = dataset or Path(str(test or train)).stem
-
-    reads_files = True
-    """Whether `train` and `test` are paths where there is no `dataset`."""
 
     def rows(self, part: Part) -> list[Row]:
         """The rows of a part, in the seed's order.

@@ -51,7 +51,7 @@ def observe(
         shift = width - len(sequences.tokens(row))
         parts = sequences.positions(row, tokens, seed)
         index += [(place, shift + at, row, part is parts[0]) for part in parts for at in part]
-    place, column, row_of, in_prompt = torch.tensor(index, device=device).T
+    place, column, row_of, in_prompt = torch.tensor(index, dtype=torch.long, device=device).view(-1, 4).T
     targets = inputs["input_ids"][place, column + 1]
 
     states, steps = _read_states(gpt, inputs, place, column, budgets)

@@ -3,7 +3,6 @@
 from itertools import pairwise
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -138,14 +137,3 @@ def token_oracle_curve(sufficient: Tensor, costs: Tensor) -> list[tuple[float, f
     served = len(need) - len(extra) + torch.arange(len(extra) + 1, device=need.device)
     cost = costs[0].double() + total / len(need)
     return list(zip(cost.tolist(), (served.double() / len(need)).tolist(), strict=True))
-
-
-def interpolated(curve: list[tuple[float, float]], cost: float) -> float:
-    """Value of a curve of increasing costs at one, linear in between, which mixing two plans reaches.
-
-    Example:
-        >>> interpolated([(1.0, 0.0), (3.0, 1.0)], 2.0)
-        0.5
-    """
-    costs, values = zip(*curve, strict=True)
-    return float(np.interp(cost, costs, values))

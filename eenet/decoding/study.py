@@ -26,8 +26,7 @@ from eenet.features.key import content_digest
 
 Progress = Callable[[str], None]
 Families = dict[str, list[LayerPlan]]
-FAMILIES = ("early", "uniform", "random")
-"""Early exit, skipping spread evenly over the depth, and skipping at random, the control."""
+"""Plans of each family by its name, one for each budget."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Settings:
 
 
 def plan_families(num_layers: int, budgets: Sequence[int], seed: int) -> Families:
-    """A plan of every family for every budget.
+    """Early exit, skipping spread evenly over the depth, and skipping at random, the control, for every budget.
 
     Example:
         >>> [str(plan) for plan in plan_families(6, [2, 6], seed=0)["uniform"]]

@@ -46,6 +46,13 @@ def test_states_and_steps_are_what_the_layers_put_out() -> None:
         assert torch.allclose(table["step"][:, place], expected, atol=1e-5)
 
 
+def test_a_text_without_a_next_token_adds_no_rows() -> None:
+    some = Sequences([[5], [5, 6, 7]], ["", ""], [[], []], (), 0)
+    gpt = make_decoder()
+    assert len(observe(gpt, some, [0], BUDGETS, [], tokens=3, seed=0)["row"]) == 0
+    assert observe(gpt, some, [0, 1], BUDGETS, [], tokens=3, seed=0)["row"].tolist() == [1, 1]
+
+
 def test_curves_are_means_over_the_judged_tokens() -> None:
     gpt = make_decoder()
     families = plan_families(LAYERS, BUDGETS, seed=1)

@@ -40,7 +40,7 @@ def test_the_token_oracle_is_the_best_of_all_choices(rows: list[tuple[bool, bool
 def test_the_first_score_above_decides_as_the_threshold_policy(values: list[float], threshold: float) -> None:
     scores = torch.tensor(values).view(4, 2)
     policy = Threshold([threshold] * 2)
-    expected = policy.exits(torch.zeros(4, 3), torch.cat([scores, scores[:, :1]], dim=1)[:, :2])
+    expected = policy.exits(torch.zeros(4, 3), scores)
     assert torch.equal(first_above(scores, threshold), expected)
 
 
