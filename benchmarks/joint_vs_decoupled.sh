@@ -11,7 +11,7 @@ sweep() {  # sweep NAME CONFIG ARGUMENTS...
     name=$1 config=$2
     shift 2
     .venv/bin/eenet sweep --config "configs/fashion_mnist/$config.yaml" --folder "$runs/$name" --seeds 3 \
-        --vary model.init_args.features=disk --calibrate="$budgets" "$@"
+        --vary model.init_args.features=disk --vary trainer.logger=false --calibrate="$budgets" "$@"
 }
 
 set -- "--calibrate=$budgets --policy entropy" "--calibrate=$budgets --policy margin" \
@@ -22,11 +22,10 @@ if [ "$backbone" = vit ]; then
     sweep decoupled_gates vit_decoupled_gates
     sweep boosted vit_boosted
     sweep self_distillation vit_self_distillation
-    sweep deep_supervision vit_deep_supervision
     sweep weighted vit_weighted
 else
     sweep decoupled resnet_decoupled "$@"
-    sweep jei_dnn resnet_jei_dnn --vary model.init_args.tradeoff=0.02,0.1,0.5
+    sweep jei_dnn resnet_jei_dnn --vary model.init_args.tradeoff=0.02,0.1
     sweep decoupled_gates resnet_jei_dnn --vary model.init_args.joint=false
     sweep boosted resnet_decoupled --vary model.init_args.network.init_args.boosted=true
 fi
