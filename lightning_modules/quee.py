@@ -205,7 +205,7 @@ class QuEE(ExitRoutine):
         return Nodes(sample_statistics(found["logits"], found["labels"]), known)
 
     def on_validation_epoch_end(self) -> None:
-        """Judge static networks; after the last epoch fit the predictors, except in a trial run, and judge everything."""
+        """Judge static networks; after the last epoch, unless it is a trial run, fit the predictors and judge them."""
         with torch.inference_mode(False):
             nodes = self.finish_nodes()
             trial = self.trainer.sanity_checking or self.trainer.fast_dev_run  # type: ignore[attr-defined]
