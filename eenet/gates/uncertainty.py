@@ -26,12 +26,11 @@ def uncertainty_statistics(logits: Tensor) -> Tensor:
     """
     log_p = F.log_softmax(logits, dim=-1)
     p = log_p.exp()
-    top = p.topk(2, dim=-1).values
-    entropy = -(p * log_p).sum(-1)
-    squared = p.square()
-    total = squared.sum(-1)
-    squared_entropy = total.log() - 2 * (squared * log_p).sum(-1) / total
-    return torch.stack([top[..., 0], entropy, top[..., 0] - top[..., 1], squared_entropy], dim=-1)
+    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    surprise = p * log_p
+    total = p.square().sum(-1)
+    squared_entropy = total.log() - 2 * (p * surprise).sum(-1) / total
+    return torch.stack([first, -surprise.sum(-1), first - second, squared_entropy], dim=-1)
 
 
 class UncertaintyGate(Gate):

@@ -1,8 +1,29 @@
 """Routed inference: run only what each sample needs.
 
-Here live `route` (batches that shrink as samples leave), and what deploys it.
+Here live `route` (batches that shrink as samples leave), the rule that says when shrinking pays, the module that
+deploys a routed network, the queue that refills its batches from many requests, and the stopwatch that judges them.
 """
 
+from eenet.runtime.compaction import ALWAYS, Compaction
+from eenet.runtime.deployed import EarlyExitRuntime
+from eenet.runtime.queue import RebatchingQueue
 from eenet.runtime.route import Routed, route
+from eenet.runtime.steps import Carried, Left, Step, compile_steps, make_steps
+from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
-__all__ = ["Routed", "route"]
+__all__ = [
+    "ALWAYS",
+    "Carried",
+    "Compaction",
+    "EarlyExitRuntime",
+    "Left",
+    "RebatchingQueue",
+    "Routed",
+    "Step",
+    "Times",
+    "compile_steps",
+    "make_steps",
+    "route",
+    "speed_row",
+    "time_rounds",
+]

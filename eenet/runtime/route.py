@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,6 +12,8 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import select
 from eenet.policies.base import Policy
+from eenet.runtime.compaction import Compaction
+from eenet.runtime.steps import Carried, Step, make_steps
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -30,58 +34,84 @@ class Routed(NamedTuple):
 
 
 @torch.no_grad()
-def route(network: EarlyExitNetwork, inputs: Any, policy: Policy) -> Routed:
+def route(
+    network: EarlyExitNetwork,
+    inputs: Any,
+    policy: Policy,
+    compaction: Compaction = Compaction(),  # noqa: B008
+    steps: Sequence[Step] | None = None,
+) -> Routed:
     """Run only what each sample needs.
 
-    After each exit the samples that leave are dropped from the batch, so later stages run on fewer rows; when none is
-    left nothing more runs. The result equals gathering `network(inputs)` at the decided exits, to float precision.
-    One device synchronisation per exit tells who is left, a second one follows where somebody leaves.
+    Samples that have left are dropped from the batch where that pays, and when all have left nothing more runs. The
+    result equals gathering `network(inputs)` at the decided exits, to float precision. The host waits for the device
+    once per exit, to know how many leave.
 
     Args:
         network: The network, in evaluation mode.
         inputs: A batch as the backbone takes it.
         policy: Decides who leaves.
+        compaction: When samples that have left are dropped.
+        steps: One per exit, such as compiled ones; made from network and policy when `None`.
 
     Returns:
         Logits, exits and costs in the order of the inputs.
     """
-    backbone = network.backbone
-    state = backbone.embed(inputs)
-    first = pytree.tree_leaves(state)[0]
-    batch = len(first)
-    logits = None
-    exits = torch.full((batch,), network.num_exits - 1, device=first.device)
-    rows = torch.arange(batch, device=first.device)  # positions in the batch of the samples still there
-    gate_memory = memory = None
-    before: Any = ()
-    for stage in range(backbone.num_stages):
-        state = backbone.run_stage(stage, state)
-        if stage not in network.exit_stages:
-            continue
-        exit = network.exit_stages.index(stage)
-        exit_logits = network.logits_at(exit, state, before)
-        before = exit_logits if network.boosted else ()
-        if logits is None:
-            logits = exit_logits.new_empty(batch, exit_logits.shape[1])
-            gate_memory = network.gate.start(exit_logits)
-        scores, gate_memory = network.gate.at(exit, exit_logits, gate_memory)
-        if memory is None:
-            memory = policy.start(scores)
-        leave, memory = policy.decide(exit, exit_logits.argmax(-1), scores, memory)
-        leaving = leave.nonzero().squeeze(1)
-        if not len(leaving):
-            continue
-        logits[rows[leaving]] = exit_logits[leaving]
-        exits[rows[leaving]] = exit
-        staying = (~leave).nonzero().squeeze(1)
-        if not len(staying):
+    steps = make_steps(network, policy) if steps is None else steps
+    batch = len(pytree.tree_leaves(inputs)[0])
+    decide = _route_one if batch == 1 else _route_batch
+    logits, exits = decide(network, Carried(inputs), batch, compaction, steps)
+    return Routed(logits, exits, _cumulative(tuple(network.costs.cumulative), exits.device)[exits])
+
+
+def _route_one(
+    network: EarlyExitNetwork, carried: Carried, batch: int, compaction: Compaction, steps: Sequence[Step]
+) -> tuple[Tensor, Tensor]:
+    for exit, step in enumerate(steps):  # noqa: B007
+        carried, (logits, leave) = step(carried)
+        if leave is None or leave.item():
             break
-        rows, state, before, gate_memory, memory = select((rows, state, before, gate_memory, memory), staying)
-    else:
-        final = backbone.classify(state)
-        if logits is None:
-            logits = final
+    return logits, torch.full((1,), exit, device=logits.device)
+
+
+def _route_batch(
+    network: EarlyExitNetwork, carried: Carried, batch: int, compaction: Compaction, steps: Sequence[Step]
+) -> tuple[Tensor, Tensor]:
+    stages, last = network.backbone.num_stages, network.num_exits - 1
+    results = exits = rows = None  # rows: positions in the batch of the samples still there, None for all of them
+    left: Tensor | None = None  # which of those have left and ride along, None for none of them
+    riding, present = 0, batch
+    for exit, step in enumerate(steps):
+        carried, (logits, leave) = step(carried)
+        if leave is None:
+            leaving = None if left is None else torch.nonzero_static(~left, size=present - riding).squeeze(1)
+            count = present - riding
         else:
-            logits[rows] = final.to(logits.dtype)
-    macs = torch.tensor(network.costs.cumulative, device=exits.device)[exits]
-    return Routed(logits, exits, macs)
+            leaving = (leave if left is None else leave & ~left).nonzero().squeeze(1)
+            count = len(leaving)
+        if results is None:
+            if count == batch:
+                return logits, torch.full((batch,), exit, device=logits.device)
+            if count:
+                results, exits = torch.empty_like(logits), torch.full((batch,), last, device=logits.device)
+        if results is None or exits is None or not count:
+            continue
+        gone = leaving if rows is None else rows if leaving is None else rows[leaving]
+        results[gone] = (logits if leaving is None else logits[leaving]).to(results.dtype)
+        exits[gone] = exit
+        if leave is None or riding + count == present:
+            break
+        left, riding = leave if left is None else left | leave, riding + count
+        if compaction.pays(riding, present - riding, stages - network.exit_stages[exit] - 1):
+            present -= riding
+            staying = torch.nonzero_static(~left, size=present).squeeze(1)
+            rows, carried = staying if rows is None else rows[staying], select(carried, staying)
+            left, riding = None, 0
+    assert results is not None
+    assert exits is not None
+    return results, exits
+
+
+@lru_cache(maxsize=64)
+def _cumulative(costs: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(costs, device=device)

@@ -1,0 +1,69 @@
+"""A routed network to deploy: network, policy and how they are run, in one module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from eenet.policies.base import Policy
+from eenet.runtime.compaction import Compaction
+from eenet.runtime.route import Routed, route
+from eenet.runtime.steps import Carried, compile_steps, make_steps
+
+if TYPE_CHECKING:
+    from eenet.network import EarlyExitNetwork
+
+
+class EarlyExitRuntime(nn.Module):
+    """Routes batches of any size. It runs under the caller's autocast and on the caller's CUDA stream.
+
+    Args:
+        network: The network; put in evaluation mode.
+        policy: Decides who leaves.
+        compile: Compile each step, that is the stages up to an exit with its head, gate and decision, into one graph
+            for any batch; `warm_up` before anything is timed or served.
+        compaction: When samples that have left are dropped.
+
+    Raises:
+        UserError: The policy is made for another number of exits.
+    """
+
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        policy: Policy,
+        compile: bool = False,
+        compaction: Compaction = Compaction(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        policy.check(network.num_exits)
+        self.network, self.policy, self.compaction = network.eval(), policy, compaction
+        self.steps = (compile_steps if compile else make_steps)(network, policy)
+        _ = network.costs
+
+    def forward(self, inputs: Any) -> Routed:
+        """Logits, exits and MACs of a batch, in its order; see `eenet.runtime.route`."""
+        return route(self.network, inputs, self.policy, self.compaction, self.steps)
+
+    @torch.no_grad()
+    def warm_up(self, inputs: Any, batch_sizes: Sequence[int] = (1, 2)) -> float:
+        """Run every step, whoever leaves, on the first samples of a batch: compiles, and fills caches.
+
+        Args:
+            inputs: A batch, at least as large as the largest of the sizes.
+            batch_sizes: What will be asked for; with compiled steps one size above 1 stands for all of them.
+
+        Returns:
+            Seconds it took.
+        """
+        start = time.perf_counter()
+        for size in batch_sizes:
+            carried = Carried(pytree.tree_map(lambda rows, size=size: rows[:size], inputs))
+            for step in self.steps:
+                carried, _ = step(carried)
+        return time.perf_counter() - start

@@ -1,0 +1,280 @@
+"""Continuous batching for classifiers: batches of later stages are refilled from several requests."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from eenet.backbones.base import select
+from eenet.errors import UserError
+from eenet.runtime.deployed import EarlyExitRuntime
+from eenet.runtime.route import Routed
+from eenet.runtime.steps import Carried, Left
+
+
+@dataclass
+class _Request:
+    future: Future[Routed]
+    slots: Tensor
+    missing: int
+
+
+@dataclass
+class _Waiting:
+    """Samples of one request, or what is left of one batch, that wait for a step; `since` is when they came there."""
+
+    slots: Tensor
+    carried: Carried
+    since: float
+
+    def rows(self, some: slice) -> _Waiting:
+        """Some of them."""
+        return _Waiting(self.slots[some], pytree.tree_map(lambda rows: rows[some], self.carried), self.since)
+
+
+class RebatchingQueue:
+    """Serves requests of any size from one thread that fills the batch of every step with whoever waits for it.
+
+    The thread is never idle while a sample waits. It runs, in this order: a later step at which a sample has waited
+    more than `max_wait`, the deepest step with a full batch, new arrivals, the deepest step with any sample. Inputs of
+    different shapes are never mixed. The thread works under the autocast of the caller who makes the queue.
+
+    Requests do not harm each other: a batch that fails is run again request by request, and those that fail alone get
+    the error; the samples of a cancelled request are dropped before their next step.
+
+    Args:
+        runtime: The network, its policy and its steps; warmed up by the caller.
+        max_batch: The most samples that a step runs on.
+        max_wait: Seconds after which a sample that waits for a later step goes before fuller batches.
+        capacity: The most samples in the queue; `submit` blocks while there is no room.
+
+    Raises:
+        UserError: A size below 1, or a negative time.
+
+    Example:
+        ```python
+        with RebatchingQueue(runtime, max_batch=32) as service:
+            futures = [service.submit(images) for images in requests]
+            results = [future.result() for future in futures]
+        ```
+    """
+
+    def __init__(
+        self, runtime: EarlyExitRuntime, max_batch: int = 32, max_wait: float = 0.05, capacity: int = 1024
+    ) -> None:
+        for field, value, least in (("max_batch", max_batch, 1), ("max_wait", max_wait, 0), ("capacity", capacity, 1)):
+            if not value >= least:
+                raise UserError(field, value, f"must be at least {least}")
+        self.runtime, self.max_batch, self.max_wait, self.capacity = runtime, max_batch, max_wait, capacity
+        self._costs = torch.tensor(runtime.network.costs.cumulative)
+        self._changed = threading.Condition()  # guards the three fields below
+        self._free = deque(range(capacity))
+        self._arrived: deque[tuple[_Request, Any, float]] = deque()
+        self._closed = False
+        self._owner = torch.zeros(capacity, dtype=torch.long)  # by slot: number of the request
+        self._place = torch.zeros(capacity, dtype=torch.long)  # by slot: position in the request
+        self._exits = torch.zeros(capacity, dtype=torch.long)
+        self._logits: Tensor | None = None
+        self._requests: dict[int, _Request] = {}
+        self._pools: list[dict[Hashable, deque[_Waiting]]] = [defaultdict(deque) for _ in runtime.steps]
+        self._numbers = 0
+        device = next(runtime.network.parameters()).device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        self._autocast = torch.autocast(device, dtype, enabled)
+        self._thread = threading.Thread(target=self._serve, name="eenet-queue", daemon=True)
+        self._thread.start()
+
+    def submit(self, inputs: Any, timeout: float | None = None) -> Future[Routed]:
+        """Hand in a batch.
+
+        Args:
+            inputs: As the backbone takes it, 1 to `capacity` samples; not to be changed before the result is there.
+            timeout: Seconds to wait for room, without end when `None`.
+
+        Returns:
+            The future of what `route` would return, on the CPU, in the order of the inputs. `cancel` withdraws it.
+
+        Raises:
+            UserError: No samples, or more than the queue can hold.
+            queue.Full: There was no room in time.
+            RuntimeError: The queue is closed.
+        """
+        leaves = pytree.tree_leaves(inputs)
+        size = len(leaves[0])
+        if any(len(leaf) != size for leaf in leaves):
+            raise UserError("inputs", [len(leaf) for leaf in leaves], "all parts need the same number of samples")
+        if not 1 <= size <= self.capacity:
+            raise UserError("inputs", size, f"must be 1 to {self.capacity} samples, the capacity of the queue")
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._closed or len(self._free) >= size, timeout):
+                raise queue.Full(f"no room for {size} samples within {timeout} s")
+            if self._closed:
+                raise RuntimeError("the queue is closed")
+            slots = torch.tensor([self._free.popleft() for _ in range(size)])
+            request = _Request(Future(), slots, size)
+            self._arrived.append((request, inputs, time.monotonic()))
+            self._changed.notify_all()
+        return request.future
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are there, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> RebatchingQueue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @torch.no_grad()
+    def _serve(self) -> None:
+        try:
+            with self._autocast:
+                while self._admit_arrivals():
+                    self._run(*self._choose())
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    def _admit_arrivals(self) -> bool:
+        """Wait for work; false when the queue is closed and all work is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived or self._closed or self._requests)
+            while self._arrived:
+                self._admit(*self._arrived.popleft())
+        return bool(self._requests)
+
+    def _admit(self, request: _Request, inputs: Any, since: float) -> None:
+        self._numbers += 1
+        self._requests[self._numbers] = request
+        self._owner[request.slots] = self._numbers
+        self._place[request.slots] = torch.arange(len(request.slots))
+        carried = Carried(inputs)
+        self._pools[0][_shapes(carried)].append(_Waiting(request.slots, carried, since))
+
+    def _choose(self) -> tuple[int, Hashable]:
+        """The step to run and the shape of its samples."""
+        waiting = [(step, shape, pool) for step, pools in enumerate(self._pools) for shape, pool in pools.items()]
+        oldest = min((entry for entry in waiting if entry[0]), key=lambda entry: entry[2][0].since, default=None)
+        if oldest is not None and time.monotonic() - oldest[2][0].since > self.max_wait:
+            return oldest[:2]
+        full = [entry for entry in waiting if sum(len(part.slots) for part in entry[2]) >= self.max_batch]
+        if full:
+            return full[-1][:2]
+        return (waiting[0] if waiting[0][0] == 0 else waiting[-1])[:2]
+
+    def _run(self, step: int, shape: Hashable) -> None:
+        """Run a step on the samples that have waited longest for it, up to a batch."""
+        pool = self._pools[step][shape]
+        taken: list[_Waiting] = []
+        room = self.max_batch
+        while pool and room:
+            part = pool.popleft()
+            if len(part.slots) > room:
+                pool.appendleft(part.rows(slice(room, None)))
+                part = part.rows(slice(room))
+            taken.append(part)
+            room -= len(part.slots)
+        if not pool:
+            del self._pools[step][shape]
+        slots, carried = taken[0].slots, taken[0].carried
+        if len(taken) > 1:
+            slots = torch.cat([part.slots for part in taken])
+            carried = pytree.tree_map(lambda *rows: torch.cat(rows), *(part.carried for part in taken))
+        withdrawn = [n for n in self._owner[slots].unique().tolist() if self._requests[n].future.done()]
+        if withdrawn:
+            gone = torch.isin(self._owner[slots], torch.tensor(withdrawn))
+            self._release(slots[gone])
+            keep = (~gone).nonzero().squeeze(1)
+            slots, carried = slots[keep], select(carried, keep)
+        if len(slots):
+            self._step(step, slots, carried)
+
+    def _step(self, step: int, slots: Tensor, carried: Carried) -> None:
+        try:
+            after, left = self.runtime.steps[step](carried)
+        except Exception as error:
+            owners = self._owner[slots]
+            numbers = owners.unique().tolist()
+            if len(numbers) == 1:
+                self._fail(numbers[0], error)
+                self._release(slots)
+                return
+            for number in numbers:
+                keep = (owners == number).nonzero().squeeze(1)
+                self._step(step, slots[keep], select(carried, keep))
+            return
+        staying = self._record(step, slots, left)
+        if staying is not None and len(staying):
+            if len(staying) < len(slots):
+                slots, after = slots[staying.cpu()], select(after, staying)
+            self._pools[step + 1][_shapes(after)].append(_Waiting(slots, after, time.monotonic()))
+
+    def _record(self, step: int, slots: Tensor, left: Left) -> Tensor | None:
+        """Keep the results of those that leave; returns the rows of the others."""
+        logits, leave = left
+        staying = None
+        if leave is not None:
+            leaving, staying = leave.nonzero().squeeze(1), (~leave).nonzero().squeeze(1)
+            slots, logits = slots[leaving.cpu()], logits[leaving]
+        if len(slots):
+            if self._logits is None:
+                self._logits = torch.zeros(self.capacity, logits.shape[1], dtype=logits.dtype)
+            self._logits[slots] = logits.to("cpu", self._logits.dtype)
+            self._exits[slots] = step
+            self._release(slots)
+        return staying
+
+    def _release(self, slots: Tensor) -> None:
+        """Count samples that are done, and finish the requests of which none is missing."""
+        numbers, counts = self._owner[slots].unique(return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            request = self._requests[number]
+            request.missing -= count
+            if not request.missing:
+                self._finish(self._requests.pop(number))
+
+    def _finish(self, request: _Request) -> None:
+        if not request.future.done() and request.future.set_running_or_notify_cancel():
+            assert self._logits is not None
+            exits = self._exits[request.slots]
+            request.future.set_result(Routed(self._logits[request.slots], exits, self._costs[exits]))
+        with self._changed:
+            self._free.extend(request.slots.tolist())
+            self._changed.notify_all()
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        future = self._requests[number].future
+        if not future.done() and future.set_running_or_notify_cancel():
+            future.set_exception(error)
+
+    def _abandon(self, error: BaseException) -> None:
+        """The thread dies: nobody may wait for ever."""
+        with self._changed:
+            self._closed = True
+            for number, (request, _, _) in enumerate(self._arrived, self._numbers + 1):
+                self._requests[number] = request
+            self._changed.notify_all()
+        for number in self._requests:
+            self._fail(number, error)
+
+
+def _shapes(carried: Carried) -> Hashable:
+    """What has to agree before samples are put in one batch."""
+    return tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in pytree.tree_leaves(carried))

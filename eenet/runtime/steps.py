@@ -1,0 +1,93 @@
+"""The steps of a routed network: what runs between one decision and the next."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eenet.backbones.base import State
+from eenet.errors import UserError
+from eenet.gates import Memory
+from eenet.policies.base import Policy
+
+if TYPE_CHECKING:
+    from eenet.network import EarlyExitNetwork
+
+
+class Carried(NamedTuple):
+    """What goes on from step to step: pytrees of tensors whose first axis is the batch.
+
+    Attributes:
+        state: Of the backbone; the inputs before the first step.
+        before: Logits of the exit before, in a boosted network.
+        gate: The gate's memory.
+        policy: The policy's memory.
+    """
+
+    state: State
+    before: Any = ()
+    gate: Memory = ()
+    policy: Memory = ()
+
+
+class Left(NamedTuple):
+    """What a step says of the samples at its exit.
+
+    Attributes:
+        logits: `(batch, classes)`.
+        leave: Who leaves, bool `(batch,)`; `None` at the last exit, where everybody does.
+    """
+
+    logits: Tensor
+    leave: Tensor | None
+
+
+Step = Callable[[Carried], tuple[Carried, Left]]
+"""Runs the stages up to an exit, its head, its gate and the decision."""
+
+
+def make_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
+    """One step per exit, the last included."""
+    return [partial(run_step, network, policy, exit) for exit in range(network.num_exits)]
+
+
+def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
+    """The same steps as one compiled graph each, for any batch; compilation happens at the first call.
+
+    A batch of one is a graph of its own. Each step keeps its graphs apart, or every call would search those of all.
+
+    Raises:
+        UserError: This torch cannot keep them apart.
+    """
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        raise UserError("compile", True, f"torch {torch.__version__} is too old for one graph per stage; update it")
+    return [torch.compile(step, dynamic=True, isolate_recompiles=True) for step in make_steps(network, policy)]
+
+
+def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carried) -> tuple[Carried, Left]:
+    """Run the stages after the exit before, then decide at this one; the first step embeds the inputs too.
+
+    Args:
+        network: In evaluation mode.
+        policy: Decides who leaves.
+        exit: Number of the exit that the step ends with.
+        carried: What the step before returned; `Carried(inputs)` for the first.
+    """
+    backbone, last = network.backbone, exit == network.num_exits - 1
+    state, before, gate, memory = carried
+    if exit == 0:
+        state = backbone.embed(state)
+    begin = network.exit_stages[exit - 1] + 1 if exit else 0
+    for stage in range(begin, backbone.num_stages if last else network.exit_stages[exit] + 1):
+        state = backbone.run_stage(stage, state)
+    if last:
+        return Carried(()), Left(backbone.classify(state), None)
+    logits = network.logits_at(exit, state, before)
+    scores, gate = network.gate.at(exit, logits, gate if exit else network.gate.start(logits))
+    leave, memory = policy.decide(exit, logits.argmax(-1), scores, memory if exit else policy.start(scores))
+    return Carried(state, logits if network.boosted else (), gate, memory), Left(logits, leave)

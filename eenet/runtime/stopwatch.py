@@ -1,0 +1,97 @@
+"""Interleaved, paired timing: every contender runs once per round, so that a busy machine disturbs all alike."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Times(NamedTuple):
+    """One value per round, in seconds.
+
+    Attributes:
+        wall: Of the clock, until the device has finished.
+        cpu: Of the processor, summed over the threads of the process; other processes do not count.
+    """
+
+    wall: np.ndarray
+    cpu: np.ndarray
+
+
+@torch.no_grad()
+def time_rounds(
+    contenders: Mapping[str, Callable[[Any], Any]],
+    batches: Sequence[Any],
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 2,
+) -> dict[str, Times]:
+    """Time contenders on the same batches.
+
+    Args:
+        contenders: What is timed, by name.
+        batches: Round `r` takes batch `r` modulo their number.
+        rounds: Rounds that count; the order of the contenders turns by one each round.
+        device: Waited for before a clock is read.
+        warm_up: Rounds before them that do not count.
+
+    Returns:
+        Times by name.
+    """
+    names = list(contenders)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for round in range(-warm_up, rounds):
+        batch, turn = batches[round % len(batches)], round % len(names)
+        for name in names[turn:] + names[:turn]:
+            synchronise(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            contenders[name](batch)
+            synchronise(device)
+            if round >= 0:
+                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Times(*np.array(values).reshape(-1, 2).T) for name, values in seconds.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def speed_row(name: str, times: Times, full: Times, batch_size: int, theoretical: float) -> dict[str, Any]:
+    """What is reported of one contender.
+
+    Args:
+        name: Of the contender.
+        times: Its times.
+        full: Those of the full network in the same rounds.
+        batch_size: Samples per round.
+        theoretical: MACs of the full network divided by the contender's mean MACs.
+
+    Returns:
+        `name`; `p50_ms` and `p95_ms` of a batch; `throughput`, samples per second at the median; `theoretical_speedup`;
+        `realised_speedup`, the median over the rounds of the full network's time divided by this one's; `ratio`,
+        realised / theoretical; `cpu_speedup` and `cpu_ratio`, the same from processor time.
+
+    Example:
+        >>> full = Times(np.array([2.0, 4.0]), np.array([2.0, 4.0]))
+        >>> half = Times(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+        >>> row = speed_row("half", half, full, 3, 2.5)
+        >>> row["throughput"], row["realised_speedup"], row["ratio"]
+        (2.0, 2.0, 0.8)
+    """
+    realised = float(np.median(full.wall / times.wall))
+    on_cpu = float(np.median(full.cpu / np.maximum(times.cpu, 1e-9)))
+    return {
+        "name": name,
+        "p50_ms": 1e3 * float(np.median(times.wall)),
+        "p95_ms": 1e3 * float(np.quantile(times.wall, 0.95)),
+        "throughput": batch_size / float(np.median(times.wall)),
+        "theoretical_speedup": theoretical,
+        "realised_speedup": realised,
+        "ratio": realised / theoretical,
+        "cpu_speedup": on_cpu,
+        "cpu_ratio": on_cpu / theoretical,
+    }
