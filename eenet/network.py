@@ -182,8 +182,10 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        device = next(network.parameters()).device
-        example = torch.utils._pytree.tree_map(lambda rows: rows.to(device), backbone.example_input())
+        weight = next(network.parameters())
+        example = torch.utils._pytree.tree_map(
+            lambda rows: rows.to(weight if rows.is_floating_point() else weight.device), backbone.example_input()
+        )
         embed, state = count_macs(backbone.embed, example)
         stages: list[int] = []
         heads: list[int] = []

@@ -56,7 +56,8 @@ class EarlyExitRuntime(nn.Module):
 
         Args:
             inputs: A batch, at least as large as the largest of the sizes.
-            batch_sizes: What will be asked for; with compiled steps one size above 1 stands for all of them.
+            batch_sizes: What will be asked for; with compiled steps one size above 1 stands for the others, but torch
+                may still compile once more at a layout that it has not seen.
 
         Returns:
             Seconds it took.

@@ -1,4 +1,4 @@
-"""Interleaved, paired timing: every contender runs once per round, so that a busy machine disturbs all alike."""
+"""Interleaved, paired timing: contenders take turns on every batch, so that a busy machine disturbs all alike."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 
 
 class Times(NamedTuple):
-    """One value per round, in seconds.
+    """Seconds of every batch in every round, `(rounds, batches)`.
 
     Attributes:
         wall: Of the clock, until the device has finished.
@@ -26,14 +26,14 @@ def time_rounds(
     batches: Sequence[Any],
     rounds: int,
     device: torch.device,
-    warm_up: int = 2,
+    warm_up: int = 1,
 ) -> dict[str, Times]:
     """Time contenders on the same batches.
 
     Args:
         contenders: What is timed, by name.
-        batches: Round `r` takes batch `r` modulo their number.
-        rounds: Rounds that count; the order of the contenders turns by one each round.
+        batches: Each is run once per round by everyone, in an order that turns by one from batch to batch.
+        rounds: Rounds that count.
         device: Waited for before a clock is read.
         warm_up: Rounds before them that do not count.
 
@@ -42,16 +42,18 @@ def time_rounds(
     """
     names = list(contenders)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for round in range(-warm_up, rounds):
-        batch, turn = batches[round % len(batches)], round % len(names)
+    turns = [batch for _ in range(warm_up + rounds) for batch in batches]
+    for number, batch in enumerate(turns):
+        turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             synchronise(device)
             wall, cpu = time.perf_counter(), time.process_time()
             contenders[name](batch)
             synchronise(device)
-            if round >= 0:
+            if number >= warm_up * len(batches):
                 seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: Times(*np.array(values).reshape(-1, 2).T) for name, values in seconds.items()}
+    shaped = {name: np.array(values).reshape(rounds, len(batches), 2) for name, values in seconds.items()}
+    return {name: Times(values[..., 0], values[..., 1]) for name, values in shaped.items()}
 
 
 def synchronise(device: torch.device) -> None:
@@ -67,28 +69,30 @@ def speed_row(name: str, times: Times, full: Times, batch_size: int, theoretical
         name: Of the contender.
         times: Its times.
         full: Those of the full network in the same rounds.
-        batch_size: Samples per round.
-        theoretical: MACs of the full network divided by the contender's mean MACs.
+        batch_size: Samples per batch.
+        theoretical: MACs of the full network divided by the contender's mean MACs on these batches.
 
     Returns:
-        `name`; `p50_ms` and `p95_ms` of a batch; `throughput`, samples per second at the median; `theoretical_speedup`;
-        `realised_speedup`, the median over the rounds of the full network's time divided by this one's; `ratio`,
-        realised / theoretical; `cpu_speedup` and `cpu_ratio`, the same from processor time.
+        `name`; `p50_ms` and `p95_ms` of a batch; `throughput`, samples per second of the median round;
+        `theoretical_speedup`; `realised_speedup`, the median over the rounds of the full network's time for all batches
+        divided by this one's; `ratio`, realised / theoretical; `cpu_speedup` and `cpu_ratio`, the same from processor
+        time.
 
     Example:
-        >>> full = Times(np.array([2.0, 4.0]), np.array([2.0, 4.0]))
-        >>> half = Times(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+        >>> full = Times(np.array([[2.0, 4.0]]), np.array([[2.0, 4.0]]))
+        >>> half = Times(np.array([[1.0, 2.0]]), np.array([[1.0, 2.0]]))
         >>> row = speed_row("half", half, full, 3, 2.5)
         >>> row["throughput"], row["realised_speedup"], row["ratio"]
         (2.0, 2.0, 0.8)
     """
-    realised = float(np.median(full.wall / times.wall))
-    on_cpu = float(np.median(full.cpu / np.maximum(times.cpu, 1e-9)))
+    rounds = times.wall.sum(1)
+    realised = float(np.median(full.wall.sum(1) / rounds))
+    on_cpu = float(np.median(full.cpu.sum(1) / times.cpu.sum(1)))
     return {
         "name": name,
         "p50_ms": 1e3 * float(np.median(times.wall)),
         "p95_ms": 1e3 * float(np.quantile(times.wall, 0.95)),
-        "throughput": batch_size / float(np.median(times.wall)),
+        "throughput": batch_size * times.wall.shape[1] / float(np.median(rounds)),
         "theoretical_speedup": theoretical,
         "realised_speedup": realised,
         "ratio": realised / theoretical,
