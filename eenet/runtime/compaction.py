@@ -7,7 +7,7 @@ class Compaction(NamedTuple):
     """Compact when the stage runs saved outweigh the copy: `leaving * stages_left > copy_cost * staying + fixed_cost`.
 
     A sample that has left but was not dropped rides along; its result is fixed. Both costs are in runs of one stage on
-    one row. The defaults were measured by `benchmarks/runtime.py` on a CPU with transformers of 128 to 192 channels.
+    one row. The defaults are guesses [inferred]: they were chosen before anything was measured.
 
     Attributes:
         copy_cost: Of copying the state of one row.
