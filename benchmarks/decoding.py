@@ -7,7 +7,6 @@ Prints JSON; `--output` writes it, too. Rounds are interleaved and every ratio i
 is given in wall-clock time and in the process's CPU time: on a machine that is not idle only the second is steady.
 """
 
-import json
 import statistics
 import time
 import warnings
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from report import finish
 
 from eenet.backbones import Gpt
 from eenet.decoding import Executor, count_decoder, full_plan, generate, pad_left, uniform_skipping
-from eenet.reporting import write_json
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 Seconds = dict[str, float]
@@ -171,13 +170,6 @@ def share_of_ideal(times: dict[str, list[Seconds]], k: int, every: int, clock: s
     rounds = zip(times["head"], times[f"{every} layers"], times[f"{k} layers"], strict=True)
     shares = [(h[clock] + (whole[clock] - h[clock]) * k / every) / some[clock] for h, whole, some in rounds]
     return statistics.median(shares)
-
-
-def finish(found: dict[str, Any], output: Path | None) -> None:
-    found = {"torch": torch.__version__, "threads": torch.get_num_threads(), **found}
-    print(json.dumps(found, indent=2))
-    if output is not None:
-        write_json(output, found)
 
 
 if __name__ == "__main__":

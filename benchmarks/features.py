@@ -7,7 +7,6 @@
 Prints JSON; `--output` writes it, too. Pairs are interleaved and the ratio is the median of the pairs' ratios.
 """
 
-import json
 import logging
 import multiprocessing
 import resource
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from report import finish
 
 from datamodules import FashionMNIST
 from datamodules.features import FeatureData, feature_data
@@ -29,7 +29,6 @@ from eenet.backbones import ViT
 from eenet.features import FeatureOptions, FeatureStore, Layout
 from eenet.features.extraction import shards
 from eenet.network import EarlyExitNetwork
-from eenet.reporting import write_json
 from lightning_modules import JointExits
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -162,13 +161,6 @@ def read(store: FeatureStore, batches: int) -> dict[str, Any]:
         "peak_resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         "resident_megabytes_before": before / 1e6,
     }
-
-
-def finish(found: dict[str, Any], output: Path | None) -> None:
-    found = {"torch": torch.__version__, "threads": torch.get_num_threads(), **found}
-    print(json.dumps(found, indent=2))
-    if output is not None:
-        write_json(output, found)
 
 
 if __name__ == "__main__":

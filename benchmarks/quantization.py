@@ -8,7 +8,6 @@ counts little. Variants take turns, and a ratio is the median of the rounds' rat
 """
 
 import copy
-import json
 import statistics
 import time
 import warnings
@@ -18,12 +17,14 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from report import finish
 from torch import Tensor, nn
 
 from eenet.backbones import ViT
 from eenet.quantization import PathPolicy, QuantizedNetwork, activation_grid, route_paths
 from eenet.quantization.layers import NativeLinear, SimulatedLayer
-from eenet.reporting import write_json
+
+CPU = {"cpu": torch.backends.cpu.get_cpu_capability()}
 
 SHAPES = [(17, 128, 512), (17 * 256, 128, 384), (17 * 256, 128, 512), (17 * 256, 512, 128), (50 * 64, 384, 1536)]
 """Rows, inputs and outputs: layers of an 8x128 transformer with 17 tokens at batch 1 and 256, and of a DeiT-small."""
@@ -77,7 +78,7 @@ def layers(rounds: int = 40, output: Path | None = None) -> None:
         error = (native(values) - simulated(values)).abs().max() / simulated(values).abs().max()
         shape = {"rows": rows, "inputs": inputs, "outputs": outputs}
         found.append({**shape, "native_error": error.item(), **compare(variants, rounds)})
-    finish({"layers": found}, output)
+    finish({**CPU, "layers": found}, output)
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def networks(batches: list[int] | None = None, rounds: int = 15, output: Path | 
         }
         found.append({"batch": batch, **compare(variants, rounds)})
     bytes_of = {"float": network.memory(), "native": integer.memory()}
-    finish({"backbone": VIT, "memory_bytes": bytes_of, "networks": found}, output)
+    finish({**CPU, "backbone": VIT, "memory_bytes": bytes_of, "networks": found}, output)
 
 
 class Overruled(nn.Module):
@@ -140,17 +141,6 @@ def overruled(network: QuantizedNetwork, width: int) -> QuantizedNetwork:
         predictors.append(Overruled(predictor, onward, 1 / 3 if tree.exit(node) == 0 else 1 / 2))
     twin._modules = {**network._modules, "predictors": nn.ModuleList(predictors)}
     return twin
-
-
-def finish(found: dict[str, Any], output: Path | None) -> None:
-    facts = {
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps({**facts, **found}, indent=2))
-    if output is not None:
-        write_json(output, {**facts, **found})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from datamodules.base import check_at_least
 from datamodules.bbc import CLASSES, read_article
-from datamodules.text import READERS, check_text_file, hub, package_folder
+from datamodules.text import check_text_file, load_table, package_folder
 from eenet.decoding.sequences import Sequences
 from eenet.errors import UserError
 
@@ -118,21 +118,13 @@ class NLG:
         Raises:
             UserError: They cannot be read.
         """
-        from datasets import load_dataset
-
         try:
-            if self.source is None:
-                assert source is not None
-                table = load_dataset(READERS[Path(source).suffix], data_files={"train": source}, split="train")
-            else:
-                with hub(self.download):
-                    table = load_dataset(self.source, self.config, split=source)
+            return load_table(self.source, self.config, source, self.download)
         except Exception as error:
             reason = error.__cause__ or error
             hint = "" if self.source is None or self.download else "; download: true fetches it"
             problem = f"cannot be read ({type(reason).__name__}: {reason}){hint}"
             raise UserError("data.dataset" if self.source else "data", self.source or source, problem) from error
-        return table
 
     def sequences(self, part: Part, tokenizer: Any) -> Sequences:
         """Prompts and references of a part as tokens.

@@ -230,14 +230,8 @@ class TextClassification(TextData):
         return np.asarray(values, dtype=np.int64)
 
     def _table(self, part: str) -> Any:
-        from datasets import load_dataset
-
         try:
-            if self.source is None:
-                table = load_dataset(READERS[Path(part).suffix], data_files={"train": part}, split="train")
-            else:
-                with hub(self.download):
-                    table = load_dataset(self.source, self.config, split=part)
+            table = load_table(self.source, self.config, part, self.download)
         except Exception as error:
             reason = error.__cause__ or error
             problem = f"cannot be read ({type(reason).__name__}: {reason})"
@@ -263,6 +257,24 @@ def check_text_file(field: str, path: str | None) -> None:
     if Path(path).suffix not in READERS or not Path(path).is_file():
         problem = f"must be an existing file ending in {', '.join(READERS)}, unless data.dataset names a data set"
         raise UserError(field, path, f"{problem}; without a test file, test: null cuts one")
+
+
+def load_table(dataset: str | None, config: str | None, part: str | None, download: bool) -> Any:
+    """A file of rows, or a split of a data set that `datasets` knows.
+
+    Args:
+        dataset: Name on the hub or a folder; `None` where `part` is a file.
+        config: Which configuration of the data set.
+        part: A split, or the path of a CSV, JSONL or Parquet file.
+        download: Reach the hub where the data set is not in the cache.
+    """
+    from datasets import load_dataset
+
+    if dataset is None:
+        assert part is not None
+        return load_dataset(READERS[Path(part).suffix], data_files={"train": part}, split="train")
+    with hub(download):
+        return load_dataset(dataset, config, split=part)
 
 
 @contextmanager

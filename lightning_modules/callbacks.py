@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_modules.routine import FIGURES, ExitRoutine
+from lightning_modules.routine import ExitRoutine
 
 
 class TensorBoardFigures(Callback):
-    """Draws accuracy against MACs, the exit histogram and the reliability diagrams after every validation and test."""
+    """Draws the routine's figures after every validation and test."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the validation results."""
@@ -27,7 +27,7 @@ class TensorBoardFigures(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not isinstance(pl_module, ExitRoutine):
             return
         if trainer.is_global_zero and pl_module.results:
-            for name, draw in FIGURES.items():
+            for name, draw in pl_module.figures.items():
                 tag = f"{pl_module.results['split']}/{name}"
                 trainer.logger.experiment.add_figure(tag, draw(pl_module.results), trainer.global_step)
 

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from eenet.errors import UserError
@@ -36,8 +34,15 @@ from eenet.quantization import (
 from eenet.quantization.curves import THRESHOLDS, TRADEOFFS
 from eenet.quantization.figures import accuracy_bitops_figure, path_histogram_figure, predictor_figure
 from eenet.quantization.results import curve_rows, halves_at_budget, path_row, uniform_rows
-from eenet.reporting import gather_exits, save_figure
-from lightning_modules.routine import ExitRoutine
+from eenet.reporting import gather_exits
+from lightning_modules.routine import FIGURES, ExitRoutine, predicted
+
+PATH_FIGURES = {
+    "accuracy_bitops": accuracy_bitops_figure,
+    "path_histogram": path_histogram_figure,
+    "predictor_calibration": predictor_figure,
+}
+"""Figures beside those of every routine."""
 
 LEAST_HELD_OUT = 32
 """Validation samples without which no predictor is fitted."""
@@ -88,6 +93,7 @@ class QuEE(ExitRoutine):
 
     method = "quee"
     network: QuantizedNetwork
+    figures = {**FIGURES, **PATH_FIGURES}
     path_points: Tensor
     clusters: Tensor
     weights: Tensor
@@ -124,6 +130,7 @@ class QuEE(ExitRoutine):
         sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
         for name, size in sizes.items():
             self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
+        self._paths: dict[str, PathPolicy] = {}
         self.register_buffer("clusters", torch.zeros(network.tree.num_early, dtype=torch.long))
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
@@ -285,60 +292,35 @@ class QuEE(ExitRoutine):
 
     def on_test_start(self) -> None:
         """Make room for each operating point's records."""
-        self._routed = nn.ModuleDict(
-            {str(i): Records(["statistics", "nodes"]) for i in range(len(self.path_policies()))}
-        )
+        self._paths = self.path_policies()
+        self._routed = nn.ModuleDict({str(i): Records(["statistics", "nodes"]) for i in range(len(self._paths))})
         self._routed.to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Record every node, and really route the batch at every operating point."""
         inputs, labels = batch
         self.record_nodes(inputs, labels)
-        for records, policy in zip(self._routed.values(), self.path_policies().values(), strict=True):
+        for records, policy in zip(self._routed.values(), self._paths.values(), strict=True):
             routed = route_paths(self.network, inputs, policy)
             records.update(statistics=sample_statistics(routed.logits, labels), nodes=routed.nodes)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
         rows = []
-        for (name, policy), records in zip(self.path_policies().items(), self._routed.values(), strict=True):
+        for (name, policy), records in zip(self._paths.items(), self._routed.values(), strict=True):
             found = records.compute()  # type: ignore[operator]
             rows.append(path_row(self.network, name, found["statistics"], found["nodes"], policy))
         self._judge("test", self.finish_nodes(), rows)
         self._write_results()
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save_figures()
 
-    @rank_zero_only
-    def _save_figures(self) -> None:
-        for name, draw in PATH_FIGURES.items():
-            save_figure(draw(self.results), self.run_folder / f"{name}.png")
-
-    def on_validation_end(self) -> None:
-        """Draw the paths."""
-        self._draw()
-
-    def on_test_end(self) -> None:
-        """Draw the paths."""
-        self._draw()
-
-    def _draw(self) -> None:
-        if self.results and isinstance(self.logger, TensorBoardLogger) and self.trainer.is_global_zero:
-            for name, draw in PATH_FIGURES.items():
-                tag = f"{self.results['split']}/{name}"
-                self.logger.experiment.add_figure(tag, draw(self.results), self.global_step)
+    def on_predict_start(self) -> None:
+        """Choose the operating points."""
+        self._paths = self.path_policies()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Route a batch at the first budget: `labels`, `probabilities`, `exits`, `macs` and `bitops` per sample."""
-        routed = route_paths(self.network, batch[0], next(iter(self.path_policies().values())))
-        probabilities = routed.logits.softmax(-1)
-        return {
-            "labels": probabilities.argmax(-1),
-            "probabilities": probabilities,
-            "exits": routed.exits,
-            "macs": routed.macs,
-            "bitops": routed.bitops,
-        }
+        routed = route_paths(self.network, batch[0], next(iter(self._paths.values())))
+        return {**predicted(routed), "bitops": routed.bitops}
 
     def configure_optimizers(self) -> Any:
         """The inference modules' optimizer under a cosine schedule."""
@@ -352,11 +334,3 @@ def name_curves(
     """Curves by the name that results give them; early exit alone is the thresholds' curve at the widest width."""
     widest = [point for point in thresholds if point.width == network.widths[0]]
     return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
-
-
-PATH_FIGURES = {
-    "accuracy_bitops": accuracy_bitops_figure,
-    "path_histogram": path_histogram_figure,
-    "predictor_calibration": predictor_figure,
-}
-"""Figures beside those of every routine."""

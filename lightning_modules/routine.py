@@ -2,13 +2,14 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from eenet.features import Features, feature_options
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
+from eenet.quantization import RoutedPaths
 from eenet.reporting import (
     SCHEMA,
     Results,
@@ -35,11 +37,20 @@ from eenet.reporting import (
     static_exits,
     write_json,
 )
+from eenet.runtime import Routed
 from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
 from lightning_modules.losses import LossLog
 
 SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "stages_mean")
 """Figures of a result row that are logged."""
+
+
+FIGURES = {
+    "accuracy_cost": accuracy_cost_figure,
+    "exit_histogram": exit_histogram_figure,
+    "reliability": reliability_figure,
+}
+"""Figures of the results by name."""
 
 
 class ExitRoutine(LightningModule, ABC):
@@ -55,6 +66,7 @@ class ExitRoutine(LightningModule, ABC):
 
     Attributes:
         method: Name of the method in results.
+        figures: Draw the results, by name; in files after a test, in TensorBoard after every validation and test.
         results: The last validation's or test's results, without the heading fields during validation.
         calibration: What `eenet calibrate` found, of which `calibrated_points` are tested.
         calibrated_points: Operating points that are tested instead of the routine's own.
@@ -62,6 +74,7 @@ class ExitRoutine(LightningModule, ABC):
     """
 
     method: str
+    figures: Mapping[str, Callable[[Results], Figure]] = FIGURES
 
     def __init__(
         self,
@@ -82,7 +95,7 @@ class ExitRoutine(LightningModule, ABC):
         self.losses = LossLog()
         self._records = Records(["statistics", "predictions", "scores"])
         self._tempered = Records(["statistics"])
-        self._points: dict[str, OperatingPoint] = {}
+        self._points: dict[str, tuple[OperatingPoint, EarlyExitNetwork]] = {}
         self._routed = nn.ModuleDict()
         if freeze_backbone:
             network.backbone.requires_grad_(False)
@@ -178,9 +191,14 @@ class ExitRoutine(LightningModule, ABC):
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Choose what is chosen on validation data, from `statistics`, `predictions` and `scores` of all samples."""
 
+    def _prepare_points(self) -> None:
+        self._points = {name: (point, point.network(self.network)) for name, point in self.operating_points().items()}
+        for point, _ in self._points.values():
+            point.policy.to(self.device)
+
     def on_test_start(self) -> None:
-        """Make room for each operating point's records."""
-        self._points = self.operating_points()
+        """Make the operating points ready, with room for the records of each."""
+        self._prepare_points()
         self._routed = nn.ModuleDict({str(i): Records(["logits", "exits", "labels"]) for i in range(len(self._points))})
         self._routed.to(self.device)
 
@@ -192,8 +210,8 @@ class ExitRoutine(LightningModule, ABC):
         if self.calibration is not None:
             tempered = outputs.logits / self.calibration.temperatures.to(outputs.logits).unsqueeze(1)
             self._tempered.update(statistics=sample_statistics(tempered, labels))
-        for records, point in zip(self._routed.values(), self._points.values(), strict=True):
-            routed = point.network(self.network).route(inputs, point.policy.to(self.device))
+        for records, (point, network) in zip(self._routed.values(), self._points.values(), strict=True):
+            routed = network.route(inputs, point.policy)
             records.update(logits=routed.logits, exits=routed.exits, labels=labels)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
@@ -205,10 +223,10 @@ class ExitRoutine(LightningModule, ABC):
                 row["calibrated"] = calibrated_figures(statistics)
             self._tempered.reset()
         points = []
-        for (name, point), records in zip(self._points.items(), self._routed.values(), strict=True):
+        for (name, (point, network)), records in zip(self._points.items(), self._routed.values(), strict=True):
             gathered = records.compute()  # type: ignore[operator]
             statistics = sample_statistics(gathered["logits"], gathered["labels"])
-            row = operating_point(name, statistics, gathered["exits"], point.network(self.network).costs)
+            row = operating_point(name, statistics, gathered["exits"], network.costs)
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], gathered["labels"], gathered["logits"].shape[1])
             if self.calibration is not None:
@@ -219,17 +237,14 @@ class ExitRoutine(LightningModule, ABC):
         self._print_results()
         self._write_results()
 
+    def on_predict_start(self) -> None:
+        """Make the operating points ready."""
+        self._prepare_points()
+
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Route a batch at the principal operating point: `labels`, `probabilities`, `exits` and `macs` per sample."""
-        point = next(iter(self.operating_points().values()))
-        routed = point.network(self.network).route(batch[0], point.policy.to(self.device))
-        probabilities = routed.logits.softmax(-1)
-        return {
-            "labels": probabilities.argmax(-1),
-            "probabilities": probabilities,
-            "exits": routed.exits,
-            "macs": routed.macs,
-        }
+        point, network = next(iter(self._points.values()))
+        return predicted(network.route(batch[0], point.policy))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
@@ -294,7 +309,7 @@ class ExitRoutine(LightningModule, ABC):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_json(self.run_folder / "results.json", self.results)
-        for name, draw in FIGURES.items():
+        for name, draw in self.figures.items():
             save_figure(draw(self.results), self.run_folder / f"{name}.png")
         Console().print(f"results: {self.run_folder / 'results.json'}\nfigure: {self.run_folder / 'accuracy_cost.png'}")
 
@@ -306,9 +321,12 @@ class ExitRoutine(LightningModule, ABC):
             console.print(calibration_table(self.results), conformal_table(self.results))
 
 
-FIGURES = {
-    "accuracy_cost": accuracy_cost_figure,
-    "exit_histogram": exit_histogram_figure,
-    "reliability": reliability_figure,
-}
-"""Figures of the results by name."""
+def predicted(routed: Routed | RoutedPaths) -> dict[str, Tensor]:
+    """What `predict` returns of routed samples: `labels`, `probabilities`, `exits` and `macs`."""
+    probabilities = routed.logits.softmax(-1)
+    return {
+        "labels": probabilities.argmax(-1),
+        "probabilities": probabilities,
+        "exits": routed.exits,
+        "macs": routed.macs,
+    }

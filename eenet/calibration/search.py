@@ -10,6 +10,7 @@ from torch import Tensor
 from eenet.calibration.risk import certify
 from eenet.errors import UserError
 from eenet.policies import Policy
+from eenet.reporting import gather_exits
 
 MAX_CANDIDATES = 200
 """Settings that are compared where accuracy, which is not monotone in the knob, decides."""
@@ -44,7 +45,7 @@ class Scored(NamedTuple):
 
     def right(self, policy: Policy) -> Tensor:
         """Whether each sample leaves with the right class, bool `(samples,)`."""
-        return self.correct.gather(1, self.exits(policy).unsqueeze(1)).squeeze(1)
+        return gather_exits(self.correct, self.exits(policy))
 
 
 def check_budget(budget: float, field: str = "budget") -> float:

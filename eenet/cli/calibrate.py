@@ -27,9 +27,10 @@ from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate
+from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, RandomExits, Threshold
-from eenet.reporting import make_console
+from eenet.reporting import gather_exits, make_console
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
 """What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
@@ -121,7 +122,7 @@ class Chooser:
 
     def __init__(self, run: Run, logits: Tensor, labels: Tensor, policy: PolicyName) -> None:
         network = run.model.network.cpu()
-        self.logits, self.labels, self.name = logits, labels, policy
+        self.name, self.true_scores = policy, true_class_scores(logits.softmax(-1), labels)
         self.gate, self.policy = decider(policy, network, run.model.policies(), logits, labels)
         network = network if self.gate is None else network.with_gate(self.gate)
         with torch.no_grad():
@@ -134,14 +135,14 @@ class Chooser:
         """The point that a wish asks for."""
         chosen = self.choose(wish, value, delta)
         exits = self.scored.exits(chosen)
-        true_scores = true_class_scores(self.logits.softmax(-1), self.labels)
         conformal: dict[tuple[str, float], Tensor] = {
-            (mode, alpha): conformal_quantiles(true_scores, exits, alpha, mode) for alpha in alphas for mode in MODES
+            (mode, alpha): conformal_quantiles(self.true_scores, exits, alpha, mode)
+            for alpha in alphas
+            for mode in MODES
         }
         asked = {wish: value, "delta": delta} if wish == "risk" else {wish: value}
-        right = self.scored.correct.gather(1, exits.unsqueeze(1))
         got = {
-            "accuracy": right.double().mean().item(),
+            "accuracy": gather_exits(self.scored.correct, exits).double().mean().item(),
             "macs_fraction": self.scored.fractions[exits].mean().item(),
         }
         return OperatingPoint(chosen, self.gate, asked, got, conformal)
@@ -178,8 +179,7 @@ def decider(
 
 def random_like(policy: Policy, scored: Scored) -> RandomExits:
     """Random routing at the exit fractions that a policy has on the validation split."""
-    exits = scored.exits(policy)
-    return RandomExits((torch.bincount(exits, minlength=len(scored.fractions)).double() / len(exits)).tolist())
+    return RandomExits(choice_shares(scored.exits(policy), len(scored.fractions)).tolist())
 
 
 def report(points: dict[str, OperatingPoint], path: Path, samples: int) -> None:

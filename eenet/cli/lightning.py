@@ -125,8 +125,9 @@ class EenetCLI(LightningCLI):
         """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
         data = self.datamodule
         check_fit(self.model.network.backbone, data)
-        if self.subcommand is not None:
-            self.choose_points()
+        if self.subcommand is None:
+            return
+        self.choose_points()
         if self.model.features is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]
 

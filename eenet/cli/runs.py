@@ -56,7 +56,7 @@ def open_run(folder: str) -> Run:
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"])
-    data = getattr(cli.datamodule, "data", cli.datamodule)  # the raw inputs, where training read stored features
+    data = cli.datamodule
     data.prepare_data()
     data.setup("validate")
     return Run(Path(folder), model.to(device).eval(), data, device)

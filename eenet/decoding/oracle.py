@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
+from eenet.metrics import choice_shares
 
 
 def cheapest_sufficient(scores: Tensor, costs: Tensor, full: int) -> Tensor:
@@ -72,16 +73,6 @@ def traded(scores: Tensor, costs: Tensor, tradeoff: float) -> Tensor:
         tensor([1, 0])
     """
     return (scores.double() - tradeoff * costs.double()).argmax(dim=1)
-
-
-def choice_shares(choice: Tensor, plans: int) -> Tensor:
-    """Share of the prompts, or tokens, with each plan, float64 `(plans,)`.
-
-    Example:
-        >>> choice_shares(torch.tensor([0, 2, 2, 2]), 3).tolist()
-        [0.25, 0.0, 0.75]
-    """
-    return torch.bincount(choice, minlength=plans).double() / len(choice)
 
 
 def judge(choice: Tensor, scores: Tensor, costs: Tensor) -> dict[str, float]:

@@ -16,13 +16,14 @@ from eenet.decoding.executor import Executor, pad_left
 from eenet.decoding.generation import generate
 from eenet.decoding.measures import corpus_bleu, perplexity, text_scores
 from eenet.decoding.observe import Table, join, observe
-from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, choice_shares, judge
+from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, judge
 from eenet.decoding.plans import LayerPlan, early_exit, random_layers, uniform_skipping
 from eenet.decoding.prediction import cross_fitted, predictor_curve, rank_correlation
 from eenet.decoding.sequences import Sequences
 from eenet.decoding.store import RowStore, kept_table
 from eenet.errors import UserError
 from eenet.features.key import content_digest
+from eenet.metrics import choice_shares
 
 Progress = Callable[[str], None]
 Families = dict[str, list[LayerPlan]]

@@ -128,6 +128,16 @@ def area_under_risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:
     return (expected.cumsum(0) / torch.arange(1, len(expected) + 1, device=expected.device)).mean()
 
 
+def choice_shares(choice: Tensor, options: int) -> Tensor:
+    """Share of the samples with each of some options, such as exits or plans, float64 `(options,)`.
+
+    Example:
+        >>> choice_shares(torch.tensor([0, 2, 2, 2]), 3).tolist()
+        [0.25, 0.0, 0.75]
+    """
+    return torch.bincount(choice, minlength=options).double() / len(choice)
+
+
 def per_class(correct: Tensor, labels: Tensor, num_classes: int) -> dict[str, list]:
     """Accuracy of each class, as plain values.
 

@@ -79,9 +79,7 @@ def weight_codes(weight: Tensor, width: int) -> Tensor:
         >>> weight_codes(torch.tensor([[14.0, 6.8, -1.2]]), 4)
         tensor([[ 7.,  3., -1.]])
     """
-    limit = weight_limit(width)
-    scales = weight_scales(weight, width).view(-1, *[1] * (weight.ndim - 1))
-    return (weight.detach() / scales).round_().clamp_(-limit, limit)
+    return _codes_and_scales(weight, width)[0]
 
 
 def quantize_weight(weight: Tensor, width: int) -> Tensor:
@@ -95,8 +93,14 @@ def quantize_weight(weight: Tensor, width: int) -> Tensor:
         >>> quantize_weight(torch.tensor([[7.0, 3.4, -0.6]]), 4)
         tensor([[ 7.,  3., -1.]])
     """
+    codes, scales = _codes_and_scales(weight, width)
+    return codes * scales
+
+
+def _codes_and_scales(weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    limit = weight_limit(width)
     scales = weight_scales(weight, width).view(-1, *[1] * (weight.ndim - 1))
-    return weight_codes(weight, width) * scales
+    return (weight.detach() / scales).round_().clamp_(-limit, limit), scales
 
 
 def activation_grid(lowest: float, highest: float, width: int) -> Grid:

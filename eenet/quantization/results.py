@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
+from eenet.metrics import choice_shares
 from eenet.quantization.curves import Point, point_for_budget, uniform_nodes
 from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.paths import path_name
@@ -33,7 +34,7 @@ def path_row(
     """
     nodes = nodes.cpu()
     exits = torch.tensor([network.tree.exit(node) for node in range(len(network.tree.nodes))])[nodes]
-    shares = torch.bincount(nodes, minlength=len(network.tree.nodes)).double() / len(nodes)
+    shares = choice_shares(nodes, len(network.tree.nodes))
     macs = (shares @ torch.tensor(network.node_macs, dtype=torch.float64)).item()
     cost = (shares @ torch.tensor(network.node_bitops, dtype=torch.float64)).item()
     return {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eenet.costs import CostProfile, mean_cost
 from eenet.errors import UserError
-from eenet.metrics import summarise
+from eenet.metrics import choice_shares, summarise
 from eenet.policies import Policy
 
 SCHEMA = 1
@@ -74,7 +74,7 @@ def operating_point(name: str, statistics: Tensor, exits: Tensor, costs: CostPro
         exits: Where they left, `(samples,)`.
         costs: The network's cost profile.
     """
-    shares = torch.bincount(exits.cpu(), minlength=costs.num_exits).double() / len(exits)
+    shares = choice_shares(exits.cpu(), costs.num_exits)
     return _row(name, statistics, shares, mean_cost(shares, costs.cumulative), costs)
 
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, choice_shares, judge, traded
+from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, judge, traded
 from eenet.errors import UserError
+from eenet.metrics import choice_shares
 
 
 @st.composite
