@@ -111,21 +111,23 @@ def test_killed_twenty_times_in_training_from_a_store_it_ends_with_the_same_weig
     write_config(config, dropout=0.2)
     settings = yaml.safe_load(config.read_text())
     settings["model"]["init_args"]["features"] = {"store": "disk", "views": 2, "folder": str(tmp_path / "features")}
-    settings["trainer"]["max_epochs"] = 60
+    settings["trainer"]["max_epochs"] = 120
     config.write_text(yaml.safe_dump(settings))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(config, whole)
-    moments, kills = random.Random(0), 0
-    while kills < 20:
-        # A fork has the imports already, so that the kill strikes the training.
+    moments, last = random.Random(0), broken / "checkpoints" / "last.ckpt"
+    for kill in range(20):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        # A fork has the imports already; it is struck at a random moment after it has trained an epoch of its own.
         process = multiprocessing.get_context("fork").Process(target=main, args=(command(config, broken)[3:],))
         process.start()
-        process.join(moments.uniform(1.0, 4.0))
-        assert process.is_alive(), f"the run ended after {kills} kills; give it more epochs"
+        while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.01)
+        process.join(moments.uniform(0, 1))
+        assert process.is_alive(), f"the run ended before kill {kill}; give it more epochs"
         process.kill()
         process.join()
-        kills += 1
-    assert 0 < load(broken)["epoch"] < 59
+    assert 20 <= load(broken)["epoch"] + 1 < 120
     run(config, broken)
     for key in ("epoch", "state_dict", "optimizer_states", "lr_schedulers", "jei_dnn"):
         assert equal(load(whole)[key], load(broken)[key]), key
