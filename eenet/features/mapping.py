@@ -2,14 +2,16 @@
 
 import mmap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from eenet.features.layout import Layout
 from eenet.features.table import FeatureTable
+from eenet.network import ExitFeatures
 
 RESIDENT_BYTES = 2**28
 """Bytes of mapped files that stay in the process before they are left to the system's cache."""
@@ -37,6 +39,22 @@ class MappedTable(FeatureTable):
             }
         )
         self._size = sum(map(len, self._maps.values()))
+        self._from_disk = self._size > psutil.virtual_memory().available
+
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> tuple[ExitFeatures, Tensor]:
+        """Features in float32 and labels of some rows."""
+        index = torch.as_tensor(rows)
+        if self._from_disk:
+            self.prefetch(index)
+        return super().__getitem__(index)
+
+    def prefetch(self, index: Tensor) -> None:
+        """Ask the disk for all rows of a batch at once, instead of waiting for one page after the other."""
+        for mapped in self._maps.values():
+            row_bytes = len(mapped) // len(self)
+            for start in (index * row_bytes).tolist():
+                page = start // mmap.PAGESIZE * mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, page, start + row_bytes - page)
 
     def take(self, name: str, index: Tensor) -> Tensor:
         """Some rows of an array, copied out of its map."""

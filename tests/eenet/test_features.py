@@ -1,4 +1,5 @@
 import json
+import mmap
 import multiprocessing
 import os
 import random
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -293,16 +295,34 @@ def test_mapped_pages_of_a_large_store_are_given_back(
     assert len(advised) % len(maps) == 0
 
 
+def test_a_store_larger_than_memory_is_fetched_a_batch_at_a_time(
+    inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_network()
+    on_disk(make_source(network, inputs), tmp_path / "key")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    table = FeatureStore.open(tmp_path / "key").table()
+    fetched: list[tuple[int, ...]] = []
+    maps = table._maps  # type: ignore[attr-defined]
+    table._maps = {name: Advised(fetched, mapped) for name, mapped in maps.items()}  # type: ignore[attr-defined]
+    check(table, network, inputs)
+    assert len(fetched) == len(maps) * len(inputs)
+    width = len(maps["exit_0"]) // len(inputs)
+    assert all(start % mmap.PAGESIZE == 0 for _, start, _ in fetched)
+    assert max(start + length for _, start, length in fetched) == max(map(len, maps.values()))
+    assert min(length for _, _, length in fetched) <= width
+
+
 class Advised:
-    def __init__(self, log: list[int], mapped: object) -> None:
+    def __init__(self, log: list[Any], mapped: object) -> None:
         self.log, self.mapped = log, mapped
 
     def __len__(self) -> int:
         return len(self.mapped)  # type: ignore[arg-type]
 
-    def madvise(self, advice: int) -> None:
-        self.log.append(advice)
-        self.mapped.madvise(advice)  # type: ignore[attr-defined]
+    def madvise(self, advice: int, *where: int) -> None:
+        self.log.append((advice, *where) if where else advice)
+        self.mapped.madvise(advice, *where)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
