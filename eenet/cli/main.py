@@ -1,21 +1,38 @@
 """Entry point: run a command, and print a user's mistake as one line instead of a traceback."""
 
+import ast
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
+from eenet import __version__
+from eenet.cli.configs import with_paths
 from eenet.errors import UserError
 
+LIGHTNING = {
+    "fit": "train what a configuration describes",
+    "validate": "judge all exits and operating points on the validation split",
+    "test": "really route the test split, at the points of a calibration where asked",
+    "predict": "route the test split and return labels, probabilities, exits and costs",
+}
+"""Lightning's commands, which `eenet.cli.lightning` runs."""
+
 COMMANDS = {
+    "bench": "eenet.cli.bench",
     "calibrate": "eenet.cli.calibrate",
     "compare": "eenet.cli.compare",
+    "doctor": "eenet.cli.doctor",
     "features": "eenet.cli.features",
     "layers": "eenet.cli.layers",
+    "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",
     "sweep": "eenet.cli.sweep",
 }
-"""Modules of the commands beside Lightning's; each has a `main(args)`."""
+"""Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -27,10 +44,15 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 after a user's mistake.
     """
-    for expected in ("Found .* in eval mode", ".*LeafSpec.* is deprecated", ".*does not have many workers"):
+    for expected in (
+        "Found .* in eval mode",
+        ".*LeafSpec.* is deprecated",
+        ".*does not have many workers",
+        "LightningCLI's args parameter",
+    ):
         warnings.filterwarnings("ignore", expected)
     try:
-        run(args)
+        run(list(sys.argv[1:] if args is None else args))
     except Exception as error:
         mistake = users_mistake(error)
         if mistake is None:
@@ -39,15 +61,53 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def run(args: Sequence[str] | None) -> None:
-    """Hand the arguments to their command; the ones not in `COMMANDS` are Lightning's."""
-    given = list(sys.argv[1:] if args is None else args)
-    if given and given[0] in COMMANDS:
-        import_module(COMMANDS[given[0]]).main(given[1:])
-    else:
+def run(args: list[str]) -> None:
+    """Hand the arguments to their command, which alone is imported.
+
+    Raises:
+        UserError: There is no such command.
+    """
+    command = args[0] if args else "--help"
+    if command in ("--help", "-h"):
+        print(usage())
+    elif command == "--version":
+        print(f"eenet {__version__}")
+    elif command in COMMANDS:
+        import_module(COMMANDS[command]).main(with_paths(args[1:]))
+    elif command in LIGHTNING or command.startswith("-"):
         from eenet.cli.lightning import EenetCLI
 
-        EenetCLI(args=None if args is None else given)
+        EenetCLI(args=with_paths(args))
+    else:
+        near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
+        meant = f"; did you mean `eenet {near[0]}`?" if near else ";"
+        raise UserError("command", command, f"there is no such command{meant} `eenet --help` lists them all")
+
+
+def usage() -> str:
+    """What `eenet --help` prints."""
+    commands = {**LIGHTNING, **{name: purpose(module) for name, module in COMMANDS.items()}}
+    lines = [f"  {name:<{max(map(len, commands))}}  {text}" for name, text in commands.items()]
+    return "\n".join(
+        [
+            "usage: eenet COMMAND ...",
+            "",
+            "Early-exit networks: train, calibrate and really run them.",
+            "",
+            *lines,
+            "",
+            "`eenet COMMAND --help` explains a command, `eenet --version` prints the version.",
+        ]
+    )
+
+
+def purpose(module: str) -> str:
+    """What a command's module says after its name in the first line of its docstring, read without importing it."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    documentation = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    return documentation.splitlines()[0].partition(": ")[2].rstrip(".")
 
 
 def users_mistake(error: BaseException | None) -> UserError | None:

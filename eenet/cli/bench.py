@@ -1,0 +1,153 @@
+"""`eenet bench RUN`: what the MACs promise and what the clock shows, on real test samples."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch.utils.data import Subset
+
+from eenet.calibration import Calibration, OperatingPoint
+from eenet.calibration.points import CALIBRATION, digest
+from eenet.cli.calibrate import numbers
+from eenet.cli.runs import Run, open_run
+from eenet.errors import UserError
+from eenet.quantization import QuantizedNetwork
+from eenet.reporting import SCHEMA, make_console, save_figure, write_json
+from eenet.reporting.speed import Bench, speed_figure, speed_table
+from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_exits
+
+
+def main(args: list[str]) -> None:
+    """Run `eenet bench` with some arguments.
+
+    Raises:
+        UserError: Wrong arguments, or no run with early exits to time.
+    """
+    parser = ArgumentParser(
+        prog="eenet bench",
+        description="Time the full network, the static exits and the routed network in turns on test samples.",
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads of an operator")
+    parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="compile what is timed")
+    parser.add_argument("--point", type=str, default="all", help="points of `eenet calibrate`, as budget-0.5; or `all`")
+    parser.add_argument("--samples", type=int, default=256, help="test samples of each round, as far as there are any")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
+    parser.add_argument("--out", type=str, help="folder of bench.json and bench.png; the run's by default")
+    options = parser.parse_args(args)
+    for field in ("threads", "samples", "rounds"):
+        if options[field] < 1:
+            raise UserError(field, options[field], "must be at least 1")
+    sizes = batch_sizes(options.batch_size)
+    torch.set_num_threads(options.threads)
+    run = open_run(options.run)
+    bench = measure(run, sizes, options.compile, options.point, options.samples, options.rounds)
+    folder = Path(options.out or options.run)
+    write_json(folder / "bench.json", bench)
+    save_figure(speed_figure(bench), folder / "bench.png")
+    make_console().print(speed_table(bench))
+    for batch in bench["batches"]:
+        print(f"overhead when nobody leaves early, batch {batch['batch_size']}: {100 * batch['overhead']:.1f} %")
+    print(f"results: {folder / 'bench.json'}\nfigure: {folder / 'bench.png'}")
+
+
+def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int, rounds: int) -> Bench:
+    """Time a run; see `eenet.reporting.speed` for what is returned.
+
+    Args:
+        run: The run.
+        sizes: Samples per batch.
+        compile: Compile the full network, the static exits and the routed network alike.
+        names: Operating points, see `operating_points`.
+        samples: Test samples of a round, as far as there are any.
+        rounds: Rounds that count.
+
+    Raises:
+        UserError: The run has no early exits or is quantized, no such point, or fewer samples than a batch needs.
+    """
+    network, model = run.model.network, run.model
+    if isinstance(network, QuantizedNetwork):
+        raise UserError("run", str(run.folder), "its paths change bit-widths; only networks in one precision are timed")
+    model.require_early_exits()
+    rows = torch.randperm(len(run.data.dataset("test")), generator=torch.Generator().manual_seed(0))[:samples].tolist()
+    for size in sizes:
+        if size > len(rows):
+            raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
+    entrants = contenders(run, operating_points(run, names), compile)
+    found = []
+    for size in sizes:
+        batches = sample_batches(run, rows, size)
+        timed = race(entrants, batches, size, rounds, run.device)
+        slower = [1 / row["realised_speedup"] - 1 for row in timed if row["kind"] == "overhead"]
+        found.append({"batch_size": size, "samples": size * len(batches), "overhead": slower[0], "rows": timed})
+    return {
+        "schema": SCHEMA,
+        "run": str(run.folder),
+        "data": run.data.name,
+        "split": "test",
+        "device": device_name(run.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "compiled": compile,
+        "rounds": rounds,
+        "warm_up_rounds": 1,
+        "batches": found,
+    }
+
+
+def contenders(run: Run, points: dict[str, OperatingPoint], compile: bool) -> list[Contender]:
+    """The full network, the static exits, the network routed at every point, and routed when nobody leaves."""
+    network = run.model.network
+    routed = [routed_network(name, point.network(network), point.policy, compile) for name, point in points.items()]
+    static = static_exits(network, compile)
+    return [full_network(network, compile), *static, *routed, nobody_leaves(network, compile)]
+
+
+def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
+    """Points that `eenet calibrate` chose, or the run's own where it was not calibrated.
+
+    Args:
+        run: The run.
+        names: Separated by commas, or `all`.
+
+    Raises:
+        UserError: There is no such point, or they were chosen for another checkpoint.
+    """
+    path = run.folder / CALIBRATION
+    own = Calibration(digest(run.checkpoint), 0, torch.empty(0), run.model.operating_points())
+    calibration = Calibration.load(path) if path.is_file() else own
+    if calibration.checkpoint != own.checkpoint:
+        raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")
+    return calibration.choose(names)
+
+
+def sample_batches(run: Run, rows: list[int], size: int) -> list[Any]:
+    """Inputs of some test samples on the run's device, in full batches that are collated as the data collate them."""
+    loader = run.data.load(Subset(run.data.dataset("test"), rows), batch_size=size, drop_last=True)
+    return [run.data.transfer_batch_to_device(batch, run.device, 0)[0] for batch in loader]
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Whole numbers between commas, each once.
+
+    Raises:
+        UserError: Something else is there.
+
+    Example:
+        >>> batch_sizes("1,32")
+        [1, 32]
+    """
+    values = numbers("batch-size", text)
+    if not values or any(value < 1 or value % 1 for value in values) or len(set(values)) < len(values):
+        raise UserError("batch-size", text, "must be different whole numbers from 1, as 1,32,256")
+    return [int(value) for value in values]
+
+
+def device_name(device: torch.device) -> str:
+    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

@@ -1,0 +1,67 @@
+"""What `eenet bench` found, as a table and a figure.
+
+Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `dtype`, `torch`, `compiled`, `rounds`,
+`warm_up_rounds` and `batches`, one for each batch size: `batch_size`, `samples`, `overhead` (time of the routed
+network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
+"""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+Bench = dict[str, Any]
+"""Plain JSON values with the fields above."""
+
+
+def speed_table(bench: Bench) -> Table:
+    """Latency, throughput and speed-up of every contender at every batch size."""
+    compiled = "compiled" if bench["compiled"] else "eager"
+    table = Table(
+        title=f"{bench['run']} on {bench['data']}, {bench['split']} split, {bench['rounds']} rounds\n"
+        f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"
+    )
+    table.add_column("")
+    for heading in ("p50 ms", "p95 ms", "samples/s", "speed-up in MACs", "speed-up by the clock", "clock / MACs"):
+        table.add_column(heading, justify="right")
+    for batch in bench["batches"]:
+        table.add_section()
+        table.add_row(f"batch {batch['batch_size']}, {batch['samples']} samples", style="italic")
+        for row in batch["rows"]:
+            table.add_row(
+                row["name"],
+                f"{row['p50_ms']:.2f}",
+                f"{row['p95_ms']:.2f}",
+                f"{row['throughput']:.0f}",
+                f"{row['theoretical_speedup']:.3f}",
+                f"{row['realised_speedup']:.3f}",
+                f"{row['ratio']:.3f}",
+                style="bold" if row["kind"] == "routed" else "",
+            )
+    return table
+
+
+def speed_figure(bench: Bench) -> Figure:
+    """Speed-up by the clock against speed-up in MACs, a panel for each batch size; on the dotted line they agree."""
+    figure = Figure(figsize=(4 * len(bench["batches"]) + 0.5, 4), layout="constrained", dpi=72)
+    for axes, batch in zip(figure.subplots(1, len(bench["batches"]), squeeze=False)[0], bench["batches"], strict=True):
+        rows = batch["rows"]
+        most = max(row["theoretical_speedup"] for row in rows)
+        axes.plot([1, most], [1, most], ":", color="0.5")
+        static = [row for row in rows if row["kind"] in ("full", "static")]
+        static.sort(key=lambda row: row["theoretical_speedup"])
+        axes.plot(*_speedups(static), "o-", color="0.5", label="full network and static exits")
+        for row in rows:
+            if row["kind"] in ("routed", "overhead"):
+                marker = "*" if row["kind"] == "routed" else "x"
+                axes.plot(*_speedups([row]), marker, markersize=11, label=row["name"])
+        axes.set_title(f"batch {batch['batch_size']}")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.supxlabel("speed-up in MACs")
+    figure.supylabel("speed-up by the clock")
+    return figure
+
+
+def _speedups(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["theoretical_speedup"] for row in rows], [row["realised_speedup"] for row in rows]
