@@ -1,7 +1,7 @@
 """The contract of a policy: it decides at each exit from what is known there, never from later exits."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,13 @@ from eenet.gates.base import Memory
 
 
 class Policy(nn.Module, ABC):
-    """Decides, exit by exit, which samples leave."""
+    """Decides, exit by exit, which samples leave.
+
+    Attributes:
+        reads_predictions: Whether `decide` looks at predicted classes; where it does not, none are computed.
+    """
+
+    reads_predictions: ClassVar[bool] = False
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that make this policy again, as plain JSON values."""
@@ -34,7 +40,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             exit: Number of the exit, from 0.
-            predictions: The exit's predicted classes, `(batch,)`.
+            predictions: The exit's predicted classes, `(batch,)`; the scores where the policy does not read them.
             scores: The exit's gate scores, `(batch,)`.
             memory: What `start` or the previous exit returned, for the same samples.
 

@@ -1,6 +1,6 @@
 """Leave when several exits in a row agree (PABEE: Zhou et al., NeurIPS 2020)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class Patience(Policy):
     Raises:
         UserError: Patience below 1.
     """
+
+    reads_predictions: ClassVar[bool] = True
 
     def __init__(self, patience: int = 1) -> None:
         super().__init__()

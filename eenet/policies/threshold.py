@@ -21,14 +21,13 @@ class Threshold(Policy):
         UserError: A threshold is not a number.
     """
 
-    thresholds: Tensor
-
     def __init__(self, thresholds: Sequence[float | str]) -> None:
         super().__init__()
         values = torch.tensor([float(value) for value in thresholds], dtype=torch.float32)
         if values.isnan().any():
             raise UserError("policy.thresholds", list(thresholds), "each must be a number")
-        self.register_buffer("thresholds", values)
+        self.thresholds = values
+        self._limits: list[float] = values.tolist()
 
     def arguments(self) -> dict[str, Any]:
         """The thresholds; the infinite ones, for which JSON has no number, as text."""
@@ -61,4 +60,4 @@ class Threshold(Policy):
 
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Compare the scores with this exit's threshold."""
-        return scores >= self.thresholds[exit], memory
+        return scores >= self._limits[exit], memory

@@ -90,5 +90,6 @@ def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carr
         return Carried(()), Left(backbone.classify(state), None)
     logits = network.logits_at(exit, state, before)
     scores, gate = network.gate.at(exit, logits, gate if exit else network.gate.start(logits))
-    leave, memory = policy.decide(exit, logits.argmax(-1), scores, memory if exit else policy.start(scores))
+    predictions = logits.argmax(-1) if policy.reads_predictions else scores
+    leave, memory = policy.decide(exit, predictions, scores, memory if exit else policy.start(scores))
     return Carried(state, logits if network.boosted else (), gate, memory), Left(logits, leave)
