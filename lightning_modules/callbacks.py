@@ -1,35 +1,11 @@
-"""Callbacks of every run: TensorBoard figures, and the random state that makes a resumed run the same run."""
+"""The random state that makes a resumed run the same run."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-
-from lightning_modules.routine import ExitRoutine
-
-
-class TensorBoardFigures(Callback):
-    """Draws the routine's figures after every validation and test."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the validation results."""
-        if not trainer.sanity_checking:
-            self._draw(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the test results."""
-        self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not isinstance(pl_module, ExitRoutine):
-            return
-        if trainer.is_global_zero and pl_module.results:
-            for name, draw in pl_module.figures.items():
-                tag = f"{pl_module.results['split']}/{name}"
-                trainer.logger.experiment.add_figure(tag, draw(pl_module.results), trainer.global_step)
+from lightning.pytorch import Callback
 
 
 class RandomState(Callback):

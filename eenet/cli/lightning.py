@@ -8,15 +8,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from datamodules import SplitData
+from datamodules import Continuations, RunData
 from datamodules.features import feature_data
 from eenet.backbones import StagedBackbone
 from eenet.calibration import Calibration
 from eenet.calibration.points import CALIBRATION, digest
+from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
-from lightning_modules import ExitRoutine
-from lightning_modules.callbacks import RandomState, TensorBoardFigures
+from lightning_modules import DecoderRoutine, ExitRoutine
+from lightning_modules.callbacks import RandomState
 from lightning_modules.checkpoints import last_checkpoint
+from lightning_modules.tensorboard import TensorBoardReport, show_config
 
 
 def last_epoch_checkpoint() -> ModelCheckpoint:
@@ -35,6 +37,10 @@ class FitConfig(SaveConfigCallback):
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show it in TensorBoard too."""
+        show_config(trainer.logger, self.parser.dump(self.config, skip_none=False))
+
 
 class EenetCLI(LightningCLI):
     """The command line; model and data are given by `class_path` and `init_args`.
@@ -44,13 +50,13 @@ class EenetCLI(LightningCLI):
     `validate`, `test` and `predict` take its last checkpoint unless `--ckpt_path` names another.
     """
 
-    datamodule: SplitData
+    datamodule: RunData
     model: ExitRoutine
 
     def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
         super().__init__(
             ExitRoutine,
-            SplitData,
+            RunData,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=FitConfig,
@@ -111,7 +117,7 @@ class EenetCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that logs to TensorBoard in the run folder and keeps the last epoch's checkpoint."""
         config = self._get(self.config_init, "trainer")
-        callbacks: list[Any] = [RandomState(), TensorBoardFigures()]
+        callbacks: list[Any] = [RandomState(), TensorBoardReport()]
         if config.enable_checkpointing is not False:
             callbacks.append(last_epoch_checkpoint())
         if config.enable_progress_bar is not False:
@@ -124,7 +130,10 @@ class EenetCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
         data = self.datamodule
-        check_fit(self.model.network.backbone, data)
+        if isinstance(data, Continuations) or isinstance(self.model, DecoderRoutine):
+            connect(data, self.model)
+        else:
+            check_fit(self.model.network.backbone, data)
         if self.subcommand is None:
             return
         self.choose_points()
@@ -132,7 +141,30 @@ class EenetCLI(LightningCLI):
             self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]
 
 
-def check_fit(backbone: StagedBackbone, data: SplitData) -> None:
+def connect(data: RunData, model: ExitRoutine) -> None:
+    """Give data made of tokens the network that reads them.
+
+    Raises:
+        UserError: One of them is not for decoders, another tokenizer, texts that may be too long, or stored features.
+    """
+    if not isinstance(data, Continuations):
+        raise UserError("data", type(data).__name__, "a decoder's exits are trained on datamodules.Continuations")
+    if not isinstance(model, DecoderRoutine) or not isinstance(model.network, DecoderNetwork):
+        remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
+        raise UserError("model", type(model).__name__, remedy)
+    backbone = model.network.backbone
+    if data.num_classes > backbone.num_classes:
+        problem = f"has {data.num_classes} tokens and the backbone {backbone.num_classes}; name the backbone's own"
+        raise UserError("data.tokenizer", type(data.tokenizer).__name__, problem)
+    if data.max_length is not None and data.max_length > backbone.max_tokens:
+        remedy = f"prompt and new tokens are more than the backbone's {backbone.max_tokens}"
+        raise UserError("data.task.max_prompt_tokens", data.max_length, remedy)
+    if model.features is not None:
+        raise UserError("model.features", model.features.store, "must be off: tokens' features are kept in memory anyway")
+    data.network = model.network
+
+
+def check_fit(backbone: StagedBackbone, data: RunData) -> None:
     """Refuse a backbone that cannot read the data.
 
     Raises:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eenet.cli.main import main
 from tests.cli.offline import SMALL_BERT, offline
@@ -99,17 +98,6 @@ def test_validate_and_predict_run(joint_run: Path, capsys: pytest.CaptureFixture
     main(["validate", "--config", str(joint_run / "config.yaml"), *QUIET])
     assert "jei_dnn on digits, val split" in capsys.readouterr().out
     main(["predict", "--config", str(joint_run / "config.yaml"), "--return_predictions=false", *QUIET])
-
-
-def test_tensorboard_shows_scalars_and_figures(joint_run: Path) -> None:
-    events = EventAccumulator(str(joint_run), size_guidance={"images": 0})
-    events.Reload()
-    scalars, images = events.Tags()["scalars"], events.Tags()["images"]
-    names = ("exit_0", "exit_3", "learned")
-    wanted = [f"val/{key}/{name}" for key in ("accuracy", "nll", "ece", "macs_fraction") for name in names]
-    wanted += ["val/share_leaving/learned/exit_0", "train/phase", "train/loss/warmup", "train/loss/gates"]
-    assert set(wanted) <= set(scalars)
-    assert {"val/accuracy_cost", "val/exit_histogram", "val/reliability"} <= set(images)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(backbone_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

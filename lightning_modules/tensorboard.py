@@ -1,0 +1,154 @@
+"""What a run shows in TensorBoard beside its scalars: charts, figures, curves, configuration and hyperparameters."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from eenet.reporting import Results
+from lightning_modules.routine import ExitRoutine
+
+HPARAMS = "hparams"
+"""Folder inside the run's of the events for the HPARAMS tab.
+
+TensorBoard takes every scalar beside a run's hyperparameters for a metric; there, these are the final ones alone.
+"""
+
+METRICS = ("accuracy", "nll", "ece", "macs_fraction")
+"""Figures of the principal operating point in the HPARAMS tab."""
+
+CURVE = "accuracy_at_percent_of_macs"
+"""Tag of the accuracy/cost curve, whose step is the mean MACs per sample in percent of the full network's."""
+
+_EXITS = r"(\d+_bits/)?exit_\d+$"
+_ROUTED = r"(?!exit_)[^/]+$"
+
+LAYOUT = {
+    "Training": {"loss of each phase": ["Multiline", ["train/loss/"]]},
+    "Exits": {
+        "accuracy of each exit": ["Multiline", [f"val/accuracy/{_EXITS}"]],
+        "NLL of each exit (nats)": ["Multiline", [f"val/nll/{_EXITS}"]],
+    },
+    "Routed": {
+        "accuracy": ["Multiline", [f"val/accuracy/{_ROUTED}"]],
+        "mean MACs (fraction of the full network)": ["Multiline", [f"val/macs_fraction/{_ROUTED}"]],
+        "share leaving at each exit": ["Multiline", ["val/share_leaving/"]],
+        "accuracy at mean MACs (step: % of the full network)": ["Multiline", [f"(val|test)/{CURVE}/"]],
+    },
+    "Calibration": {
+        "ECE of each exit": ["Multiline", [f"val/ece/{_EXITS}"]],
+        "ECE, routed": ["Multiline", [f"val/ece/{_ROUTED}"]],
+        "NLL, routed (nats)": ["Multiline", [f"val/nll/{_ROUTED}"]],
+        "Brier, routed": ["Multiline", [f"val/brier/{_ROUTED}"]],
+    },
+}
+"""Charts of the CUSTOM SCALARS tab; a chart is a list of regular expressions of tags."""
+
+
+class TensorBoardReport(Callback):
+    """Lays the charts out, draws the figures, and leaves the final results where runs are compared."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay the charts out."""
+        if (writer := experiment(trainer)) is not None:
+            writer.add_custom_scalars(LAYOUT)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the validation results."""
+        if not trainer.sanity_checking:
+            draw(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the last validation's curve and metrics."""
+        conclude(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the test results and add their curve and metrics."""
+        draw(trainer, pl_module)
+        conclude(trainer, pl_module)
+
+
+def experiment(trainer: Trainer) -> SummaryWriter | None:
+    """The writer of the run's events, on the first process of a run that logs to TensorBoard."""
+    if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+        return trainer.logger.experiment
+    return None
+
+
+def draw(trainer: Trainer, routine: LightningModule) -> None:
+    """Draw the routine's figures of its last results."""
+    writer = experiment(trainer)
+    if writer is not None and isinstance(routine, ExitRoutine) and routine.results:
+        for name, figure in routine.figures.items():
+            writer.add_figure(f"{routine.results['split']}/{name}", figure(routine.results), trainer.global_step)
+
+
+def conclude(trainer: Trainer, routine: LightningModule) -> None:
+    """Add the accuracy/cost curve of the routine's last results, and its metrics for the HPARAMS tab."""
+    writer = experiment(trainer)
+    if writer is None or not isinstance(routine, ExitRoutine) or not routine.results:
+        return
+    for tag, accuracy, percent in curve_points(routine.results):
+        writer.add_scalar(tag, accuracy, percent)
+    with SummaryWriter(str(Path(writer.log_dir, HPARAMS))) as metrics:
+        principal = routine.results["operating_points"][0]
+        for name in METRICS:
+            metrics.add_scalar(f"{routine.results['split']}/{name}", principal[name], trainer.global_step)
+        _, _, session_end = hparams({}, {})
+        metrics._get_file_writer().add_summary(session_end)
+
+
+def curve_points(results: Results) -> Iterator[tuple[str, float, int]]:
+    """Tag, accuracy and percent of the full MACs of every static exit and operating point, the cheapest first."""
+    for name, rows in (("static", results["exits"]), ("routed", results["operating_points"])):
+        for row in sorted(rows, key=lambda row: row["macs_fraction"]):
+            yield f"{results['split']}/{CURVE}/{name}", row["accuracy"], round(100 * row["macs_fraction"])
+
+
+def show_config(logger: Logger | None, text: str) -> None:
+    """Add a run's configuration as text, and its hyperparameters.
+
+    Args:
+        logger: The run's logger; only TensorBoard's takes them.
+        text: The whole configuration in YAML.
+    """
+    if not isinstance(logger, TensorBoardLogger):
+        return
+    logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+    with SummaryWriter(str(Path(logger.log_dir, HPARAMS))) as writer:
+        _, session_start, _ = hparams(hyperparameters(yaml.safe_load(text)), {})
+        writer._get_file_writer().add_summary(session_start)
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, float | str]:
+    """What distinguishes runs: seed, epochs, precision, and all of model and data, by short names.
+
+    Example:
+        >>> model = {"class_path": "lightning_modules.JointExits", "init_args": {"tradeoff": 0.1, "joint": True}}
+        >>> hyperparameters({"seed_everything": 0, "trainer": {"max_epochs": 3}, "model": model, "data": {}})
+        {'seed': 0, 'max_epochs': 3, 'model': 'JointExits', 'model.tradeoff': 0.1, 'model.joint': 'true'}
+    """
+    trainer = {name: config["trainer"].get(name) for name in ("max_epochs", "precision")}
+    chosen = {"seed": config["seed_everything"], **trainer, "model": config["model"], "data": config["data"]}
+    return dict(_flatten("", chosen))
+
+
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, float | str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "class_path":
+                yield prefix, inner.rpartition(".")[2]
+            elif key == "init_args":
+                yield from _flatten(prefix, inner)
+            else:
+                yield from _flatten(f"{prefix}.{key}".lstrip("."), inner)
+    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield prefix, value
+    elif value is not None:
+        yield prefix, json.dumps(value)

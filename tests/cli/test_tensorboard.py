@@ -1,0 +1,109 @@
+"""What TensorBoard shows of a run, read back from its event files as TensorBoard reads them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import backend_context, list_session_groups
+from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest
+
+from eenet.cli.main import main
+from tests.cli.test_cli import QUIET, tiny
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone and JEI-DNN on it, trained and tested."""
+    folder = tmp_path_factory.mktemp("runs")
+    joint = {"backbone_checkpoint": str(folder / "backbone"), "warmup_epochs": 1, "phase_batches": 2}
+    for name, method, arguments in (("backbone", "BackboneTraining", {}), ("joint", "JointExits", joint)):
+        config = tiny(folder / f"{name}.yaml", method, folder / name, **arguments)
+        main(["fit", "--config", str(config), *QUIET])
+        main(["test", "--config", str(folder / name / "config.yaml"), *QUIET])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint(runs: Path) -> EventAccumulator:
+    events = EventAccumulator(str(runs / "joint"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    return events.Reload()
+
+
+def test_scalars_and_figures(joint: EventAccumulator) -> None:
+    scalars, images = joint.Tags()["scalars"], joint.Tags()["images"]
+    names = ("exit_0", "exit_3", "learned")
+    wanted = [f"val/{key}/{name}" for key in ("accuracy", "nll", "ece", "macs_fraction") for name in names]
+    wanted += ["val/share_leaving/learned/exit_0", "train/phase", "train/loss/warmup", "train/loss/gates"]
+    assert set(wanted) <= set(scalars)
+    assert "hp_metric" not in scalars
+    figures = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy_cost", "exit_histogram")}
+    assert figures | {"val/reliability", "test/reliability"} <= set(images)
+
+
+def test_every_chart_of_the_layout_shows_what_it_says(joint: EventAccumulator) -> None:
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(joint.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["Training", "Exits", "Routed", "Calibration"]
+    shown = {}
+    for category in layout.category:
+        for chart in category.chart:
+            patterns = [re.compile(tag) for tag in chart.multiline.tag]
+            shown[category.title, chart.title] = {
+                tag for tag in joint.Tags()["scalars"] if any(pattern.match(tag) for pattern in patterns)
+            }
+    assert all(shown.values())
+    assert shown["Exits", "accuracy of each exit"] == {f"val/accuracy/exit_{exit}" for exit in range(4)}
+    assert shown["Routed", "accuracy"] == {"val/accuracy/learned"}
+    assert shown["Calibration", "ECE, routed"] == {"val/ece/learned"}
+
+
+def test_the_curve_is_the_results(runs: Path, joint: EventAccumulator) -> None:
+    results = json.loads((runs / "joint" / "results.json").read_text())
+    for name, rows in (("static", results["exits"]), ("routed", results["operating_points"])):
+        points = [(event.step, event.value) for event in joint.Scalars(f"test/accuracy_at_percent_of_macs/{name}")]
+        expected = [(round(100 * row["macs_fraction"]), pytest.approx(row["accuracy"])) for row in rows]
+        assert points == sorted(expected, key=lambda point: point[0])
+
+
+def test_the_text_is_the_saved_configuration(runs: Path, joint: EventAccumulator) -> None:
+    text = joint.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("```")) == yaml.safe_load(
+        (runs / "joint" / "config.yaml").read_text()
+    )
+
+
+def test_the_hparams_tab_compares_runs_of_different_methods(runs: Path) -> None:
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(runs)).Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(runs))
+    context = backend_context.Context(TBContext(data_provider=provider, logdir=str(runs)))
+    request = RequestContext()
+    found = context.hparams_metadata(request, "")
+    shown = context.experiment_from_metadata(
+        request, "", True, found, context.hparams_from_data_provider(request, "", None)
+    )
+    metrics = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "nll", "ece", "macs_fraction")}
+    assert {info.name.tag for info in shown.metric_infos} == metrics
+    assert {"seed", "model", "model.network.backbone.overrides.depth", "model.warmup_epochs"} <= {
+        info.name for info in shown.hparam_infos
+    }
+    listed = list_session_groups.Handler(
+        request, context, "", ListSessionGroupsRequest(allowed_statuses=[1, 2, 3], slice_size=10)
+    ).run()
+    rows = {group.sessions[0].name: group for group in listed.session_groups}
+    assert set(rows) == {"backbone/hparams", "joint/hparams"}
+    for name in ("backbone", "joint"):
+        row = rows[f"{name}/hparams"]
+        expected = json.loads((runs / name / "results.json").read_text())["operating_points"][0]
+        values = {value.name.tag: value.value for value in row.metric_values}
+        for key in ("accuracy", "macs_fraction"):
+            assert values[f"test/{key}"] == pytest.approx(expected[key])
+    assert rows["joint/hparams"].hparams["model"].string_value == "JointExits"
+    assert rows["joint/hparams"].hparams["model.warmup_epochs"].number_value == 1
