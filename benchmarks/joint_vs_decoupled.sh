@@ -16,16 +16,17 @@ sweep() {  # sweep NAME CONFIG ARGUMENTS...
 
 set -- "--calibrate=$budgets --policy entropy" "--calibrate=$budgets --policy margin" \
     "--calibrate=$budgets --policy scheduler" "--calibrate=$budgets --policy random"
+plain="--calibrate=$budgets --policy max_probability"  # JEI-DNN's modules behind a plain threshold
 if [ "$backbone" = vit ]; then
     sweep decoupled vit_decoupled "$@" "--calibrate=--budget 0.5,0.75 --policy patience"
-    sweep jei_dnn vit_jei_dnn --vary model.init_args.tradeoff=0.02,0.1,0.5
+    sweep jei_dnn vit_jei_dnn "$plain" --vary model.init_args.tradeoff=0.02,0.1,0.5
     sweep decoupled_gates vit_decoupled_gates
     sweep boosted vit_boosted
     sweep self_distillation vit_self_distillation
     sweep weighted vit_weighted
 else
     sweep decoupled resnet_decoupled "$@"
-    sweep jei_dnn resnet_jei_dnn --vary model.init_args.tradeoff=0.02,0.1
+    sweep jei_dnn resnet_jei_dnn "$plain" --vary model.init_args.tradeoff=0.02,0.1
     sweep decoupled_gates resnet_jei_dnn --vary model.init_args.joint=false
     sweep boosted resnet_decoupled --vary model.init_args.network.init_args.boosted=true
 fi
