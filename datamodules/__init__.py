@@ -3,9 +3,10 @@
 Importing this package reads no data and needs none of the text packages.
 """
 
-from datamodules.base import Samples, Split, SplitData, SplitDataset
+from datamodules.base import RunData, Samples, Split, SplitData, SplitDataset
 from datamodules.bbc import BBCNews
 from datamodules.cifar import CIFAR10, CIFAR100, CIFAR100LT
+from datamodules.continuations import Continuations
 from datamodules.digits import Digits
 from datamodules.fashion_mnist import FashionMNIST
 from datamodules.image import ImageData, ImageSplit
@@ -19,11 +20,13 @@ __all__ = [
     "CIFAR100LT",
     "SVHN",
     "BBCNews",
+    "Continuations",
     "Digits",
     "FashionMNIST",
     "ImageData",
     "ImageNet",
     "ImageSplit",
+    "RunData",
     "Samples",
     "Split",
     "SplitData",

@@ -69,17 +69,8 @@ class SplitDataset(Dataset, ABC):
         """Bytes that change whenever an input of this split would."""
 
 
-class SplitData(LightningDataModule, ABC):
-    """A classification data set with a fixed split into `train`, `val` and `test`.
-
-    Subclasses set the attributes and implement `read` and `build`. Data are read once, at first use.
-
-    Args:
-        batch_size: Training samples per batch and process.
-        eval_batch_size: Samples per batch wherever nothing is trained.
-        num_workers: Loader processes; 0 loads in the main process.
-        validation_fraction: Share of the training samples held out for validation, between 0 and 1.
-        seed: Decides the validation split and the order of every epoch.
+class RunData(LightningDataModule, ABC):
+    """What the data of every run offer: a fixed split into `train`, `val` and `test`, kept in the checkpoint.
 
     Attributes:
         name: Name of the data set, lower case.
@@ -92,6 +83,53 @@ class SplitData(LightningDataModule, ABC):
     num_classes: int
     input_shape: tuple[int, ...] | None = None
     max_length: int | None = None
+
+    @abstractmethod
+    def loader(self, split: Split) -> DataLoader:
+        """A plain sequential loader of a split."""
+
+    @abstractmethod
+    def fingerprint(self, split: Split, augmented: bool = False) -> str:
+        """Hex digest of everything that decides the inputs of a split."""
+
+    @abstractmethod
+    def split_record(self) -> dict[str, Any]:
+        """The name, seed, sizes and digests of the splits, as plain JSON values."""
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Number of processes and the number of this one, `(1, 0)` without a trainer."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The split record, which Lightning keeps in the checkpoint."""
+        return self.split_record()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint made on another split.
+
+        Raises:
+            UserError: If the checkpoint's split record differs from this one.
+        """
+        record = self.split_record()
+        for key, value in record.items():
+            if state_dict.get(key) != value:
+                problem = f"the checkpoint was made on another split: its {key} is {state_dict.get(key)!r}"
+                raise UserError(f"data ({key})", value, f"{problem}; use the data settings it was made with")
+
+
+class SplitData(RunData):
+    """A classification data set with a fixed split into `train`, `val` and `test`.
+
+    Subclasses set the attributes and implement `read` and `build`. Data are read once, at first use.
+
+    Args:
+        batch_size: Training samples per batch and process.
+        eval_batch_size: Samples per batch wherever nothing is trained.
+        num_workers: Loader processes; 0 loads in the main process.
+        validation_fraction: Share of the training samples held out for validation, between 0 and 1.
+        seed: Decides the validation split and the order of every epoch.
+    """
 
     def __init__(
         self,
@@ -174,7 +212,9 @@ class SplitData(LightningDataModule, ABC):
         return self.load(dataset, batch_size=self.batch_size, sampler=self.train_sampler(dataset))
 
     def val_dataloader(self) -> DataLoader:
-        """Validation batches, in data set order."""
+        """Validation batches, in data set order; the training batches themselves where the trainer overfits them."""
+        if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self.load(self.dataset("train"), batch_size=self.batch_size)
         return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -192,11 +232,6 @@ class SplitData(LightningDataModule, ABC):
     def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
         """The order of training samples; Lightning sets its epoch and leaves a `DistributedSampler` as it is."""
         return DistributedSampler(dataset, *self.processes, shuffle=True, seed=self.seed)
-
-    @property
-    def processes(self) -> tuple[int, int]:
-        """Number of processes and the number of this one, `(1, 0)` without a trainer."""
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def load(self, dataset: Dataset, **options: Any) -> DataLoader:
         """A loader of a split or of a part of one, with the options of `DataLoader`."""
@@ -218,22 +253,6 @@ class SplitData(LightningDataModule, ABC):
             "sizes": {split: len(rows) for split, rows in rows.items()},
             "digest": {split: hashlib.sha256(integer_bytes(rows)).hexdigest() for split, rows in rows.items()},
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The split record, which Lightning keeps in the checkpoint."""
-        return self.split_record()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint made on another split.
-
-        Raises:
-            UserError: If the checkpoint's split record differs from this one.
-        """
-        record = self.split_record()
-        for key, value in record.items():
-            if state_dict.get(key) != value:
-                problem = f"the checkpoint was made on another split: its {key} is {state_dict.get(key)!r}"
-                raise UserError(f"data ({key})", value, f"{problem}; use the data settings it was made with")
 
 
 def check_at_least(field: str, value: float, least: float) -> None:

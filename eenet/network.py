@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eenet.backbones.base import StagedBackbone, State
 from eenet.costs import CostProfile, count_macs
 from eenet.errors import UserError
-from eenet.gates import Gate, Memory, UncertaintyGate
+from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.boosting import boost
 from eenet.objectives.gradients import fork
@@ -57,8 +57,14 @@ class EarlyExitNetwork(nn.Module):
             share (Li et al., ICCV 2019); see `eenet.objectives.fork`. Without effect on a frozen one.
 
     Raises:
-        UserError: Exits out of order or range, or a head that reads feature maps on a backbone that has none.
+        UserError: Exits out of order or range, a head that reads feature maps on a backbone that has none, or a gate
+            that reads what the network does not have.
+
+    Attributes:
+        gate_inputs: What gates can read.
     """
+
+    gate_inputs: ClassVar[tuple[GateInput, ...]] = ("logits",)
 
     def __init__(
         self,
@@ -76,6 +82,9 @@ class EarlyExitNetwork(nn.Module):
             _make_head(inference_module, backbone, stage) for stage in self.exit_stages
         )
         self.gate = gate(len(self.exit_stages))
+        if self.gate.reads not in self.gate_inputs:
+            kind = type(self.gate).__name__
+            raise UserError("network.gate", kind, "is for decoders, eenet.decoding.network.DecoderNetwork")
         self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
 
     @property
@@ -95,8 +104,8 @@ class EarlyExitNetwork(nn.Module):
             return self.backbone.feature_map(stage, state)
         return self.backbone.features(stage, state)
 
-    def extract(self, inputs: Any) -> ExitFeatures:
-        """Run the whole backbone and keep what the exits need."""
+    def extract(self, inputs: Any) -> Any:
+        """Run the whole backbone and keep what the exits need, as `ExitFeatures`."""
         state = self.backbone.embed(inputs)
         features: list[Tensor] = []
         for stage in range(self.backbone.num_stages):
@@ -113,7 +122,7 @@ class EarlyExitNetwork(nn.Module):
         logits = self.inference_modules[exit](self.read(exit, state))
         return logits + before if self.boosted and exit else logits
 
-    def exit_logits(self, extracted: ExitFeatures) -> Tensor:
+    def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
         final = extracted.final_logits.unsqueeze(1)
         if not extracted.features:
@@ -123,7 +132,7 @@ class EarlyExitNetwork(nn.Module):
             early = boost(early)
         return torch.cat([early, final.to(early.dtype)], dim=1)
 
-    def from_features(self, extracted: ExitFeatures) -> ExitOutputs:
+    def from_features(self, extracted: Any) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
         logits = self.exit_logits(extracted)
         scores = self.gate(logits[:, :-1]) if extracted.features else logits.new_empty(len(logits), 0)

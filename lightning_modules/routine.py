@@ -241,7 +241,7 @@ class ExitRoutine(LightningModule, ABC):
         """Make the operating points ready."""
         self._prepare_points()
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Route a batch at the principal operating point: `labels`, `probabilities`, `exits` and `macs` per sample."""
         point, network = next(iter(self._points.values()))
         return predicted(network.route(batch[0], point.policy))

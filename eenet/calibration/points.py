@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
+from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from eenet.reporting import write_json
@@ -22,7 +22,7 @@ CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes."""
 
 POLICIES = {cls.__name__: cls for cls in (FixedExit, Patience, RandomExits, SequentialGates, Threshold)}
-GATES = {cls.__name__: cls for cls in (ConfidenceGate, SchedulerGate, UncertaintyGate)}
+GATES = {cls.__name__: cls for cls in (ConfidenceGate, SaturationGate, SchedulerGate, UncertaintyGate)}
 
 
 @dataclass(frozen=True)

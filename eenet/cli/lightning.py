@@ -50,7 +50,7 @@ class EenetCLI(LightningCLI):
     `validate`, `test` and `predict` take its last checkpoint unless `--ckpt_path` names another.
     """
 
-    datamodule: RunData
+    datamodule: Any
     model: ExitRoutine
 
     def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
@@ -137,8 +137,9 @@ class EenetCLI(LightningCLI):
         if self.subcommand is None:
             return
         self.choose_points()
-        if self.model.features is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.datamodule = feature_data(data, self.model.network, self.model.features)  # type: ignore[assignment]
+        trial = self.trainer.fast_dev_run or self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if self.model.features is not None and not trial:
+            self.datamodule = feature_data(data, self.model.network, self.model.features)
 
 
 def connect(data: RunData, model: ExitRoutine) -> None:
@@ -160,7 +161,9 @@ def connect(data: RunData, model: ExitRoutine) -> None:
         remedy = f"prompt and new tokens are more than the backbone's {backbone.max_tokens}"
         raise UserError("data.task.max_prompt_tokens", data.max_length, remedy)
     if model.features is not None:
-        raise UserError("model.features", model.features.store, "must be off: tokens' features are kept in memory anyway")
+        raise UserError(
+            "model.features", model.features.store, "must be off: tokens' features are kept in memory anyway"
+        )
     data.network = model.network
 
 

@@ -4,6 +4,7 @@ from eenet.decoding.costs import DecoderCosts, Usage, count_decoder, mean_layers
 from eenet.decoding.executor import Executor, final_hidden, pad_left
 from eenet.decoding.exits import ExitingExecutor, ExitRule, Fill, confidence_rule
 from eenet.decoding.generation import Generated, Sampling, generate, stream
+from eenet.decoding.network import DecoderNetwork, TokenCosts, TokenFeatures
 from eenet.decoding.plans import (
     LayerPlan,
     early_exit,
@@ -14,21 +15,27 @@ from eenet.decoding.plans import (
     uniform_skipping,
 )
 from eenet.decoding.ranking import layer_movement
+from eenet.decoding.routed import RoutedExecutor, follow
 
 __all__ = [
     "DecoderCosts",
+    "DecoderNetwork",
     "Executor",
     "ExitRule",
     "ExitingExecutor",
     "Fill",
     "Generated",
     "LayerPlan",
+    "RoutedExecutor",
     "Sampling",
+    "TokenCosts",
+    "TokenFeatures",
     "Usage",
     "confidence_rule",
     "count_decoder",
     "early_exit",
     "final_hidden",
+    "follow",
     "full_plan",
     "generate",
     "layer_movement",

@@ -1,6 +1,6 @@
 """One pass over texts that measures every plan token by token, and keeps what a controller may read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,18 +43,10 @@ def observe(
         similarity of the `k`-th layer's output with its input, `(tokens, budgets)`; and the columns of
         `token_measures`, each `(tokens, families, budgets)`, early exit being the first family.
     """
-    device = next(gpt.parameters()).device
-    inputs = {name: value.to(device) for name, value in pad_left([sequences.tokens(row) for row in rows]).items()}
-    width = inputs["input_ids"].shape[1]
-    index: list[tuple[int, int, int, bool]] = []
-    for place, row in enumerate(rows):
-        shift = width - len(sequences.tokens(row))
-        parts = sequences.positions(row, tokens, seed)
-        index += [(place, shift + at, row, part is parts[0]) for part in parts for at in part]
-    place, column, row_of, in_prompt = torch.tensor(index, dtype=torch.long, device=device).view(-1, 4).T
+    inputs, (place, column, row_of, in_prompt) = judged_tokens(gpt, sequences, rows, tokens, seed)
     targets = inputs["input_ids"][place, column + 1]
 
-    states, steps = _read_states(gpt, inputs, place, column, budgets)
+    states, steps = read_states(gpt, inputs, place, column, budgets)
     full = gpt.normalise(states[-1])
     full_log_p = gpt.head(full).float().log_softmax(-1)
 
@@ -79,9 +71,49 @@ def observe(
     }
 
 
-def _read_states(
-    gpt: Gpt, inputs: dict[str, Tensor], place: Tensor, column: Tensor, budgets: Sequence[int]
+def judged_tokens(
+    gpt: Gpt, sequences: Sequences, rows: Sequence[int], tokens: int, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch of texts and which of its tokens are judged.
+
+    Args:
+        gpt: The decoder, on whose device the batch is made.
+        sequences: The texts.
+        rows: Which of them make the batch.
+        tokens: The most judged tokens of a prompt.
+        seed: Decides which.
+
+    Returns:
+        The batch, padded on the left, and four lists, int64 `(4, tokens)`: each judged token's place in the batch, its
+        column, its text's number, and 1 where the token that follows is the prompt's.
+    """
+    device = next(gpt.parameters()).device
+    inputs = {name: value.to(device) for name, value in pad_left([sequences.tokens(row) for row in rows]).items()}
+    width = inputs["input_ids"].shape[1]
+    index: list[tuple[int, int, int, bool]] = []
+    for place, row in enumerate(rows):
+        shift = width - len(sequences.tokens(row))
+        parts = sequences.positions(row, tokens, seed)
+        index += [(place, shift + at, row, part is parts[0]) for part in parts for at in part]
+    return inputs, torch.tensor(index, dtype=torch.long, device=device).view(-1, 4).T
+
+
+def read_states(
+    gpt: Gpt, inputs: Mapping[str, Tensor], place: Tensor, column: Tensor, budgets: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
+    """Hidden states of some tokens of a batch, all layers run.
+
+    Args:
+        gpt: The decoder.
+        inputs: The batch.
+        place: Each token's place in the batch, `(tokens,)`.
+        column: Each token's column, `(tokens,)`.
+        budgets: Numbers of layers after which states are read, increasing.
+
+    Returns:
+        For each budget, the states after that many layers, before any norm, `(tokens, dim)`, and the cosine similarity
+        of the last of those layers' output with its input, `(tokens,)`.
+    """
     state = gpt.embed(inputs)
     states, steps = [], []
     for layer in range(gpt.num_stages):

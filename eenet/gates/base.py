@@ -1,12 +1,15 @@
 """The contract of a gate."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 Memory = Any
 """What a gate or a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
+
+GateInput = Literal["logits", "steps"]
+"""What a gate reads at an exit: its logits, or, in a decoder, the similarity of the last layer's output and input."""
 
 
 class Gate(nn.Module, ABC):
@@ -14,7 +17,12 @@ class Gate(nn.Module, ABC):
 
     Args:
         num_gates: One per exit but the last.
+
+    Attributes:
+        reads: What stands for the exits' logits below.
     """
+
+    reads: ClassVar[GateInput] = "logits"
 
     def __init__(self, num_gates: int) -> None:
         super().__init__()

@@ -1,0 +1,164 @@
+"""Exits on a decoder that are trained: each token is a sample, and leaves at an exit of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eenet.backbones.gpt import Gpt
+from eenet.costs import CostProfile, count_macs
+from eenet.decoding.costs import DecoderCosts, count_decoder
+from eenet.decoding.observe import read_states
+from eenet.errors import UserError
+from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
+from eenet.inference_modules import InferenceModule, TiedHead, run_inference_modules
+from eenet.network import EarlyExitNetwork, ExitOutputs
+from eenet.policies.base import Policy
+from eenet.runtime import Routed
+
+
+class TokenFeatures(NamedTuple):
+    """What the exits of a decoder read of some tokens, all layers run for all of them.
+
+    Attributes:
+        features: Hidden states at each early exit, before any norm, `(tokens, dim)`.
+        steps: Cosine similarity of the output and the input of the layer before each early exit, `(tokens, exits - 1)`.
+        final: Hidden states after the last layer, before any norm, `(tokens, dim)`.
+    """
+
+    features: list[Tensor]
+    steps: Tensor
+    final: Tensor
+
+
+@dataclass(frozen=True)
+class TokenCosts(CostProfile):
+    """MACs of one generated token that sees as many tokens as the backbone's `example_tokens`.
+
+    Attributes:
+        fills: Keys and values of the layers that a token leaves out, one for each early exit.
+        lazy_heads: Heads run only where tokens leave, as the gates need none.
+    """
+
+    fills: tuple[int, ...] = ()
+    lazy_heads: bool = False
+
+    @property
+    def cumulative(self) -> list[int]:
+        """As a `CostProfile`, with the keys and values of the layers left out."""
+        *early, last = super().cumulative
+        if self.lazy_heads:
+            passed = [sum(self.heads[:exit]) for exit in range(self.num_exits)]
+            early, last = [total - before for total, before in zip(early, passed, strict=False)], last - passed[-1]
+        return [*(total + fill for total, fill in zip(early, self.fills, strict=True)), last]
+
+
+class DecoderNetwork(EarlyExitNetwork):
+    """Exits after some layers of a decoder; the last exit is the decoder's own norm and head.
+
+    Trained and judged on tokens whose keys and values are the full model's, all exits at once. Generation, where tokens
+    really leave, is `eenet.decoding.RoutedExecutor`.
+
+    Args:
+        backbone: The decoder, with its language-model head (`task: tokens`).
+        exits: Layers, from 0, after which an exit reads; `all` for every layer but the last.
+        inference_module: Makes an exit's head from the decoder.
+        gate: Makes the gates from their number.
+
+    Raises:
+        UserError: A decoder without that head, or exits out of order or range.
+    """
+
+    backbone: Gpt
+    gate_inputs: ClassVar[tuple[GateInput, ...]] = ("logits", "steps")
+
+    def __init__(
+        self,
+        backbone: Gpt,
+        exits: list[int] | Literal["all"] = "all",
+        inference_module: Callable[[Gpt], InferenceModule] = TiedHead,
+        gate: Callable[[int], Gate] = UncertaintyGate,
+    ) -> None:
+        if backbone.task != "tokens":
+            raise UserError("backbone.task", backbone.task, "exits of every token need `tokens`")
+        super().__init__(backbone, exits, lambda dim, vocabulary: inference_module(backbone), gate)
+
+    @cached_property
+    def decoder_costs(self) -> DecoderCosts:
+        """MACs of the decoder's parts."""
+        return count_decoder(self.backbone)
+
+    @cached_property
+    def costs(self) -> TokenCosts:
+        """MACs of every part for one generated token."""
+        return count_token_costs(self)
+
+    def extract(self, inputs: Any) -> TokenFeatures:
+        """What the exits read of all tokens of a tokenized batch but padding; features are handed back as they are."""
+        if isinstance(inputs, TokenFeatures):
+            return inputs
+        place, column = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).nonzero().T
+        return self.read_tokens(inputs, place, column)
+
+    def read_tokens(self, inputs: Any, place: Tensor, column: Tensor) -> TokenFeatures:
+        """What the exits read of some tokens of a batch, see `eenet.decoding.observe.read_states`."""
+        budgets = [*(stage + 1 for stage in self.exit_stages), self.backbone.num_stages]
+        (*features, final), (*steps, _) = read_states(self.backbone, inputs, place, column, budgets)
+        return TokenFeatures(features, torch.stack(steps, dim=1) if steps else final.new_empty(len(final), 0), final)
+
+    def exit_logits(self, extracted: TokenFeatures) -> Tensor:
+        """Logits of all exits, `(tokens, exits, vocabulary)`; no gate runs."""
+        final = self.backbone.head(self.backbone.normalise(extracted.final)).unsqueeze(1)
+        if not extracted.features:
+            return final
+        return torch.cat([run_inference_modules(self.heads, extracted.features), final], dim=1)
+
+    def from_features(self, extracted: TokenFeatures) -> ExitOutputs:
+        """Heads and gates on features that were extracted before."""
+        logits = self.exit_logits(extracted)
+        return ExitOutputs(logits, self.gate_scores(logits, extracted.steps))
+
+    def gate_scores(self, logits: Tensor, steps: Tensor) -> Tensor:
+        """Scores of the gates, `(tokens, exits - 1)`, from all exits' logits and the steps."""
+        if not self.exit_stages:
+            return logits.new_empty(len(logits), 0)
+        return self.gate(logits[:, :-1] if self.gate.reads == "logits" else steps)
+
+    def route(self, inputs: Any, policy: Policy) -> Routed:
+        """Not for decoders.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "network", type(self).__name__, "its tokens leave in generation: `eenet test`, `eenet generate`"
+        )
+
+
+def count_token_costs(network: DecoderNetwork) -> TokenCosts:
+    """Count the MACs of one generated token in each part, its first layer for all."""
+    gpt, parts = network.backbone, network.decoder_costs
+    weight = next(gpt.parameters())
+    hidden = torch.zeros(1, gpt.feature_dims[0], dtype=weight.dtype, device=weight.device)
+    heads, gates = [], []
+    memory: Memory = ()
+    for exit, module in enumerate(network.inference_modules):
+        macs, logits = count_macs(module, hidden)
+        heads.append(macs)
+        read = logits if network.gate.reads == "logits" else hidden[:, 0]
+        memory = network.gate.start(read) if exit == 0 else memory
+        macs, (_, memory) = count_macs(network.gate.at, exit, read, memory)
+        gates.append(macs)
+    return TokenCosts(
+        embed=parts.embed,
+        stages=(parts.layer + gpt.example_tokens * parts.attention,) * gpt.num_stages,
+        classifier=parts.head,
+        heads=tuple(heads),
+        gates=tuple(gates),
+        exit_stages=tuple(network.exit_stages),
+        fills=tuple((gpt.num_stages - 1 - stage) * parts.key_values for stage in network.exit_stages),
+        lazy_heads=network.gate.reads == "steps",
+    )

@@ -1,0 +1,141 @@
+"""Generation with trained exits: every token leaves where a policy says so, and predicts with that exit's head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eenet.backbones.base import select
+from eenet.decoding.executor import Executor, pad_left
+from eenet.decoding.exits import ExitingExecutor, Fill
+from eenet.decoding.network import DecoderNetwork
+from eenet.decoding.plans import full_plan
+from eenet.gates import Memory
+from eenet.policies.base import Policy
+
+
+class RoutedExecutor(ExitingExecutor):
+    """An executor whose tokens leave at the exits of a network.
+
+    A prompt runs all layers. Of a later token, `Usage.rule` holds the gates and the heads that they read, that of the
+    exit at which it left included; where gates read no logits, `Usage.decode` holds the one head that ran.
+
+    Args:
+        network: The decoder with its exits, in evaluation mode.
+        policy: Decides who leaves.
+        fill: Where the keys and values of skipped layers come from.
+
+    Raises:
+        UserError: A policy for another number of exits, or an unknown fill.
+    """
+
+    def __init__(self, network: DecoderNetwork, policy: Policy, fill: Fill = "project") -> None:
+        gpt = network.backbone
+        super().__init__(gpt, full_plan(gpt.num_stages), self._decide, fill, network.decoder_costs)
+        policy.check(network.num_exits)
+        self.network, self.policy = network, policy
+        self._exits = {stage: exit for exit, stage in enumerate(network.exit_stages)}
+        self._lazy = network.costs.lazy_heads
+        heads = [0] * len(self._exits) if self._lazy else network.costs.heads
+        self._rule_macs = dict.fromkeys(range(gpt.num_stages), 0) | {
+            stage: heads[exit] + network.costs.gates[exit] for stage, exit in self._exits.items()
+        }
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more token of every sequence until the policy lets it leave; see `ExitingExecutor.step`."""
+        self._inside = torch.arange(len(tokens), device=tokens.device)
+        self._left: list[tuple[Tensor, Tensor]] = []
+        return super().step(tokens)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the tokens that were just read, `(batch, vocabulary)`, from the head that each left with.
+
+        Args:
+            hidden: What `step`, or of the prompts' last tokens `prefill`, has returned, `(batch, dim)`.
+        """
+        if not self._left:
+            return super().logits(hidden)
+        rows, logits = (torch.cat(parts) for parts in zip(*self._left, strict=True))
+        stayed = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+        stayed[rows] = False
+        if stayed.any():
+            rows = torch.cat([rows, stayed.nonzero().squeeze(1)])
+            logits = torch.cat([logits, super().logits(hidden[stayed])])
+        return logits[rows.argsort()]
+
+    def prefill(self, inputs: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """Read the prompts through all layers; see `Executor.prefill`."""
+        self._left = []
+        return super().prefill(inputs)
+
+    def _append(self, tokens: Tensor) -> Tensor:
+        hidden = super()._append(tokens)
+        self._before = hidden[:, 0]
+        return hidden
+
+    def _charge(self, counts: list[int]) -> None:
+        super()._charge(counts)
+        for usage, layers in zip(self._live, counts, strict=True):
+            if layers < self.gpt.num_stages:
+                own = self.network.costs.heads[self._exits[layers - 1]] if self._lazy else 0
+                usage.decode += own - self.costs.head
+
+    def _decide(self, layer: int, hidden: Tensor) -> Tensor:
+        """The exit rule: it is asked about the rows that are still inside, in their order, after every layer."""
+        exit, before, self._before = self._exits.get(layer), self._before, hidden
+        if exit is None:
+            return torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        head, gate = self.network.inference_modules[exit], self.network.gate
+        logits = None if self._lazy else head(hidden)
+        read = F.cosine_similarity(hidden, before, dim=-1) if logits is None else logits
+        if exit == 0:
+            self._gate_memory: Memory = gate.start(read)
+        scores, self._gate_memory = gate.at(exit, read, self._gate_memory)
+        if exit == 0:
+            self._policy_memory: Memory = self.policy.start(scores)
+        predictions = self._inside if logits is None else logits.argmax(-1)  # without logits nobody asks for them
+        leave, self._policy_memory = self.policy.decide(exit, predictions, scores, self._policy_memory)
+        if leave.any():
+            self._left.append((self._inside[leave], head(hidden[leave]) if logits is None else logits[leave]))
+            stay = (~leave).nonzero().squeeze(1)
+            self._inside, self._before = self._inside[stay], hidden[stay]
+            self._gate_memory, self._policy_memory = (
+                select(memory, stay) for memory in (self._gate_memory, self._policy_memory)
+            )
+        return leave
+
+
+@torch.no_grad()
+def follow(
+    executor: Executor, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Let an executor read given continuations token by token, and say how it predicts them.
+
+    Args:
+        executor: Runs the layers.
+        prompts: Token numbers of every prompt.
+        continuations: Token numbers of what follows each; one at least.
+
+    Returns:
+        For each prompt, the negative log-likelihood of every token of its continuation in nats, and whether that token
+        was the most likely one, each `(tokens,)`.
+    """
+    device = next(executor.gpt.parameters()).device
+    hidden = executor.prefill({name: rows.to(device) for name, rows in pad_left(prompts).items()})[:, -1]
+    rows = list(range(len(prompts)))
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+    for at in range(max(map(len, continuations))):
+        log_p = executor.logits(hidden).float().log_softmax(-1)
+        tokens = torch.tensor([continuations[row][at] for row in rows], device=device)
+        nll, hit = F.nll_loss(log_p, tokens, reduction="none"), log_p.argmax(-1) == tokens
+        for row, *judged in zip(rows, nll.cpu(), hit.cpu(), strict=True):
+            found[row].append((judged[0], judged[1]))
+        places = [place for place, row in enumerate(rows) if len(continuations[row]) > at + 1]
+        if not places:
+            break
+        if len(places) < len(rows):
+            executor.keep(places)
+            rows, tokens = [rows[place] for place in places], tokens[torch.tensor(places, device=device)]
+        hidden = executor.step(tokens)
+    return [(torch.stack([nll for nll, _ in row]), torch.stack([hit for _, hit in row])) for row in found]

@@ -1,0 +1,87 @@
+"""Heads of a decoder's exits: what reads a hidden state before any norm and predicts the next token."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from eenet.backbones.gpt import Gpt
+from eenet.errors import UserError
+from eenet.inference_modules.base import InferenceModule
+
+
+class LanguageHead(InferenceModule):
+    """A norm of the exit's own, which starts as the decoder's last one, and a map to the vocabulary.
+
+    Args:
+        gpt: The decoder, with its language-model head (`task="tokens"`).
+    """
+
+    def __init__(self, gpt: Gpt) -> None:
+        super().__init__()
+        final = getattr(gpt.body, gpt.parts.norm, None)
+        self.norm = nn.Identity() if final is None else copy.deepcopy(final).requires_grad_(True)
+
+
+class TiedHead(LanguageHead):
+    """An exit that predicts with the decoder's own head, which it shares and does not train.
+
+    With a rank, the hidden state is moved by a low-rank map before the norm: the affine translator of the tuned lens
+    (Belrose et al. 2023), of low rank and without bias. It starts at zero, so that the untrained exit is what the
+    decoder's last norm and head make of an earlier layer.
+
+    Args:
+        gpt: The decoder, with its language-model head.
+        rank: Of the low-rank map; 0 for none.
+
+    Raises:
+        UserError: A rank that is negative or larger than the hidden state's width.
+
+    Example:
+        >>> small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 11}
+        >>> head = TiedHead(Gpt(task="tokens", overrides=small), rank=2)
+        >>> head(torch.zeros(5, 8)).shape, sum(weight.numel() for weight in head.parameters())
+        (torch.Size([5, 11]), 48)
+    """
+
+    def __init__(self, gpt: Gpt, rank: int = 0) -> None:
+        super().__init__(gpt)
+        dim = gpt.feature_dims[-1]
+        if not 0 <= rank <= dim:
+            raise UserError("inference_module.rank", rank, f"is at least 0 and at most the hidden state's width, {dim}")
+        self.adapter: nn.Sequential | None = None
+        if rank:
+            up = nn.Linear(rank, dim, bias=False)
+            nn.init.zeros_(up.weight)
+            self.adapter = nn.Sequential(nn.Linear(dim, rank, bias=False), up)
+        project = getattr(gpt.body, "project_out", None)
+        self._shared = [gpt.head] if project is None else [project, gpt.head]  # in a list: neither saved nor trained
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
+        hidden = self.norm(features if self.adapter is None else features + self.adapter(features))
+        for module in self._shared:
+            hidden = module(hidden)
+        return hidden
+
+
+class OwnHead(LanguageHead):
+    """An exit with a norm and a map to the vocabulary of its own, which starts as the decoder's.
+
+    Args:
+        gpt: The decoder, with its language-model head.
+    """
+
+    def __init__(self, gpt: Gpt) -> None:
+        super().__init__(gpt)
+        project = getattr(gpt.body, "project_out", None)
+        weight: Tensor = gpt.model.lm_head.weight.detach()
+        if project is not None:
+            weight = weight @ project.weight.detach()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
+        return self.linear(self.norm(features))

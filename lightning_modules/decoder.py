@@ -1,0 +1,100 @@
+"""Exits of a decoder, trained on tokens by the routines for classifiers and tested by generating."""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
+
+from eenet.decoding import DecoderNetwork
+from eenet.decoding.judging import Row, full_rows, routed_rows, summarise_rows
+from eenet.errors import UserError
+from eenet.reporting import make_console, write_json
+from lightning_modules.decoupled import DecoupledExits
+from lightning_modules.joint import JointExits
+from lightning_modules.routine import ExitRoutine
+
+COLUMNS = {
+    "layers_mean": "layers",
+    "layers_fraction": "layers %",
+    "macs_fraction": "MACs %",
+    "agreement": "agreement %",
+    "perplexity": "perplexity",
+    "rougeL_full": "ROUGE-L, full text %",
+    "rougeL": "ROUGE-L, reference %",
+}
+"""Figures of `summarise_rows` in the table, with their headings."""
+
+
+class DecoderRoutine(ExitRoutine):
+    """Training and validation are those of a classifier whose samples are tokens; a test generates.
+
+    `results.json` then holds `points`, a row of `eenet.decoding.judging.summarise_rows` for the full model and for each
+    operating point, and their `texts`. Keys and values of skipped layers are projected.
+    """
+
+    network: DecoderNetwork
+
+    def setup(self, stage: str) -> None:
+        """Refuse a network for classifiers."""
+        if not isinstance(self.network, DecoderNetwork):
+            kind = type(self.network).__name__
+            raise UserError("model.network", kind, "must be eenet.decoding.network.DecoderNetwork")
+        super().setup(stage)
+
+    def on_test_start(self) -> None:
+        """Make the operating points ready."""
+        self._prepare_points()
+        self._rows: dict[str, list[Row]] = {name: [] for name in ("full", *self._points)}
+
+    def test_step(self, batch: list[int], batch_idx: int) -> None:
+        """Generate after some test prompts with the full model and at every operating point."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        sequences, decode = data.prompts("test"), data.decode
+        full = full_rows(self.network, sequences, batch, decode)
+        self._rows["full"] += full
+        for name, (point, network) in self._points.items():
+            self._rows[name] += routed_rows(network, point.policy, sequences, batch, decode, full)  # type: ignore[arg-type]
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures, write `results.json` and print the table."""
+        full, layers = self._rows["full"], self.network.backbone.num_stages
+        points = {name: summarise_rows(rows, full, layers) for name, rows in self._rows.items()}
+        self.log_dict({f"test/{key}/{name}": row[key] for name, row in points.items() for key in COLUMNS})
+        results = {**self._heading("test"), "prompts": len(full), "points": points, "texts": self._rows}
+        self._report(results)
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> Any:
+        """Texts at the principal operating point."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        point, network = next(iter(self._points.values()))
+        sequences = data.prompts("test")
+        full = full_rows(self.network, sequences, batch, data.decode)
+        rows = routed_rows(network, point.policy, sequences, batch, data.decode, full)  # type: ignore[arg-type]
+        return [row["text"] for row in rows]
+
+    @rank_zero_only
+    def _report(self, results: dict[str, Any]) -> None:
+        title = f"{self.method} on {results['prompts']} test prompts of {results['data']}, seed {results['seed']}"
+        table = Table("", *COLUMNS.values(), title=title)
+        for name, row in results["points"].items():
+            figures = (row[key] * (1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
+            table.add_row(name, *(f"{figure:.2f}" for figure in figures))
+        make_console().print(table)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_json(self.run_folder / "results.json", results)
+            print(f"results: {self.run_folder / 'results.json'}")
+
+
+class DecoderThresholds(DecoderRoutine, DecoupledExits):
+    """CALM (Schuster et al. 2022): a decoder's exits trained alone; tokens leave where they are confident enough.
+
+    Arguments are those of `DecoupledExits`; `supervision` chooses cross-entropies or, beside them, the divergence from
+    the full model's distribution. The gate measures `max_probability`, `margin` or `entropy`, or is a `SaturationGate`.
+    """
+
+
+class DecoderJointExits(DecoderRoutine, JointExits):
+    """JEI-DNN with tokens as samples: a decoder's exits and gates learned jointly.
+
+    Arguments are those of `JointExits`.
+    """
