@@ -3,7 +3,7 @@ BIN := .venv/bin
 RUN := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart lint format test test-all clean
+.PHONY: help install dev quickstart lint format test test-all notebooks docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,12 @@ test: .venv/installed-dev  ## the default tests, under 10 minutes on two cores
 
 test-all: .venv/installed-dev  ## the slow studies too
 	$(BIN)/python -m pytest -m ''
+
+notebooks: .venv/installed-dev  ## run the notebooks whole and render them into docs/notebooks
+	$(BIN)/python notebooks/render.py
+
+docs: .venv/installed-dev  ## build the documentation into build/docs, without a warning
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what the tools leave, not runs or data
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
