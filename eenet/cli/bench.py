@@ -7,6 +7,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch.utils.data import Subset
 
+from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.calibrate import numbers
@@ -71,14 +72,14 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
     if isinstance(network, QuantizedNetwork):
         raise UserError("run", str(run.folder), "its paths change bit-widths; only networks in one precision are timed")
     model.require_early_exits()
-    rows = torch.randperm(len(run.data.dataset("test")), generator=torch.Generator().manual_seed(0))[:samples].tolist()
+    rows = sample_rows(run.data, samples)
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
     entrants = contenders(run, operating_points(run, names), compile)
     found = []
     for size in sizes:
-        batches = sample_batches(run, rows, size)
+        batches = sample_batches(run.data, rows, size, run.device)
         timed = race(entrants, batches, size, rounds, run.device)
         slower = [1 / row["realised_speedup"] - 1 for row in timed if row["kind"] == "overhead"]
         found.append({"batch_size": size, "samples": size * len(batches), "overhead": slower[0], "rows": timed})
@@ -124,10 +125,15 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
     return calibration.choose(names)
 
 
-def sample_batches(run: Run, rows: list[int], size: int) -> list[Any]:
-    """Inputs of some test samples on the run's device, in full batches that are collated as the data collate them."""
-    loader = run.data.load(Subset(run.data.dataset("test"), rows), batch_size=size, drop_last=True)
-    return [run.data.transfer_batch_to_device(batch, run.device, 0)[0] for batch in loader]
+def sample_rows(data: SplitData, samples: int) -> list[int]:
+    """Test samples in a random order that is always the same, as many as asked for or as there are."""
+    return torch.randperm(len(data.dataset("test")), generator=torch.Generator().manual_seed(0))[:samples].tolist()
+
+
+def sample_batches(data: SplitData, rows: list[int], size: int, device: torch.device) -> list[Any]:
+    """Inputs of some test samples on a device, in full batches that are collated as the data collate them."""
+    loader = data.load(Subset(data.dataset("test"), rows), batch_size=size, drop_last=True)
+    return [data.transfer_batch_to_device(batch, device, 0)[0] for batch in loader]
 
 
 def batch_sizes(text: str) -> list[int]:
