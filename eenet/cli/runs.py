@@ -9,8 +9,11 @@ import yaml
 from torch import Tensor
 
 from datamodules import SplitData
+from eenet.calibration import Calibration, OperatingPoint
+from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
+from eenet.quantization import QuantizedNetwork
 from lightning_modules import ExitRoutine
 from lightning_modules.checkpoints import last_checkpoint
 
@@ -37,8 +40,12 @@ class Run:
         return last_checkpoint(self.folder)
 
 
-def open_run(folder: str) -> Run:
+def open_run(folder: str, read_data: bool = True) -> Run:
     """Open the run of a folder.
+
+    Args:
+        folder: The run folder.
+        read_data: Read the data of the run, without which only its transform or tokenizer can be used.
 
     Raises:
         UserError: The folder holds no finished run.
@@ -57,9 +64,48 @@ def open_run(folder: str) -> Run:
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"])
     data = cli.datamodule
-    data.prepare_data()
-    data.setup("validate")
+    if read_data:
+        data.prepare_data()
+        data.setup("validate")
     return Run(Path(folder), model.to(device).eval(), data, device)
+
+
+@dataclass
+class Chosen:
+    """The operating point of a run that is put to use.
+
+    Attributes:
+        name: Of the point.
+        point: The point.
+        temperatures: Of every exit, `(exits,)`, where the run was calibrated.
+    """
+
+    name: str
+    point: OperatingPoint
+    temperatures: Tensor | None = None
+
+
+def chosen_point(run: Run, name: str | None) -> Chosen:
+    """A point of `eenet calibrate`, or the run's own where none is named.
+
+    Raises:
+        UserError: The run is quantized, has no such point, or was calibrated with another checkpoint.
+    """
+    if isinstance(run.model.network, QuantizedNetwork):
+        raise UserError("run", str(run.folder), "its paths change bit-widths; ship one that has one precision")
+    if name is None:
+        return Chosen(*next(iter(run.model.operating_points().items())))
+    calibration = Calibration.load(run.folder / CALIBRATION)
+    if calibration.checkpoint != digest(run.checkpoint):
+        raise UserError("point", name, "was chosen for another checkpoint; run `eenet calibrate` again")
+    if name not in calibration.points:
+        raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
+    return Chosen(name, calibration.points[name], calibration.temperatures)
+
+
+def class_names(data: SplitData) -> list[str] | None:
+    """Names of the classes by number, `None` where the data know none."""
+    return getattr(data, "class_names", None)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class SchedulerGate(Gate):
 
     def start(self, logits: Tensor) -> Memory:
         """No votes and no scores yet: `(batch, classes)` and `(batch, gates)`."""
-        return torch.zeros_like(logits), logits.new_zeros(len(logits), self.num_gates)
+        return torch.zeros_like(logits), logits.new_zeros(logits.shape[0], self.num_gates)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits of the probability that each exit is right, `(batch, gates)`."""

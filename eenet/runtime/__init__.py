@@ -1,11 +1,13 @@
 """Routed inference: run only what each sample needs.
 
 Here live `route` (batches that shrink as samples leave), the rule that says when shrinking pays, the module that
-deploys a routed network, the queue that refills its batches from many requests, and the stopwatch that judges them.
+deploys a routed network, the one that runs an exported folder, the queue that refills its batches from many requests,
+and the stopwatch that judges them.
 """
 
 from eenet.runtime.compaction import ALWAYS, Compaction
 from eenet.runtime.deployed import EarlyExitRuntime
+from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue
 from eenet.runtime.route import Routed, route
 from eenet.runtime.steps import Carried, Left, Step, compile_steps, make_steps
@@ -16,12 +18,14 @@ __all__ = [
     "Carried",
     "Compaction",
     "EarlyExitRuntime",
+    "ExportedRuntime",
     "Left",
     "RebatchingQueue",
     "Routed",
     "Step",
     "Times",
     "compile_steps",
+    "load",
     "make_steps",
     "route",
     "speed_row",

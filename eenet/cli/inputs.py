@@ -1,0 +1,214 @@
+"""What `eenet infer` reads: images or texts of a folder, a CSV or a JSONL file, one after the other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as F
+
+from datamodules import ImageData, SplitData, TextData
+from eenet.errors import UserError
+
+
+class Unreadable(Exception):
+    """One input that cannot be read, and why."""
+
+
+class Item(NamedTuple):
+    """One input before it is read.
+
+    Attributes:
+        id: Its path below the folder, or its `id` or row, counted from 0, in the file.
+        read: Reads it, or raises `Unreadable`.
+    """
+
+    id: str
+    read: Callable[[], Any]
+
+
+class Reader(Protocol):
+    """Reads inputs as the data of a run do.
+
+    Attributes:
+        suffixes: Of the files that are read in a folder, lower case.
+        columns: Of the fields that are read in a CSV or JSONL file.
+    """
+
+    suffixes: tuple[str, ...]
+    columns: list[str]
+
+    def file(self, path: Path) -> Any:
+        """An input from a file of a folder."""
+
+    def fields(self, fields: list[str], base: Path) -> Any:
+        """An input from the columns of a file in the folder `base`."""
+
+    def collate(self, inputs: list[Any]) -> Any:
+        """A batch, as the backbone takes it."""
+
+
+class ImageReader:
+    """Images behind a run's evaluation transform.
+
+    They get the channels and, where all images of the data set have one, the size of a stored image first; 0 to 255
+    become the data set's own levels.
+
+    Args:
+        data: The run's data.
+    """
+
+    suffixes = IMG_EXTENSIONS
+    columns = ["path"]
+
+    def __init__(self, data: ImageData) -> None:
+        self.transform, self.levels = data.transform(augmented=False), data.levels
+        channels, *size = data.stored_shape
+        self.mode, self.size = ("L" if channels == 1 else "RGB"), size
+
+    def file(self, path: Path) -> Tensor:
+        """Open, convert, transform."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                pixels = F.pil_to_tensor(image.convert(self.mode))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Unreadable(f"no readable image ({error})") from error
+        if all(self.size) and list(pixels.shape[1:]) != self.size:
+            pixels = F.resize(pixels, self.size, antialias=True)
+        if self.levels != 255:
+            pixels = (pixels.float() * self.levels / 255).round().to(torch.uint8)
+        return self.transform(pixels)
+
+    def fields(self, fields: list[str], base: Path) -> Tensor:
+        """The image at a path, relative to the file that names it."""
+        return self.file(base / fields[0])
+
+    def collate(self, inputs: list[Tensor]) -> Tensor:
+        """`(batch, channels, height, width)`."""
+        return torch.stack(inputs)
+
+
+class TextReader:
+    """Texts behind a run's tokenizer.
+
+    Args:
+        data: The run's data.
+    """
+
+    suffixes = (".txt",)
+
+    def __init__(self, data: TextData) -> None:
+        self.data = data
+        self.columns = list(getattr(data, "columns", ["text"]))
+
+    def file(self, path: Path) -> dict[str, list[int]]:
+        """The whole file is one text."""
+        try:
+            return self.fields([path.read_text(encoding="utf-8")], path.parent)
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unreadable(f"no readable text ({error})") from error
+
+    def fields(self, fields: list[str], base: Path) -> dict[str, list[int]]:
+        """A text, or a pair of texts."""
+        if len(fields) != len(self.columns) or not all(isinstance(text, str) and text.strip() for text in fields):
+            raise Unreadable(f"needs {len(self.columns)} text(s) that are not empty")
+        return dict(self.data.tokenizer(*fields, truncation=True, max_length=self.data.max_length))
+
+    def collate(self, inputs: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Each `(batch, longest)`."""
+        return self.data.collate([(tokens, 0) for tokens in inputs])[0]
+
+
+def reader_of(data: SplitData) -> Reader:
+    """What reads inputs as a run's data do.
+
+    Raises:
+        UserError: They are neither images nor texts.
+    """
+    if isinstance(data, ImageData):
+        return cast(Reader, ImageReader(data))
+    if isinstance(data, TextData):
+        return cast(Reader, TextReader(data))
+    raise UserError("data", type(data).__name__, "`eenet infer` reads images and texts")
+
+
+def items(source: Path, reader: Reader) -> Iterator[Item]:
+    """The inputs of a folder, in the order of their paths, or of a file, in its order; nothing is read ahead.
+
+    Raises:
+        UserError: There is no such folder or file, or it lacks a column.
+    """
+    if source.is_dir():
+        for path in walk(source):
+            if path.suffix.lower() in reader.suffixes:
+                yield Item(path.relative_to(source).as_posix(), partial(reader.file, path))
+        return
+    rows = {".csv": csv_rows, ".jsonl": jsonl_rows}.get(source.suffix.lower())
+    if rows is None or not source.is_file():
+        raise UserError("input", str(source), "must be a folder, or a file that ends in .csv or .jsonl")
+    for number, row in enumerate(rows(source, reader.columns)):
+        name = row.get("id") if isinstance(row, dict) else None
+        yield Item(str(number if name in (None, "") else name), partial(read_row, row, reader, source.parent))
+
+
+def read_row(row: Any, reader: Reader, base: Path) -> Any:
+    """The input that a row of a file stands for."""
+    if isinstance(row, Unreadable):
+        raise row
+    missing = [column for column in reader.columns if not isinstance(row.get(column), str) or not row[column]]
+    if missing:
+        raise Unreadable(f"has no {', '.join(missing)}")
+    return reader.fields([row[column] for column in reader.columns], base)
+
+
+def csv_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a CSV file under its heading."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [column for column in columns if column not in (rows.fieldnames or ())]
+            if missing:
+                found = ", ".join(rows.fieldnames or ()) or "no columns"
+                raise UserError("input", str(path), f"needs the column {', '.join(missing)} and has {found}")
+            yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError("input", str(path), f"is no CSV file in UTF-8 ({error})") from error
+
+
+def jsonl_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any] | Unreadable]:
+    """An object per line; a line that holds none is one unreadable input."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                yield row if isinstance(row, dict) else Unreadable("the line holds no JSON object")
+            except (ValueError, RecursionError) as error:
+                yield Unreadable(f"the line is no JSON ({error})")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files at any depth, each folder's in the order of their names; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(Path(entry.path))
+        elif entry.is_file() and not entry.name.startswith("."):
+            yield Path(entry.path)
+
+
+def batches(found: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Items in lists of a size, the last one shorter."""
+    while batch := list(islice(found, size)):
+        yield batch

@@ -1,0 +1,9 @@
+"""Writing a routed network as a folder that `eenet.runtime.load` runs without the model's code.
+
+Here live the tracing of each step into a graph of tensor operations, the two forms it is written in, JSON for torch and
+ONNX, and the folder around them: `model.json`, `weights.safetensors` and one program per exit.
+"""
+
+from eenet.export.folder import Description, export_network
+
+__all__ = ["Description", "export_network"]

@@ -1,0 +1,175 @@
+"""The exported folder: written beside its place, tried, and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from eenet import __version__
+from eenet.calibration.points import policy_to_dict
+from eenet.errors import UserError
+from eenet.export import onnx_program, torch_program
+from eenet.export.trace import Traced, flatten, trace
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Policy, RandomExits
+from eenet.reporting import write_json
+from eenet.runtime.load import load
+from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names, sha256
+from eenet.runtime.steps import Carried, run_step
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to 1 or to the value, that an ONNX step may have."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a folder says that the network does not know.
+
+    Attributes:
+        labels: Names of the classes.
+        point: Of the operating point: `name`, `asked`, `got`.
+    """
+
+    labels: tuple[str, ...] | None = None
+    point: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def export_network(
+    network: EarlyExitNetwork,
+    policy: Policy,
+    folder: Path,
+    example: Any,
+    format: Format = "torch",
+    description: Description = Description(),
+) -> Manifest:
+    """Write a routed network as a folder, whole or not at all.
+
+    Every program is read back and run on one and on all rows of the example; it has to give what the network gives, bit
+    for bit in the torch format.
+
+    Args:
+        network: On the CPU; put in evaluation mode.
+        policy: Decides who leaves.
+        folder: Where it is written; must not exist.
+        example: Three or more inputs as the backbone takes them, texts without padding.
+        format: Of the programs.
+        description: Labels and operating point.
+
+    Raises:
+        UserError: The folder exists, or the network or the policy has no form in the format.
+    """
+    if folder.exists():
+        raise UserError("out", str(folder), "exists already; give a new folder")
+    if isinstance(policy, RandomExits):
+        raise UserError("policy", "RandomExits", "draws at random, a control that is measured and not shipped")
+    policy.check(network.num_exits)
+    network.eval()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        steps = list(trace(network, policy, example, shortened(network, example)))
+        write = _write_torch if format == "torch" else _write_onnx
+        names = program_names(format, network.num_exits)
+        write(steps, beside, names)
+        manifest = Manifest(
+            format=format,
+            backbone=network.backbone.description(),
+            costs=network.costs,
+            num_classes=network.backbone.num_classes,
+            labels=description.labels,
+            inputs=input_specs(example, steps[0]),
+            policy=policy_to_dict(policy),
+            gate=type(network.gate).__name__,
+            point=description.point,
+            versions={"eenet": __version__, "torch": version("torch")},
+            files={name: sha256(beside / name) for name in (WEIGHTS, *names)},
+        )
+        write_json(beside / MANIFEST, manifest.to_dict())
+        compare(network, policy, beside, example)
+        beside.chmod(0o755)
+        os.rename(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return manifest
+
+
+def shortened(network: EarlyExitNetwork, example: Any) -> Any:
+    """The example without its last row and, for texts, without its last token: what may vary is what differs."""
+    if network.backbone.max_tokens is None:
+        return pytree.tree_map(lambda rows: rows[:-1], example)
+    return pytree.tree_map(lambda rows: rows[:-1, :-1], example)
+
+
+def input_specs(example: Any, first: Traced) -> tuple[InputSpec, ...]:
+    """Names, dtypes and shapes of the inputs."""
+    names = list(example) if isinstance(example, dict) else [None]
+    return tuple(
+        InputSpec(
+            name,
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(None if axis in dynamic else size for axis, size in enumerate(tensor.shape) if axis),
+        )
+        for name, tensor, dynamic in zip(names, first.tensors, first.dynamic, strict=True)
+    )
+
+
+def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any) -> None:
+    """Run every program of a folder beside the step that it stands for, on the first row and on all rows.
+
+    Raises:
+        UserError: They differ.
+    """
+    runtime = load(folder)
+    for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
+        carried = Carried(inputs)
+        for exit, step in enumerate(runtime.steps):
+            given = carried if exit == 0 else Carried(tuple(pytree.tree_leaves(carried)))
+            after, left = run_step(network, policy, exit, carried)
+            for found, expected in zip(flatten(*step(given)), flatten(after, left), strict=True):
+                if not agrees(found, expected, runtime.manifest.format):
+                    problem = f"the program of exit {exit} differs from the network; export in the other format"
+                    raise UserError("format", runtime.manifest.format, problem)
+            carried = after
+
+
+def agrees(found: Tensor, expected: Tensor, format: Format) -> bool:
+    """Whether a result is what it should be; a decision may differ in ONNX where a score meets its threshold."""
+    if format == "torch" or found.dtype != expected.dtype or found.shape != expected.shape:
+        return torch.equal(found, expected)
+    return not found.is_floating_point() or torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _write_torch(steps: list[Traced], folder: Path, names: list[str]) -> None:
+    weights: dict[str, Tensor] = {}
+    for step, name in zip(steps, names, strict=True):
+        content, own = torch_program.encode(step)
+        (folder / name).write_text(json.dumps(content, allow_nan=False))
+        weights |= own
+    _write_weights(folder, weights)
+
+
+def _write_onnx(steps: list[Traced], folder: Path, names: list[str]) -> None:
+    models, weights = [], dict[str, Tensor]()
+    for step in steps:
+        model, own = onnx_program.translate(step)
+        models.append(model)
+        weights |= own
+    _write_weights(folder, weights)
+    for step, model, name in zip(steps, models, names, strict=True):
+        onnx_program.save(step.exit, model, folder, folder / name)
+
+
+def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    save_file({name: weight.clone().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)

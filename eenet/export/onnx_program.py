@@ -1,0 +1,94 @@
+"""Writing a traced step as an ONNX file whose weights lie in the folder's `weights.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.export.trace import Traced
+from eenet.runtime.manifest import WEIGHTS
+
+LARGEST_CONSTANT = 256
+"""Bytes of a constant that stays inside the ONNX file, such as an axis."""
+
+
+def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
+    """A step as an ONNX model, and the weights that it reads.
+
+    Raises:
+        UserError: A package is missing, or the step has an operation that ONNX does not.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
+    names = [f"input_{place}" for place in range(len(step.tensors))]
+    try:
+        with quiet():
+            exported = torch.onnx.export(step.program, step.tensors, input_names=names, dynamo=True, verbose=False)
+    except Exception as error:  # its errors have no common class
+        problem = f"the step to exit {step.exit} has no form in ONNX ({type(error).__name__}); use --format torch"
+        raise UserError("format", "onnx", problem) from error
+    assert exported is not None
+    model = exported.model
+    weights = {
+        f"exit_{step.exit}.{name}": torch.from_numpy(value.const_value.numpy().copy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > LARGEST_CONSTANT
+    }
+    return model, weights
+
+
+def save(step: int, model: Any, folder: Path, path: Path) -> None:
+    """Write the ONNX file of a step, after its weights were written.
+
+    Args:
+        step: Number of the exit.
+        model: From `translate`.
+        folder: Where `weights.safetensors` is.
+        path: The file.
+    """
+    ir = import_module("onnx_ir")
+    places = offsets(folder / WEIGHTS)
+    for name, value in model.graph.initializers.items():
+        if (place := places.get(f"exit_{step}.{name}")) is not None:
+            begin, length = place
+            kept = value.const_value
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS, begin, length, kept.dtype, name=name, shape=kept.shape, base_dir=folder
+            )
+    ir.save(model, path)
+
+
+def offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file lies: first byte, counted from the head of the file, and bytes."""
+    with path.open("rb") as file:
+        head = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(head))
+    entries.pop("__metadata__", None)
+    return {
+        name: (8 + head + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -1,0 +1,97 @@
+"""A step of an exported network as an ONNX file, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.runtime.manifest import WEIGHTS
+
+LARGEST_PROGRAM = 64 << 20
+"""Bytes of an ONNX file, whose weights are elsewhere."""
+
+
+class OnnxProgram:
+    """Runs one file, after looking into it: standard operators, and no data outside of the folder's weights.
+
+    Args:
+        path: The file; its weights lie in `weights.safetensors` beside it.
+
+    Raises:
+        UserError: A package is missing, or the file is damaged or asks for more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        for package in ("onnx", "onnxruntime"):
+            if find_spec(package) is None:
+                raise UserError("export", str(path), f"needs {package}: pip install 'eenet[export]'")
+        check(path)
+        runtime: Any = import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common class
+            raise UserError(
+                "export", str(path), f"ONNX Runtime refuses it ({type(error).__name__}: {error})"
+            ) from error
+        self.source, names = str(path), [entry.name for entry in self.session.get_inputs()]
+        if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in names):
+            raise UserError(
+                "export", str(path), f"has the inputs {', '.join(names)}; they must be input_0, input_1, ..."
+            )
+        self.places = {name: int(name.removeprefix("input_")) for name in names}
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Run it; inputs are named by their place, and those that nothing reads are not given.
+
+        Raises:
+            UserError: ONNX Runtime refuses them.
+        """
+        try:
+            given = {name: inputs[place].numpy() for name, place in self.places.items()}
+            return [torch.from_numpy(result) for result in self.session.run(None, given)]
+        except Exception as error:
+            problem = f"cannot be run on these inputs ({type(error).__name__}: {error})"
+            raise UserError("export", self.source, problem) from error
+
+
+def check(path: Path) -> None:
+    """Refuse operators beyond the ONNX standard, functions, and data in any other file than the weights.
+
+    Raises:
+        UserError: Naming the file and what it asks for.
+    """
+    if path.stat().st_size > LARGEST_PROGRAM:
+        raise UserError("export", str(path), f"is larger than {LARGEST_PROGRAM} bytes; no exported step is")
+    onnx: Any = import_module("onnx")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own
+        raise UserError("export", str(path), f"is no ONNX file ({type(error).__name__})") from error
+    for message in messages(model):
+        kind = message.DESCRIPTOR.name
+        if kind == "FunctionProto" or (kind == "NodeProto" and message.domain not in ("", "ai.onnx")):
+            asked = f"{message.domain}.{message.name if kind == 'FunctionProto' else message.op_type}"
+            raise UserError("export", str(path), f"asks for {asked}, which is no operator of the ONNX standard")
+        if kind == "TensorProto":
+            for entry in message.external_data:
+                if entry.key == "location" and entry.value != WEIGHTS:
+                    raise UserError("export", str(path), f"reads {entry.value!r}; its data may lie in {WEIGHTS} alone")
+
+
+def messages(message: Any) -> Iterator[Any]:
+    """A protobuf message and all messages in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from messages(part)

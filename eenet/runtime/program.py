@@ -1,0 +1,175 @@
+"""A step of an exported network: tensor operations from a JSON file, run without the model's code."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.runtime.operators import OPERATORS
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+}
+MEMORY_FORMATS = {name: getattr(torch, name) for name in ("contiguous_format", "preserve_format", "channels_last")}
+LARGEST = 2**63
+
+
+class Value(NamedTuple):
+    """What an input, a weight or an earlier operation gave, by its number in this order."""
+
+    number: int
+
+
+class Operation(NamedTuple):
+    """One operation, and the values that nobody needs after it."""
+
+    function: Callable[..., Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    done: list[int]
+
+
+class Program:
+    """Operations of `OPERATORS` alone, in the order in which they run.
+
+    Its JSON has `inputs`, their number; `weights`, names; `operations`, each `[name, args, kwargs]`; and `outputs`. A
+    value is a plain JSON value, or an object of one key: `value` (a number, counted over inputs, weights and
+    operations), `dtype`, `memory_format`, `device` (that of the weights, whatever it says) or `number` (an infinite
+    one).
+
+    Args:
+        source: The file, for messages.
+        content: What it holds.
+        weights: Tensors by name.
+        device: Where it runs.
+
+    Raises:
+        UserError: The content is not of this form, or asks for an operation or a weight that is not there.
+    """
+
+    def __init__(self, source: str, content: Any, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        self.source, self.device = source, device
+        try:
+            self.inputs = _whole(content["inputs"])
+            self.weights = [weights[name] for name in content["weights"]]
+            known = self.inputs + len(self.weights)
+            operations = []
+            for place, (name, args, kwargs) in enumerate(content["operations"], known):
+                if type(args) is not list:
+                    raise TypeError(f"the arguments of {name} are no list")
+                named = {key: self._decode(value, place) for key, value in kwargs.items()}
+                operations.append((_function(name), self._decode(args, place), named))
+            self.outputs = self._decode(content["outputs"], known + len(operations))
+            if type(self.outputs) is not list:
+                raise TypeError("outputs are no list")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise UserError("export", source, f"is no program that may be run ({_say(error)})") from error
+        self.operations = _with_lifetimes(operations, self.outputs, known)
+
+    def __call__(self, *inputs: Tensor) -> list[Any]:
+        """Run it.
+
+        Raises:
+            UserError: An operation refuses its arguments.
+        """
+        values: list[Any] = [*inputs, *self.weights]
+        if len(inputs) != self.inputs:
+            raise UserError("export", self.source, f"takes {self.inputs} tensors and is given {len(inputs)}")
+        try:
+            for function, args, kwargs, done in self.operations:
+                filled = {key: _fill(value, values) for key, value in kwargs.items()} if kwargs else kwargs
+                values.append(function(*[_fill(value, values) for value in args], **filled))
+                for number in done:
+                    values[number] = None
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UserError("export", self.source, f"cannot be run on these inputs ({_say(error)})") from error
+        return [_fill(value, values) for value in self.outputs]
+
+    def _decode(self, value: Any, known: int) -> Any:
+        if isinstance(value, list):
+            return [self._decode(item, known) for item in value]
+        if not isinstance(value, dict):
+            return value if not isinstance(value, int) or abs(value) < LARGEST else _whole(value)
+        ((kind, content),) = value.items()
+        if kind == "value":
+            if _whole(content) >= known:
+                raise ValueError(f"value {content} is not known at {known}")
+            return Value(content)
+        if kind == "device":
+            return self.device
+        if kind == "number":
+            return {"inf": float("inf"), "-inf": float("-inf")}[content]
+        return {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}[kind][content]
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name not in OPERATORS:
+        raise ValueError(f"{name!r} is not among the operations that an exported program may use")
+    space, _, overload = name.partition(".")
+    if space == "python":
+        return PYTHON[overload]
+    base, _, overload = overload.partition(".")
+    return getattr(getattr(torch.ops.aten, base), overload)
+
+
+def _sizes_only(function: Callable[..., Any]) -> Any:
+    def on_sizes(*numbers: int) -> int:
+        if any(type(number) is not int for number in numbers):
+            raise TypeError(f"{function.__name__} of something that is no size")
+        return function(*numbers)
+
+    return on_sizes
+
+
+PYTHON: dict[str, Callable[..., Any]] = {
+    "getitem": operator.getitem,
+    **{name: _sizes_only(getattr(operator, name)) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")},
+}
+"""Arithmetic on sizes of the batch, and picking one of several results."""
+
+
+def _fill(value: Any, values: Sequence[Any]) -> Any:
+    if type(value) is Value:
+        return values[value.number]
+    if type(value) is list:
+        return [_fill(item, values) for item in value]
+    return value
+
+
+def _with_lifetimes(
+    operations: list[tuple[Any, list[Any], dict[str, Any]]], outputs: Any, known: int
+) -> list[Operation]:
+    """The operations with the values that can be let go after each; inputs and weights are kept."""
+    kept, last = set(_numbers(outputs)), dict[int, int]()
+    for place, (_, args, kwargs) in enumerate(operations):
+        for number in (known + place, *_numbers([args, *kwargs.values()])):
+            last[number] = place
+    done: list[list[int]] = [[] for _ in operations]
+    for number, place in last.items():
+        if number >= known and number not in kept:
+            done[place].append(number)
+    return [Operation(*operation, done[place]) for place, operation in enumerate(operations)]
+
+
+def _numbers(value: Any) -> list[int]:
+    if type(value) is Value:
+        return [value.number]
+    return [number for item in value for number in _numbers(item)] if type(value) is list else []
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < LARGEST:
+        raise ValueError(f"{value!r} is no whole number from 0 to {LARGEST}")
+    return value
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
