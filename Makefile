@@ -3,7 +3,7 @@ BIN := .venv/bin
 RUN := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart lint format test test-all notebooks docs clean
+.PHONY: help install dev quickstart lint format test test-all notebooks docs wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,8 +48,11 @@ notebooks: .venv/installed-dev  ## run the notebooks whole and render them into 
 	$(BIN)/python notebooks/render.py
 
 docs: .venv/installed-dev  ## build the documentation into build/docs, without a warning
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: .venv/installed-dev  ## build dist/*.whl, with the configurations inside
+	$(BIN)/python -m build
 
 clean:  ## remove what the tools leave, not runs or data
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
