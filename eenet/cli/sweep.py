@@ -20,10 +20,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.table import Table
 
 from eenet.errors import UserError
-from eenet.reporting import make_console, read_results, write_json, write_text
 
 COMMAND = [sys.executable, "-m", "eenet"]
 FIGURES = ("accuracy", "nll", "ece", "macs_fraction")
@@ -136,6 +134,8 @@ def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
     Raises:
         UserError: The folder's runs are of other configurations.
     """
+    from eenet.reporting import write_json
+
     wanted = {"configs": [Path(config).read_text() for config in configs], "calibrate": calibrate}
     record = folder / "sweep.json"
     if record.is_file() and json.loads(record.read_text()) != wanted:
@@ -175,6 +175,10 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
 
 def report(folder: Path, runs: list[Run]) -> None:
     """Write `sweep.csv`, a row for each run and operating point, and print it."""
+    from rich.table import Table
+
+    from eenet.reporting import make_console, read_results, write_text
+
     rows = [
         {**run.values, "operating_point": point["name"], **{name: point[name] for name in FIGURES}}
         for run in runs
