@@ -192,16 +192,17 @@ class TokenTable(Dataset):
         states: Hidden states at each early exit and after the last layer, `(tokens, exits, dim)`.
         steps: As in `TokenFeatures`.
         labels: The tokens that follow, `(tokens,)`.
+        texts: The number of each token's text, `(tokens,)`.
     """
 
-    def __init__(self, states: Tensor, steps: Tensor, labels: Tensor) -> None:
-        self.states, self.steps, self.labels = states, steps, labels
+    def __init__(self, states: Tensor, steps: Tensor, labels: Tensor, texts: Tensor) -> None:
+        self.states, self.steps, self.labels, self.texts = states, steps, labels, texts
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.states, self.steps, self.labels))
+        return iter((self.states, self.steps, self.labels, self.texts))
 
     def __getitem__(self, rows: Tensor) -> tuple[TokenFeatures, Tensor]:
         *early, final = self.states[rows].unbind(1)
@@ -244,13 +245,13 @@ def read_table(
 
     Of the continuation, all but the first token: a prompt runs all layers.
     """
-    inputs, (place, column, _, in_prompt) = judged_tokens(network.backbone, sequences, batch, prompt_tokens, seed)
+    inputs, (place, column, text, in_prompt) = judged_tokens(network.backbone, sequences, batch, prompt_tokens, seed)
     lengths = torch.tensor([len(sequences.tokens(number)) for number in batch], device=column.device)
     prompts = torch.tensor([len(sequences.prompts[number]) for number in batch], device=column.device)
     first = inputs["input_ids"].shape[1] - lengths[place] + prompts[place] - 1
     kept = in_prompt.bool() | (column != first)
-    place, column = place[kept], column[kept]
+    place, column, text = place[kept], column[kept], text[kept]
     found = network.read_tokens(inputs, place, column)
     states = torch.stack([*found.features, found.final], dim=1)
     labels = inputs["input_ids"][place, column + 1]
-    return TokenTable(*(value.cpu() for value in (states, found.steps, labels)))
+    return TokenTable(*(value.cpu() for value in (states, found.steps, labels, text)))

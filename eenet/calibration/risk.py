@@ -38,7 +38,8 @@ def certify(losses: Tensor, risk: float, delta: float, seed: int = 0) -> int | N
     chance that any certified candidate exceeds the level is at most delta, however many there are.
 
     Args:
-        losses: `full_correct - early_correct` of each candidate and sample, -1, 0 or 1, `(candidates, samples)`; from
+        losses: `full_correct - early_correct` of each candidate and sample, or any other excess loss from -1 to 1,
+            `(candidates, samples)`; from
             the safest candidate to the cheapest, an order that the samples had no part in.
         risk: Excess error allowed, a fraction in (0, 1).
         delta: Chance that the promise fails, in (0, 1).
@@ -69,7 +70,7 @@ def excess_risk_p_values(losses: Tensor, risk: float, delta: float, seed: int = 
     plug-in (Waudby-Smith & Ramdas 2023), `sqrt(2 log(1 / delta) / (n variance_{i-1}))`, truncated.
 
     Args:
-        losses: -1, 0 or 1, `(candidates, samples)`.
+        losses: From -1 to 1, `(candidates, samples)`.
         risk: The level.
         delta: Where the test will be made; stakes aim at it, and the p-values are valid at any other level too.
         seed: Of the order in which the samples are bet on, the same for all candidates.
@@ -78,14 +79,14 @@ def excess_risk_p_values(losses: Tensor, risk: float, delta: float, seed: int = 
         `(candidates,)` float64, in (0, 1].
 
     Raises:
-        ValueError: A loss is not -1, 0 or 1.
+        ValueError: A loss is outside [-1, 1].
 
     Example:
         >>> excess_risk_p_values(torch.tensor([[0, 0, 0, 0], [-1, -1, -1, -1], [1, 1, 1, 1]]), 0.5, 0.1)
         tensor([0.1214, 0.0120, 1.0000], dtype=torch.float64)
     """
-    if not torch.isin(losses, torch.tensor([-1, 0, 1], device=losses.device)).all():
-        raise ValueError("losses must be -1, 0 or 1")
+    if not (losses.abs() <= 1).all():
+        raise ValueError("losses must be from -1 to 1")
     samples = losses.shape[1]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).to(losses.device)
     gains = (1 - losses[:, order].double()) / 2

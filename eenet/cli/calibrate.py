@@ -24,7 +24,10 @@ from eenet.calibration import (
     true_class_scores,
 )
 from eenet.calibration.points import CALIBRATION, digest
+from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
+from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.runs import Run, exit_logits, open_run
+from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
@@ -34,6 +37,9 @@ from eenet.reporting import gather_exits, make_console
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
 """What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
+
+WISHES = ("budget", "budget-macs", "max-accuracy-drop", "risk")
+"""What can be asked of a classifier."""
 
 MODES = get_args(ConformalMode)
 
@@ -54,22 +60,33 @@ def main(args: list[str]) -> None:
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
-    parser.add_argument("--risk", type=str, default="", help="excess error over the full network to certify, as 0.02")
+    parser.add_argument("--max-disagreement", type=str, default="", help="decoders: share of other tokens, as 0.1")
+    parser.add_argument("--max-perplexity-increase", type=str, default="", help="decoders: percent, as 5,10")
+    parser.add_argument("--max-rouge-drop", type=str, default="", help="decoders: points of ROUGE-L, as 10; generates")
+    parser.add_argument(
+        "--risk",
+        type=str,
+        default="",
+        help="excess error over the full network to certify, as 0.02; decoders: mean 1 - ROUGE-L to the full text",
+    )
     parser.add_argument("--delta", type=float, default=0.1, help="probability that a certificate is wrong")
     parser.add_argument("--alpha", type=str, default="0.1", help="miscoverage of the conformal sets, as 0.1,0.05")
-    parser.add_argument("--policy", type=str, default="own", help=", ".join(get_args(PolicyName)))
+    names = [*get_args(PolicyName), "saturation"]
+    parser.add_argument("--policy", type=str, default="own", help=", ".join(names) + " (decoders)")
     options = parser.parse_args(args)
-    if options.policy not in get_args(PolicyName):
-        raise UserError("policy", options.policy, f"must be one of {', '.join(get_args(PolicyName))}")
-    wishes = {
-        field: numbers(field, options[field.replace("-", "_")])
-        for field in ("budget", "budget-macs", "max-accuracy-drop", "risk")
-    }
+    if options.policy not in names:
+        raise UserError("policy", options.policy, f"must be one of {', '.join(names)}")
+    fields = dict.fromkeys((*WISHES, *DECODER_WISHES))
+    wishes = {field: numbers(field, options[field.replace("-", "_")]) for field in fields}
     for budget in wishes["budget"]:
         check_budget(budget)
     if not any(wishes.values()):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
-    calibrate(open_run(options.run), options.policy, wishes, options.delta, numbers("alpha", options.alpha))
+    alphas, run = numbers("alpha", options.alpha), open_run(options.run)
+    if isinstance(run.model.network, DecoderNetwork):
+        calibrate_decoder(run, options.policy, wishes, options.delta)
+    else:
+        calibrate(run, options.policy, wishes, options.delta, alphas)
 
 
 def calibrate(
@@ -80,13 +97,18 @@ def calibrate(
     Args:
         run: The run.
         policy: What decides.
-        wishes: Values of `budget`, `budget-macs`, `max-accuracy-drop` and `risk`.
+        wishes: Values of `budget`, `budget-macs`, `max-accuracy-drop` and `risk`; those for decoders must be empty.
         delta: Probability that a risk certificate is wrong.
         alphas: Miscoverages of the conformal sets.
 
     Raises:
-        UserError: The validation split is the test split, or a wish cannot be met.
+        UserError: The validation split is the test split, or a wish or policy is for decoders or cannot be met.
     """
+    if policy not in get_args(PolicyName):
+        raise UserError("policy", policy, "is for runs that trained exits on a decoder")
+    for wish, values in wishes.items():
+        if values and wish not in WISHES:
+            raise UserError(wish, values, "is for runs that trained exits on a decoder")
     if run.data.fingerprint("val") == run.data.fingerprint("test"):
         raise UserError(
             "data", run.data.name, "its validation split is its test split; operating points need their own"

@@ -1,20 +1,23 @@
-"""`eenet generate MODEL`: text from a decoder that runs some of its layers, streamed to the screen."""
+"""`eenet generate MODEL|RUN`: text from a decoder that runs some of its layers, streamed to the screen."""
 
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import auto_cli
 
+from datamodules import Continuations
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import (
+    DecoderNetwork,
     Executor,
     ExitingExecutor,
     Fill,
+    RoutedExecutor,
     Sampling,
     Usage,
     confidence_rule,
@@ -44,13 +47,15 @@ def generate(
     chat: bool = False,
     confidence: float | None = None,
     fill: Fill = "project",
+    point: str | None = None,
     summary: Path | None = None,
     download: bool = False,
 ) -> None:
-    """Continue prompts with some of a decoder's layers.
+    """Continue prompts with some of a decoder's layers, or with as many as each token needs.
 
     Args:
-        model: Folder or hub name of a GPT-2, Llama, Qwen2 or OPT model with its tokenizer, or `smollm2`.
+        model: Folder or hub name of a GPT-2, Llama, Qwen2 or OPT model with its tokenizer, or `smollm2`; or the folder
+            of a run that trained exits on a decoder, whose tokens then leave at these.
         plan: `full`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
         prompt: The text to continue.
         input: Text file with a prompt on each line, instead of `prompt`.
@@ -62,28 +67,62 @@ def generate(
         confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
             the second by this probability.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
+        point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
         summary: JSON file for the texts, layers per token, MACs per token of prompt and decoding, and tokens per
             second.
         download: Allow a hub name to be downloaded.
 
     Raises:
-        UserError: No such model or prompt, or a plan that the model cannot run.
+        UserError: No such model, run, point or prompt, or a plan that the model cannot run.
     """
     sampling, prompts = Sampling(temperature, top_p, seed), read_prompts(prompt, input)
-    try:
-        gpt = Gpt(task="tokens", pretrained=model, download=download).eval()
-        tokenizer = load_tokenizer(model, download)
-    except UserError as error:
-        raise UserError("model", model, error.problem) from error
-    layers = parse_plan(plan, gpt.num_stages)
-    if confidence is None:
-        executor = Executor(gpt, layers)
+    if Path(model, "config.yaml").is_file():
+        if (plan, confidence) != ("full", None):
+            raise UserError("plan", plan, "a run's exits decide which layers run; leave --plan and --confidence out")
+        executor, tokenizer, head = open_decoder(model, point, fill)
     else:
-        executor = ExitingExecutor(gpt, layers, confidence_rule(gpt, confidence), fill)
+        if point is not None:
+            raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
+        gpt, tokenizer = open_model(model, download)
+        layers = parse_plan(plan, gpt.num_stages)
+        head = {"plan": str(layers)}
+        if confidence is None:
+            executor = Executor(gpt, layers)
+        else:
+            executor = ExitingExecutor(gpt, layers, confidence_rule(gpt, confidence), fill)
     texts = [encode(tokenizer, text, chat) for text in prompts]
     written = [write(executor, tokenizer, ids, max_new_tokens, sampling) for ids in texts]
     if summary is not None:
-        write_json(summary, {"model": model, "plan": str(layers), **summarise(prompts, written)})
+        write_json(summary, {"model": model, **head, **summarise(prompts, written)})
+
+
+def open_model(model: str, download: bool) -> tuple[Gpt, Any]:
+    """A decoder and its tokenizer.
+
+    Raises:
+        UserError: No such model.
+    """
+    try:
+        return Gpt(task="tokens", pretrained=model, download=download).eval(), load_tokenizer(model, download)
+    except UserError as error:
+        raise UserError("model", model, error.problem) from error
+
+
+def open_decoder(folder: str, point: str | None, fill: Fill) -> tuple[Executor, Any, dict[str, str]]:
+    """What generates with the exits of a run, the tokenizer, and which operating point decides.
+
+    Raises:
+        UserError: The run trained no exits on a decoder, or has no such point.
+    """
+    from eenet.cli.runs import chosen_point, open_run
+
+    run = open_run(folder, read_data=False)
+    if not isinstance(run.model.network, DecoderNetwork):
+        raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
+    chosen = chosen_point(run, point)
+    network = cast(DecoderNetwork, chosen.point.network(run.model.network))
+    executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)
+    return executor, cast(Continuations, run.data).tokenizer, {"point": chosen.name}
 
 
 def read_prompts(prompt: str | None, input: Path | None) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eenet.decoding.costs import Usage
 from eenet.decoding.executor import Executor, pad_left
@@ -24,17 +25,17 @@ Decode = Callable[[list[int]], str]
 """Text of token numbers."""
 
 
-def full_rows(network: DecoderNetwork, sequences: Sequences, batch: Sequence[int], decode: Decode) -> list[Row]:
-    """What the full model, without any exit, generates after some prompts, and how it follows its own text.
-
-    Args:
-        network: The decoder, whose exits are not used.
-        sequences: The prompts.
-        batch: Which of them.
-        decode: Makes text of tokens.
-    """
+def full_executor(network: DecoderNetwork) -> Executor:
+    """Runs the full model, without any exit."""
     gpt = network.backbone
-    return _judge(Executor(gpt, full_plan(gpt.num_stages), network.decoder_costs), sequences, batch, decode, None)
+    return Executor(gpt, full_plan(gpt.num_stages), network.decoder_costs)
+
+
+def full_rows(network: DecoderNetwork, sequences: Sequences, batch: Sequence[int], decode: Decode) -> list[Row]:
+    """What the full model generates after some prompts, and how it follows its own text; see `routed_rows`."""
+    executor = full_executor(network)
+    rows = generated_rows(executor, sequences, batch, decode)
+    return follow_full(executor, sequences, batch, rows, rows)
 
 
 def routed_rows(
@@ -58,34 +59,68 @@ def routed_rows(
         fill: Where the keys and values of skipped layers come from.
 
     Returns:
-        `text` and `tokens`, the text generated; `layers`, run for its tokens but the first; `macs` of those, fill and
-        exit rule included; `rougeL` against the reference and `rougeL_full` against the full text, F-measures; and,
-        while reading the full model's tokens but the first, `nll`, summed, in nats, `agreeing` and `followed`, how many
-        of them are the most likely token, of how many.
+        The rows of `generated_rows`, with what `follow_full` adds.
     """
-    return _judge(RoutedExecutor(network, policy, fill), sequences, batch, decode, full)
+    executor = RoutedExecutor(network, policy, fill)
+    rows = generated_rows(executor, sequences, batch, decode)
+    return follow_full(executor, sequences, batch, rows, full)
 
 
-def _judge(
-    executor: Executor, sequences: Sequences, batch: Sequence[int], decode: Decode, full: Sequence[Row] | None
-) -> list[Row]:
-    device = next(executor.gpt.parameters()).device
-    prompts = [sequences.prompts[row] for row in batch]
-    inputs = {name: value.to(device) for name, value in pad_left(prompts).items()}
-    generated = generate(executor, inputs, sequences.new_tokens, sequences.stop)
-    rows = [
-        _row(executor, tokens, usage, decode, sequences.references[row])
+@torch.no_grad()
+def generated_rows(executor: Executor, sequences: Sequences, batch: Sequence[int], decode: Decode) -> list[Row]:
+    """What an executor generates greedily after some prompts.
+
+    Returns:
+        For each prompt its `text` and `tokens`; `layers`, run for the tokens but the first; `macs` of those, fill and
+        exit rule included; and `rougeL` against the reference, an F-measure.
+    """
+    prompts = _inputs(executor, sequences, batch)
+    generated = generate(executor, prompts, sequences.new_tokens, sequences.stop)
+    return [
+        _row(tokens, usage, decode, sequences.references[row])
         for row, tokens, usage in zip(batch, generated.tokens, generated.usage, strict=True)
     ]
-    full = rows if full is None else full
+
+
+def follow_full(
+    executor: Executor, sequences: Sequences, batch: Sequence[int], rows: Sequence[Row], full: Sequence[Row]
+) -> list[Row]:
+    """Add to rows how an executor predicts the full model's tokens while it reads them.
+
+    Returns:
+        The rows with `rougeL_full`, the overlap of both texts, and, over the full model's tokens but the first, `nll`,
+        summed, in nats, and `agreeing` and `followed`, how many of them are the most likely token, of how many.
+    """
     texts = [whole(row["tokens"], sequences) for row in full]
-    for row, other, (nll, hit) in zip(rows, full, follow(executor, prompts, texts), strict=True):
-        row["rougeL_full"] = text_scores(row["text"], other["text"])["rougeL"] if other["text"].strip() else 1.0
-        row |= {"nll": nll[1:].sum().item(), "agreeing": int(hit[1:].sum()), "followed": len(hit) - 1}
-    return rows
+    judged = follow(executor, [sequences.prompts[row] for row in batch], texts)
+    return [
+        {
+            **row,
+            "rougeL_full": overlap(row["text"], other["text"]),
+            "nll": nll[1:].sum().item(),
+            "agreeing": int(hit[1:].sum()),
+            "followed": len(hit) - 1,
+        }
+        for row, other, (nll, hit) in zip(rows, full, judged, strict=True)
+    ]
 
 
-def _row(executor: Executor, tokens: list[int], usage: Usage, decode: Decode, reference: str) -> Row:
+def overlap(text: str, full: str) -> float:
+    """ROUGE-L of a text against the full model's, an F-measure; 1 for equal ones, empty ones too.
+
+    Example:
+        >>> overlap("", ""), overlap("a b c", "a b c d e")
+        (1.0, 0.75)
+    """
+    return 1.0 if text.strip() == full.strip() else text_scores(text, full)["rougeL"]
+
+
+def _inputs(executor: Executor, sequences: Sequences, batch: Sequence[int]) -> dict[str, Tensor]:
+    device = next(executor.gpt.parameters()).device
+    return {name: value.to(device) for name, value in pad_left([sequences.prompts[row] for row in batch]).items()}
+
+
+def _row(tokens: list[int], usage: Usage, decode: Decode, reference: str) -> Row:
     text = decode(tokens)
     return {
         "text": text,
@@ -148,9 +183,6 @@ def split_batches(count: int, size: int) -> Iterator[range]:
 @torch.no_grad()
 def full_texts(network: DecoderNetwork, sequences: Sequences, batch: Sequence[int]) -> list[list[int]]:
     """Tokens that the full model generates greedily after some prompts, a stop token at the end included."""
-    gpt = network.backbone
-    device = next(gpt.parameters()).device
-    executor = Executor(gpt, full_plan(gpt.num_stages), network.decoder_costs)
-    prompts = pad_left([sequences.prompts[row] for row in batch])
-    inputs = {name: value.to(device) for name, value in prompts.items()}
-    return [whole(tokens, sequences) for tokens in generate(executor, inputs, sequences.new_tokens, sequences.stop)[0]]
+    executor = full_executor(network)
+    generated = generate(executor, _inputs(executor, sequences, batch), sequences.new_tokens, sequences.stop)
+    return [whole(tokens, sequences) for tokens in generated.tokens]

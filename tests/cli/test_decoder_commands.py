@@ -1,0 +1,173 @@
+"""Exits of a tiny decoder: trained, calibrated, tested and generated with by the commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+datasets = pytest.importorskip("datasets")
+
+from eenet.calibration import Calibration  # noqa: E402
+from eenet.calibration.points import CALIBRATION  # noqa: E402
+from eenet.cli.main import main  # noqa: E402
+from eenet.cli.runs import open_run  # noqa: E402
+from eenet.decoding.measures import text_scores  # noqa: E402
+from eenet.policies import SequentialGates, Threshold  # noqa: E402
+from tests._dummies.decoders import greedy  # noqa: E402
+from tests._dummies.token_run import LAYERS, write_config  # noqa: E402
+
+JOINT: dict[str, Any] = {"tradeoff": 0.1, "warmup_epochs": 1, "phase_batches": 2}
+SUPERVISION = {"class_path": "eenet.objectives.SelfDistillation", "init_args": {"temperature": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        folder = tmp_path_factory.mktemp("runs")
+        calm: dict[str, Any] = {"budgets": [1.0], "supervision": SUPERVISION}
+        configs = {
+            "calm": write_config(folder / "calm", "DecoderThresholds", "ConfidenceGate", **calm),
+            "joint": write_config(folder / "joint", "DecoderJointExits", "UncertaintyGate", **JOINT),
+        }
+        for config in configs.values():
+            main(["fit", "--config", str(config)])
+        return {name: config.parent / "run" for name, config in configs.items()}
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture) -> Any:
+    def run(*args: Any) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["calm", "joint"])
+def test_training_moves_the_exits_and_leaves_the_decoder_alone(runs: dict[str, Path], name: str) -> None:
+    run = open_run(str(runs[name]), read_data=False)
+    network, untrained = run.model.network, open_run(str(runs["calm"]), read_data=False).model.network
+    for old, new in zip(untrained.backbone.parameters(), network.backbone.parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert all(module.adapter[1].weight.any() for module in network.inference_modules)
+    saved = torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    heads = [key for key in saved if key.startswith("network.inference_modules.0")]
+    assert sorted(key.removeprefix("network.inference_modules.0.") for key in heads) == [
+        "adapter.0.weight",
+        "adapter.1.weight",
+        "norm.weight",
+    ]
+
+
+def test_labels_are_what_the_full_model_says_next(runs: dict[str, Path]) -> None:
+    run = open_run(str(runs["calm"]))
+    data, model = run.data, run.model.network.backbone.model
+    table, sequences = data.table("val"), data.prompts("val")
+    for row, prompt in enumerate(sequences.prompts):
+        tokens = greedy(model, prompt, sequences.new_tokens, eos_token_id=sequences.stop[0], pad_token_id=0)
+        assert table.labels[table.texts == row].tolist() == tokens[1:]
+    batch, labels = table[torch.arange(len(table))]
+    logits = run.model.network.exit_logits(batch)
+    assert torch.equal(logits[:, -1].argmax(-1), labels)
+
+
+@pytest.mark.parametrize("name", ["calm", "joint"])
+def test_test_generates_at_every_point_and_judges_the_text(runs: dict[str, Path], name: str) -> None:
+    main(["test", "--config", str(runs[name] / "config.yaml")])
+    results = json.loads((runs[name] / "results.json").read_text())
+    full, rows = (results["texts"][key] for key in ("full", {"calm": "budget-1", "joint": "learned"}[name]))
+    points = results["points"]
+    assert (points["full"]["agreement"], points["full"]["layers_fraction"], points["full"]["rougeL_full"]) == (1, 1, 1)
+    routed = points["budget-1" if name == "calm" else "learned"]
+    counts = [count for row in rows for count in row["layers"]]
+    assert set(counts) <= {2, 4, LAYERS}
+    assert routed["layers_mean"] == pytest.approx(sum(counts) / len(counts))
+    overlaps = [
+        1.0 if row["text"] == other["text"] else text_scores(row["text"], other["text"])["rougeL"]
+        for row, other in zip(rows, full, strict=True)
+    ]
+    assert routed["rougeL_full"] == pytest.approx(sum(overlaps) / len(overlaps))
+
+
+def test_calibrate_keeps_what_is_asked_and_test_and_generate_use_it(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    wishes = [
+        "--budget",
+        "0.9",
+        "--max-disagreement",
+        "0.2",
+        "--max-perplexity-increase",
+        "20",
+        "--max-rouge-drop",
+        "30",
+    ]
+    for name in ("calm", "joint"):
+        main(["calibrate", str(runs[name]), *wishes])
+    main(["calibrate", str(runs["joint"]), "--policy", "saturation", "--max-disagreement", "0.2"])
+    assert "recompute" in capsys.readouterr().out
+    for name, kind in (("calm", Threshold), ("joint", SequentialGates)):
+        points = Calibration.load(runs[name] / CALIBRATION).points
+        assert all(isinstance(points[key].policy, kind) for key in points if not key.startswith("saturation"))
+        assert points["budget-0.9"].got["macs_fraction"] <= 0.9
+        assert points["max-disagreement-0.2"].got["agreement"] >= 0.8 - 1e-9
+        assert points["max-perplexity-increase-20"].got["perplexity_increase"] <= 20 + 1e-6
+        assert points["max-rouge-drop-30"].got["rougeL_full"] >= 0.7
+        main(["test", "--config", str(runs[name] / "config.yaml"), "--point", "all"])
+        results = json.loads((runs[name] / "results.json").read_text())
+        assert set(results["points"]) == {"full", *points}
+    summary = tmp_path / "summary.json"
+    point = ["--point", "saturation-max-disagreement-0.2", "--summary", str(summary)]
+    main(["generate", str(runs["joint"]), "--prompt", "the rain wins", "--max_new_tokens", "5", *point])
+    assert json.loads(summary.read_text())["point"] == "saturation-max-disagreement-0.2"
+
+
+def test_generation_without_leaving_is_the_full_models(runs: dict[str, Path], tmp_path: Path) -> None:
+    main(["calibrate", str(runs["calm"]), "--max-disagreement", "0", "--policy", "max_probability"])
+    calibration = Calibration.load(runs["calm"] / CALIBRATION)
+    never = calibration.points["max_probability-max-disagreement-0"]
+    calibration.points["never"] = type(never)(Threshold(["inf", "inf"]), never.gate, never.asked, never.got)
+    calibration.save(runs["calm"] / CALIBRATION)
+    run = open_run(str(runs["calm"]), read_data=False)
+    prompt, summary = "the city loses storm", tmp_path / "summary.json"
+    args = ["--max_new_tokens", "9", "--point", "never", "--summary", str(summary)]
+    main(["generate", str(runs["calm"]), "--prompt", prompt, *args])
+    text = json.loads(summary.read_text())["texts"][0]
+    ids = run.data.tokenizer(prompt)["input_ids"]
+    expected = greedy(run.model.network.backbone.model, ids, 9, eos_token_id=0, pad_token_id=0)
+    assert text["tokens"] == [token for token in expected if token != 0]
+    assert set(text["usage"]["layers"]) == {LAYERS}
+
+
+def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs: dict[str, Path], mistake: Any) -> None:
+    run = str(runs["calm"])
+    assert "is for classifiers" in mistake("calibrate", run, "--max-accuracy-drop", "1")
+    assert "policy = 'scheduler'" in mistake("calibrate", run, "--policy", "scheduler", "--budget", "0.9")
+    assert "max-disagreement = 2" in mistake("calibrate", run, "--max-disagreement", "2")
+    assert "calibration samples at risk" in mistake("calibrate", run, "--risk", "0.3")
+    assert "point = 'nowhere'" in mistake("generate", run, "--prompt", "the sun", "--point", "nowhere")
+    assert "plan = 'early:2'" in mistake("generate", run, "--prompt", "the sun", "--plan", "early:2")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.init_args.val_size=30", "data.val_size = 30"),
+        ("--data.init_args.prompt_tokens=-1", "data.prompt_tokens = -1"),
+        ("--model.init_args.network.init_args.exits=[5]", "network.exits = [5]"),
+        ("--model.init_args.network.init_args.inference_module.init_args.rank=99", "rank = 99"),
+        ("--data=datamodules.Digits", "datamodules.Continuations"),
+        ("--model.init_args.features=memory", "model.features"),
+    ],
+)
+def test_mistakes_of_a_configuration_are_one_clear_line(
+    runs: dict[str, Path], tmp_path: Path, mistake: Any, option: str, message: str
+) -> None:
+    config = runs["calm"] / "config.yaml"
+    assert message in mistake("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "new", option)
