@@ -12,11 +12,12 @@ from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.calibrate import numbers
 from eenet.cli.runs import Run, open_run
+from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
 from eenet.reporting import SCHEMA, make_console, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure, speed_table
-from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_exits
+from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
 
 
 def main(args: list[str]) -> None:
@@ -66,11 +67,13 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
         rounds: Rounds that count.
 
     Raises:
-        UserError: The run has no early exits or is quantized, no such point, or fewer samples than a batch needs.
+        UserError: The run is no classifier in one precision with early exits, there is no such point, or a batch needs
+            more samples than there are.
     """
     network, model = run.model.network, run.model
-    if isinstance(network, QuantizedNetwork):
-        raise UserError("run", str(run.folder), "its paths change bit-widths; only networks in one precision are timed")
+    if isinstance(network, QuantizedNetwork | DecoderNetwork):
+        kind = type(network).__name__
+        raise UserError("run", str(run.folder), f"holds a {kind}; only classifiers in one precision are timed")
     model.require_early_exits()
     rows = sample_rows(run.data, samples)
     for size in sizes:
@@ -103,7 +106,7 @@ def contenders(run: Run, points: dict[str, OperatingPoint], compile: bool) -> li
     """The full network, the static exits, the network routed at every point, and routed when nobody leaves."""
     network = run.model.network
     routed = [routed_network(name, point.network(network), point.policy, compile) for name, point in points.items()]
-    static = static_exits(network, compile)
+    static = static_networks(network, compile)
     return [full_network(network, compile), *static, *routed, nobody_leaves(network, compile)]
 
 

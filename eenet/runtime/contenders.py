@@ -48,7 +48,7 @@ def full_network(network: EarlyExitNetwork, compile: bool = False) -> Contender:
     return Contender("full network", "full", _made(network.backbone, compile), network.costs.full)
 
 
-def static_exits(network: EarlyExitNetwork, compile: bool = False) -> list[Contender]:
+def static_networks(network: EarlyExitNetwork, compile: bool = False) -> list[Contender]:
     """The network cut at each early exit: the stages up to it and its own head, no other head and no gate."""
     return [
         Contender(f"exit {exit}", "static", _made(partial(run_static, network, exit), compile), macs)

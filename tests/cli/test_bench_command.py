@@ -19,7 +19,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedNetwork
 from eenet.reporting.speed import speed_table
 from eenet.runtime import Routed
-from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_exits
+from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
 from lightning_modules import BackboneTraining, JointExits, QuEE
 from tests._dummies import make_network, make_vit
 from tests.cli.offline import SMALL_BERT
@@ -77,15 +77,16 @@ def test_macs_are_those_of_testing_and_the_clock_is_paired(run: Path, capsys: py
 
 def test_the_conditions_are_stated(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(path.name for path in run.iterdir())
-    main(["bench", str(run), "--batch-size=8", "--samples=20", "--rounds=1", "--threads=2", f"--out={tmp_path / 'o'}"])
+    torch.set_num_threads(2)
+    main(["bench", str(run), "--batch-size=8", "--samples=20", "--rounds=1", "--threads=1", f"--out={tmp_path / 'o'}"])
     found = json.loads((tmp_path / "o" / "bench.json").read_text())
-    stated = {"split": "test", "data": "digits", "dtype": "float32", "threads": 2, "rounds": 1, "warm_up_rounds": 1}
+    stated = {"split": "test", "data": "digits", "dtype": "float32", "threads": 1, "rounds": 1, "warm_up_rounds": 1}
     assert stated.items() <= found.items()
     assert found["torch"] == torch.__version__
     assert found["batches"][0]["samples"] == 16
     assert sorted(path.name for path in run.iterdir()) == before
     printed = capsys.readouterr().out
-    assert "2 threads, float32" in printed
+    assert "1 threads, float32" in printed
     assert found["device"] in printed
 
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_timed_is_one_clear_error(
 def test_runs_without_exits_in_one_precision_are_refused(kind: str, tmp_path: Path) -> None:
     model = BackboneTraining(make_vit()) if kind == "backbone" else QuEE(QuantizedNetwork(make_vit(), [1]))
     other = Run(tmp_path, model, Digits(), torch.device("cpu"))
-    with pytest.raises(UserError, match="early exit" if kind == "backbone" else "bit-widths"):
+    with pytest.raises(UserError, match="early exit" if kind == "backbone" else "one precision"):
         measure(other, [1], False, "all", 8, 1)
 
 
@@ -165,7 +166,7 @@ def test_contenders_compute_what_they_stand_for() -> None:
     network, inputs = make_network(), torch.randn(6, 1, 8, 8)
     logits = network(inputs).logits
     torch.testing.assert_close(full_network(network).run(inputs), logits[:, -1])
-    for exit, static in enumerate(static_exits(network)):
+    for exit, static in enumerate(static_networks(network)):
         torch.testing.assert_close(static.run(inputs), logits[:, exit])
         torch.testing.assert_close(run_static(network, exit, inputs), logits[:, exit])
     routed = nobody_leaves(network).run(inputs)
