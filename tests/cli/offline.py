@@ -9,6 +9,8 @@ import pytest
 import yaml
 from torchvision import datasets
 
+from tests._dummies.token_run import token_data
+from tests._dummies.word_decoder import write_decoder
 from tests.datamodules.tiny_files import (
     write_cifar,
     write_fashion,
@@ -67,6 +69,13 @@ def texts(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
     return {"dataset": str(folder / "hub"), "tokenizer": tokenizer, "download": False}
 
 
+def continuations(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    pytest.importorskip("transformers", reason="needs transformers")
+    hub = pytest.importorskip("datasets", reason="needs datasets")
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", folder / "cache")
+    return token_data(folder)["init_args"]
+
+
 DATA: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], dict[str, Any]]] = {
     "FashionMNIST": fashion_mnist,
     "CIFAR10": cifar,
@@ -76,6 +85,7 @@ DATA: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], dict[str, A
     "ImageNet": imagenet,
     "BBCNews": bbc_news,
     "TextClassification": texts,
+    "Continuations": continuations,
 }
 
 
@@ -104,9 +114,14 @@ def offline(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = config["model"]["init_args"]
     if write is not None:
         small = {"batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
-        config["data"]["init_args"] |= write(folder / "data", config["data"], monkeypatch) | small
         backbone = model["network"]["init_args"]["backbone"] if "network" in model else model["backbone"]
-        backbone["init_args"] |= random_weights(backbone)
+        if write is continuations:
+            del small["num_workers"]
+            backbone["init_args"]["pretrained"] = write_decoder(folder / "data" / "model", layers=30)
+            model["network"]["init_args"]["inference_module"]["init_args"]["rank"] = 4
+        else:
+            backbone["init_args"] |= random_weights(backbone)
+        config["data"]["init_args"] |= write(folder / "data", config["data"], monkeypatch) | small
     if "backbone_checkpoint" in model:
         model["backbone_checkpoint"] = None
     config["trainer"]["default_root_dir"] = str(folder / "run")
