@@ -1,0 +1,75 @@
+"""The how-to pages do what they say: their files are written, their Python runs, commands run on few batches."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eenet.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+FEW = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
+MOST_LINES = 60
+PAGES = ["hit_a_budget", "export_and_serve", "add_a_backbone", "add_a_gate", "add_a_method"]
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Language, file name and text of every block of a page."""
+    return BLOCK.findall((DOCS / page).read_text())
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `eenet` commands of a block, without the program's name."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[line.index("eenet") + 1 :] for line in words if "eenet" in line]
+
+
+def write_images(folder: Path) -> None:
+    """Three grey images of eight pixels."""
+    folder.mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), 80 * number).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_images(tmp_path / "images")
+    for language, name, text in blocks(f"howto/{page}.md"):
+        if name:
+            Path(name).write_text(text)
+        elif language == "python":
+            exec(compile(text, page, "exec"), {})
+        elif language == "bash":
+            for command in commands(text):
+                main([*command, *FEW] if command[0] == "fit" else command)
+
+
+@pytest.mark.parametrize("page", ["add_a_backbone", "add_a_gate", "add_a_method"])
+def test_what_is_added_is_short(page: str) -> None:
+    written = [text for language, name, text in blocks(f"howto/{page}.md") if language == "python" and name]
+    assert written
+    assert all(len(text.splitlines()) < MOST_LINES + 1 for text in written)
+
+
+def test_configurations_that_pages_name_are_there() -> None:
+    pages = {path: path.read_text() for path in DOCS.rglob("*.md")}
+    named = {(path, name) for path, text in pages.items() for name in re.findall(r"configs/[\w/-]+\.yaml", text)}
+    missing = [(path, name) for path, name in named if not (ROOT / name).is_file()]
+    assert named
+    assert not missing
+
+
+def test_papers_page_names_configurations_that_are_there() -> None:
+    rooms = "|".join(path.name for path in (ROOT / "configs").iterdir() if path.is_dir())
+    named = re.findall(rf"`((?:{rooms})/[\w*]+)`", (DOCS / "papers.md").read_text())
+    missing = [name for name in named if not list((ROOT / "configs").glob(f"{name}.yaml"))]
+    assert len(named) > 20
+    assert not missing
