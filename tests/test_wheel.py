@@ -28,7 +28,9 @@ def test_packages_and_configs_are_listed() -> None:
     assert all(find_config(f"configs/{name}.yaml").is_file() for name in files)
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=str)
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.stem
+)
 def test_extras_that_documents_name_exist(document: Path) -> None:
     for rest in document.read_text().split("eenet[")[1:]:
         assert set(rest.split("]")[0].split(",")) <= EXTRAS.keys()

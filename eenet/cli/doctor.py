@@ -71,8 +71,9 @@ def packages() -> Iterable[Check]:
         ("datasets", "text data", "pip install 'eenet[text]'"),
         ("gguf", "SmolLM2", "pip install 'eenet[decoders]'"),
         ("accelerate", "SmolLM2", "pip install 'eenet[decoders]'"),
-        ("torchao", "int8 kernels", "pip install torchao"),
-        ("onnxruntime", "running an exported network", "pip install onnxruntime"),
+        ("torchao", "int8 conversions of your own", "pip install torchao"),
+        ("onnx", "eenet export --format onnx", "pip install 'eenet[export]'"),
+        ("onnxruntime", "running what was exported to ONNX", "pip install 'eenet[export]'"),
     ):
         yield Check(package, use, lambda package=package: installed(package), remedy)  # type: ignore[misc]
 

@@ -85,11 +85,11 @@ def test_list_prints_every_configuration(capsys: pytest.CaptureFixture[str]) -> 
     assert {name.split("/")[1] for name in names() if name.startswith("overlays/")} == OVERLAYS
 
 
-def test_every_run_folder_is_named_after_its_configuration() -> None:
-    for path in CONFIGS.glob("*/*.yaml"):
-        values = yaml.safe_load(path.read_text())
-        if "model" in values:
-            assert values["trainer"]["default_root_dir"] == f"runs/{path.parent.name}_{path.stem}"
+def test_every_configuration_has_a_run_folder_of_its_name() -> None:
+    configs = {path: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*/*.yaml")}
+    folders = {path: values["trainer"]["default_root_dir"] for path, values in configs.items() if "model" in values}
+    assert len(set(folders.values())) == len(folders)
+    assert all(folder.startswith("runs/") and folder.endswith(path.stem) for path, folder in folders.items())
 
 
 def test_doctor_names_what_is_there_and_the_command_for_the_rest(
