@@ -102,7 +102,8 @@ def read_tokens(inputs: Mapping[str, Tensor], limit: int) -> tuple[Tensor, Tenso
 def trim_padding(state: dict[str, Tensor], keep_first: bool) -> State:
     """Drop the columns before and after all tokens of the samples that are left; what remains computes the same.
 
-    It waits for the device once, as building the attention mask does too.
+    It waits for the device once, as building the attention mask does too. While a graph is exported, which cannot look
+    at values, nothing is dropped.
 
     Args:
         state: `attention_mask` and other tensors, all `(batch, tokens, ...)`.
@@ -113,6 +114,8 @@ def trim_padding(state: dict[str, Tensor], keep_first: bool) -> State:
         {'attention_mask': tensor([[1],
                 [1]])}
     """
+    if torch.compiler.is_exporting():
+        return state
     used = state["attention_mask"].any(dim=0).tolist()
     if not any(used):
         return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ def _weight(step: Traced, target: str | None) -> tuple[str, Tensor]:
 
 def _name(step: Traced, target: Callable[..., Any] | str) -> str:
     """The operation's name; that of `relu` for `relu_`, since the graph reads what an operation returned."""
-    name = PYTHON[target] if target in PYTHON else str(target).replace("_.", ".")
+    name = PYTHON[target] if target in PYTHON else re.sub(r"(?<!_)_\.", ".", str(target))
     if name not in OPERATORS:
         family = type(step.module.network.backbone).__name__
         problem = f"the step to exit {step.exit} needs {name}, which exported programs may not use"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from eenet.backbones import CifarResNet, EfficientNetLite0, StagedBackbone
+from eenet.backbones import Bert, CifarResNet, EfficientNetLite0, StagedBackbone
 from eenet.errors import UserError
 from eenet.export import Description, export_network
 from eenet.gates import ConfidenceGate, SchedulerGate
@@ -123,6 +123,31 @@ def test_every_part_is_exported_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert torch.equal(routed.logits, expected.logits)
     assert torch.equal(routed.exits, expected.exits)
     assert torch.equal(routed.macs, expected.macs)
+
+
+def texts(*lengths: int) -> dict[str, Tensor]:
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.randint(1, 30, mask.shape) * mask, "attention_mask": mask}
+
+
+def test_texts_of_any_length_are_routed_alike(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 3}
+    bert = Bert(4, overrides=sizes | {"vocab_size": 30, "initializer_range": 0.3}, pooling="mean")
+    network = EarlyExitNetwork(bert).eval()
+    export_network(network, SequentialGates(-0.1), tmp_path / "out", texts(5, 5, 5))
+    runtime = load(tmp_path / "out")
+    assert [(spec.name, spec.dtype, spec.shape) for spec in runtime.manifest.inputs] == [
+        ("input_ids", "int64", (None,)),
+        ("attention_mask", "int64", (None,)),
+    ]
+    for lengths in ([1], [12], [3, 9, 1, 4, 2, 7, 7, 5], [2, 2, 2]):
+        inputs = texts(*lengths)
+        expected, routed = network.route(inputs, SequentialGates(-0.1)), runtime(inputs)
+        assert torch.equal(routed.exits, expected.exits)
+        torch.testing.assert_close(routed.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="inputs"):
+        runtime({"input_ids": texts(3)["input_ids"]})
 
 
 def test_the_folder_says_what_it_is(network: EarlyExitNetwork, policy: Policy, exported: Path) -> None:

@@ -1,0 +1,88 @@
+"""`eenet export`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import Digits
+from eenet.cli.main import main
+from eenet.cli.runs import chosen_point, open_run
+from eenet.runtime import load
+from tests.cli.test_cli import QUIET, tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "joint"
+    config = tiny(folder.parent / "j.yaml", "JointExits", folder, warmup_epochs=1, phase_batches=2)
+    main(["fit", "--config", str(config), *QUIET])
+    main(["calibrate", str(run := folder), "--budget", "0.5"])
+    return run
+
+
+@pytest.mark.parametrize("point", [None, "budget-0.5"])
+def test_a_run_is_exported_at_a_point(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], point: str | None
+) -> None:
+    out = tmp_path / "deep" / "out"
+    main(["export", str(run), "--out", str(out), *([] if point is None else ["--point", point])])
+    assert "eenet.runtime.load(" in capsys.readouterr().out
+    runtime, opened = load(out), open_run(str(run))
+    chosen = chosen_point(opened, point)
+    inputs = torch.stack([image for image, _ in opened.data.dataset("test")])
+    expected = chosen.point.network(opened.model.network).route(inputs, chosen.point.policy)
+    routed = runtime(inputs)
+    assert torch.equal(routed.logits, expected.logits)
+    assert torch.equal(routed.exits, expected.exits)
+    about = json.loads((out / "model.json").read_text())["point"]
+    assert about["name"] == chosen.name
+    assert about["asked"] == ({} if point is None else {"budget": 0.5})
+    assert ("temperatures" in about) == (point is not None)
+
+
+def test_a_single_precision_network_without_exits_is_exported(tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    main(["fit", "--config", str(tiny(tmp_path / "b.yaml", "BackboneTraining", folder)), *QUIET])
+    main(["export", str(folder), "--out", str(tmp_path / "out")])
+    images = torch.stack([image for image, _ in _digits().dataset("test")])
+    assert load(tmp_path / "out")(images).exits.tolist() == [0] * len(images)
+
+
+def _digits() -> Digits:
+    data = Digits()
+    data.prepare_data()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--format", "pickle"], "must be one of torch, onnx"),
+        (["--point", "nowhere"], "point = 'nowhere': the run has budget-0.5"),
+        (["--out", "."], "exists already"),
+    ],
+)
+def test_mistakes_are_one_clear_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["export", str(run), "--out", str(tmp_path / "out"), *args])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_of_another_checkpoint_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "run"
+    (other / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (other / name).write_bytes((run / name).read_bytes())
+    saved = json.loads((run / "calibration.json").read_text())
+    (other / "calibration.json").write_text(json.dumps({**saved, "checkpoint": "0" * 64}))
+    with pytest.raises(SystemExit):
+        main(["export", str(other), "--out", str(tmp_path / "out"), "--point", "budget-0.5"])
+    assert "another checkpoint" in capsys.readouterr().err
