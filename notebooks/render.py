@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from nbconvert.filters import strip_ansi
 from traitlets.config import Config
 
 from eenet.reporting import write_text
@@ -19,6 +20,9 @@ def render(path: Path) -> None:
     """Run one notebook and write its page and figures."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "text/plain" in output.get("data", {}):
+            output.data["text/plain"] = strip_ansi(output.data["text/plain"])
     files = {"unique_key": path.stem, "output_files_dir": path.stem}
     page, resources = MarkdownExporter(config=PLAIN).from_notebook_node(notebook, files)
     for name, figure in resources["outputs"].items():
