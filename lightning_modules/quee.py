@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -142,12 +142,14 @@ class QuEE(ExitRoutine):
     def path_policies(self) -> dict[str, PathPolicy]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
+        Points that were asked for by name come instead.
+
         Raises:
             UserError: The predictors are not fitted, or no point keeps the budget.
         """
-        if not self.fitted:
-            problem = "training has not come to its last epoch, where the predictors are fitted; continue it"
-            raise UserError("ckpt_path", self.trainer.ckpt_path, f"{problem} with `eenet fit ... --ckpt_path last`")
+        self.check_fitted(self.trainer.ckpt_path)
+        if self.calibrated_points:
+            return {name: cast(PathPolicy, point.policy) for name, point in self.calibrated_points.items()}
         found = {}
         for budget in self.budgets:
             point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
@@ -159,6 +161,16 @@ class QuEE(ExitRoutine):
         """Whether the predictors have been fitted."""
         return bool(self.path_points[:, 0].any())
 
+    def check_fitted(self, where: Any) -> None:
+        """Refuse a run whose predictors are not fitted.
+
+        Raises:
+            UserError: They are not.
+        """
+        if not self.fitted:
+            problem = "training has not come to its last epoch, where the predictors are fitted; continue it"
+            raise UserError("ckpt_path", where, f"{problem} with `eenet fit ... --ckpt_path last`")
+
     def curves(self) -> dict[str, list[Point]]:
         """The curves on validation samples: QuEE's, early exits by confidence (all widths; widest) and static ones."""
         rows = {name: getattr(self, f"{name}_points").tolist() for name in ("path", "threshold", "static")}
@@ -168,8 +180,6 @@ class QuEE(ExitRoutine):
     def setup(self, stage: str) -> None:
         """Before a new training, take the ranges of the activations from training inputs and choose among them."""
         super().setup(stage)
-        if self.calibrated_points:
-            raise UserError("point", list(self.calibrated_points), "QuEE's points are asked for by model.budgets")
         if stage == "fit" and self.trainer.ckpt_path is None:
             self.network.calibrate(self._inputs("train", self.calibration_batches))
             self.network.choose_ranges(self._inputs("val", self.calibration_batches))

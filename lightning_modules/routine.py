@@ -317,7 +317,7 @@ class ExitRoutine(LightningModule, ABC):
     def _print_results(self) -> None:
         console = make_console()
         console.print(results_table(self.results))
-        if self.calibration is not None and "operating_points" in self.results:
+        if "calibrated" in self.results["exits"][0]:
             console.print(calibration_table(self.results), conformal_table(self.results))
 
 

@@ -14,6 +14,7 @@ from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
+from eenet.quantization.policy import PathPolicy
 from eenet.reporting import write_json
 
 SCHEMA = 1
@@ -21,7 +22,9 @@ SCHEMA = 1
 CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes."""
 
-POLICIES = {cls.__name__: cls for cls in (FixedExit, Patience, RandomExits, SequentialGates, Threshold)}
+POLICIES: dict[str, Any] = {
+    cls.__name__: cls for cls in (FixedExit, PathPolicy, Patience, RandomExits, SequentialGates, Threshold)
+}
 GATES = {cls.__name__: cls for cls in (ConfidenceGate, SaturationGate, SchedulerGate, UncertaintyGate)}
 
 
@@ -30,10 +33,10 @@ class OperatingPoint:
     """A policy, and the gate it reads.
 
     Attributes:
-        policy: Decides who leaves.
+        policy: Decides who leaves; of a `QuantizedNetwork`, a `PathPolicy`.
         gate: `None` for the network's own.
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
-        got: What it reached on the validation split: `accuracy` and `macs_fraction`.
+        got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
         conformal: Quantiles of conformal sets, `(exits,)`, by mode and miscoverage, such as `("common", 0.1)`.
     """
 
@@ -89,6 +92,12 @@ class Calibration:
     samples: int
     temperatures: Tensor
     points: dict[str, OperatingPoint]
+
+    def add_to(self, path: Path) -> None:
+        """Write the file with the points that it has for the same checkpoint; one of the same name is replaced."""
+        if path.is_file() and (old := Calibration.load(path)).checkpoint == self.checkpoint:
+            self.points = {**old.points, **self.points}
+        self.save(path)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

@@ -26,6 +26,8 @@ from eenet.calibration import (
 from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
 from eenet.cli.calibrate_decoder import calibrate_decoder
+from eenet.cli.calibrate_paths import WISH as PATH_WISH
+from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
@@ -33,6 +35,7 @@ from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, RandomExits, Threshold
+from eenet.quantization import QuantizedNetwork
 from eenet.reporting import gather_exits, make_console
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
@@ -59,6 +62,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
+    parser.add_argument("--budget-bitops", type=str, default="", help="QuEE: fractions of the BitOPs, as 0.05,0.1")
     parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
     parser.add_argument("--max-disagreement", type=str, default="", help="decoders: share of other tokens, as 0.1")
     parser.add_argument("--max-perplexity-increase", type=str, default="", help="decoders: percent, as 5,10")
@@ -76,7 +80,7 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.policy not in names:
         raise UserError("policy", options.policy, f"must be one of {', '.join(names)}")
-    fields = dict.fromkeys((*WISHES, *DECODER_WISHES))
+    fields = dict.fromkeys((*WISHES, PATH_WISH, *DECODER_WISHES))
     wishes = {field: numbers(field, options[field.replace("-", "_")]) for field in fields}
     for budget in wishes["budget"]:
         check_budget(budget)
@@ -85,6 +89,8 @@ def main(args: list[str]) -> None:
     alphas, run = numbers("alpha", options.alpha), open_run(options.run)
     if isinstance(run.model.network, DecoderNetwork):
         calibrate_decoder(run, options.policy, wishes, options.delta)
+    elif isinstance(run.model.network, QuantizedNetwork):
+        calibrate_paths(run, options.policy, wishes)
     else:
         calibrate(run, options.policy, wishes, options.delta, alphas)
 
@@ -108,7 +114,8 @@ def calibrate(
         raise UserError("policy", policy, "is for runs that trained exits on a decoder")
     for wish, values in wishes.items():
         if values and wish not in WISHES:
-            raise UserError(wish, values, "is for runs that trained exits on a decoder")
+            kind = "of QuEE" if wish == PATH_WISH else "that trained exits on a decoder"
+            raise UserError(wish, values, f"is for runs {kind}")
     if run.data.fingerprint("val") == run.data.fingerprint("test"):
         raise UserError(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
@@ -116,8 +123,6 @@ def calibrate(
     logits, labels = exit_logits(run, "val")
     found = Calibration(digest(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
     path = run.folder / CALIBRATION
-    if path.is_file() and (old := Calibration.load(path)).checkpoint == found.checkpoint:
-        found.points.update(old.points)
     chooser = Chooser(run, logits, labels, policy)
     new: dict[str, OperatingPoint] = {}
     for wish, values in wishes.items():
@@ -125,7 +130,7 @@ def calibrate(
             name = f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
             new[name] = chooser.point(wish, value, delta, alphas)
     found.points.update(new)
-    found.save(path)
+    found.add_to(path)
     report(new, path, found.samples)
     if wishes["risk"]:
         print(ASSUMPTION)

@@ -64,15 +64,13 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     chooser = TokenChooser(run, policy)
     path = run.folder / CALIBRATION
     found = Calibration(digest(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
-    if path.is_file() and (old := Calibration.load(path)).checkpoint == found.checkpoint:
-        found.points.update(old.points)
     new = {
         f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}": chooser.point(wish, value, delta)
         for wish, values in wishes.items()
         for value in values
     }
     found.points.update(new)
-    found.save(path)
+    found.add_to(path)
     report(new, found.samples)
     print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
     return found

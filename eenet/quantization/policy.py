@@ -1,7 +1,7 @@
 """Where a sample goes next: the option with the least predicted error plus priced cost (QuEE, arXiv 2406.14404)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class PathPolicy(NamedTuple):
 
     first_width: int
     tradeoff: float
+
+    def arguments(self) -> dict[str, Any]:
+        """First width and lambda."""
+        return self._asdict()
 
 
 def cheapest_options(errors: Tensor, costs: Tensor, tradeoff: float) -> Tensor:
