@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
-from eenet.decoding import DecoderNetwork
-from eenet.decoding.judging import Row, full_rows, routed_rows, summarise_rows
+from eenet.decoding import DecoderNetwork, RoutedExecutor
+from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
 from eenet.errors import UserError
 from eenet.reporting import make_console, write_json
 from lightning_modules.decoupled import DecoupledExits
@@ -67,10 +67,8 @@ class DecoderRoutine(ExitRoutine):
         """Texts at the principal operating point."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         point, network = next(iter(self._points.values()))
-        sequences = data.prompts("test")
-        full = full_rows(self.network, sequences, batch, data.decode)
-        rows = routed_rows(network, point.policy, sequences, batch, data.decode, full)  # type: ignore[arg-type]
-        return [row["text"] for row in rows]
+        executor = RoutedExecutor(network, point.policy)  # type: ignore[arg-type]
+        return [row["text"] for row in generated_rows(executor, data.prompts("test"), batch, data.decode)]
 
     @rank_zero_only
     def _report(self, results: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from jsonargparse import auto_cli
 
-from datamodules import Continuations
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import (
@@ -122,7 +121,8 @@ def open_decoder(folder: str, point: str | None, fill: Fill) -> tuple[Executor, 
     chosen = chosen_point(run, point)
     network = cast(DecoderNetwork, chosen.point.network(run.model.network))
     executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)
-    return executor, cast(Continuations, run.data).tokenizer, {"point": chosen.name}
+    data: Any = run.data
+    return executor, data.tokenizer, {"point": chosen.name}
 
 
 def read_prompts(prompt: str | None, input: Path | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Exits of a tiny decoder: trained, calibrated, tested and generated with by the commands."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def test_labels_are_what_the_full_model_says_next(runs: dict[str, Path]) -> None
     assert torch.equal(logits[:, -1].argmax(-1), labels)
 
 
+@torch.no_grad()
+def own_perplexity(folder: Path, rows: list[dict[str, Any]]) -> float:
+    """The model's, of its own texts but for their first tokens, by `transformers` alone."""
+    run = open_run(str(folder), read_data=False)
+    sequences, losses = run.data.prompts("test"), []
+    for prompt, row in zip(sequences.prompts, rows, strict=True):
+        tokens = row["tokens"] + ([sequences.stop[0]] if len(row["tokens"]) < sequences.new_tokens else [])
+        logits = run.model.network.backbone.model(input_ids=torch.tensor([prompt + tokens])).logits[0]
+        predictions = logits[len(prompt) : -1].log_softmax(-1)
+        losses += (-predictions[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:]).long()]).tolist()
+    return math.exp(sum(losses) / len(losses))
+
+
 @pytest.mark.parametrize("name", ["calm", "joint"])
 def test_test_generates_at_every_point_and_judges_the_text(runs: dict[str, Path], name: str) -> None:
     main(["test", "--config", str(runs[name] / "config.yaml")])
@@ -84,6 +98,7 @@ def test_test_generates_at_every_point_and_judges_the_text(runs: dict[str, Path]
     full, rows = (results["texts"][key] for key in ("full", {"calm": "budget-1", "joint": "learned"}[name]))
     points = results["points"]
     assert (points["full"]["agreement"], points["full"]["layers_fraction"], points["full"]["rougeL_full"]) == (1, 1, 1)
+    assert points["full"]["perplexity"] == pytest.approx(own_perplexity(runs[name], full), rel=1e-3)
     routed = points["budget-1" if name == "calm" else "learned"]
     counts = [count for row in rows for count in row["layers"]]
     assert set(counts) <= {2, 4, LAYERS}
@@ -124,6 +139,7 @@ def test_calibrate_keeps_what_is_asked_and_test_and_generate_use_it(
         assert set(results["points"]) == {"full", *points}
     summary = tmp_path / "summary.json"
     point = ["--point", "saturation-max-disagreement-0.2", "--summary", str(summary)]
+    main(["predict", "--config", str(runs["joint"] / "config.yaml"), "--return_predictions=false"])
     main(["generate", str(runs["joint"]), "--prompt", "the rain wins", "--max_new_tokens", "5", *point])
     assert json.loads(summary.read_text())["point"] == "saturation-max-disagreement-0.2"
 
