@@ -15,4 +15,7 @@ def on_page_content(output: str, **kwargs: Any) -> str:
 
 
 def _mathml(latex: str, display: str) -> str:
-    return convert(html.unescape(latex).strip(), display=display)
+    converted = convert(html.unescape(latex).strip(), display=display)
+    if "\\" in converted:
+        raise ValueError(f"an equation has a command that is not known: {latex}")
+    return converted
