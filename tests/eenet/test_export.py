@@ -93,21 +93,19 @@ def test_onnx_decides_alike_on_the_digits(network: EarlyExitNetwork, policy: Pol
 
 VARIANTS: dict[str, tuple[Callable[[], StagedBackbone], dict[str, Any], Policy]] = {
     "resnet": (make_resnet, {}, SequentialGates(0.1)),
-    "cifar_resnet": (lambda: CifarResNet(8, 10, 8, 1), {}, SequentialGates()),
+    "cifar_resnet": (lambda: CifarResNet(8, 10, 8, 1), {}, FixedExit(1)),
     "efficientnet": (lambda: EfficientNetLite0(10, 32), {"exits": [2, 9]}, SequentialGates()),
     "scheduler": (
         make_vit,
-        {"gate": lambda n: SchedulerGate(n, 10), "inference_module": MLPHead, "boosted": True},
-        Threshold([0.0] * 3),
+        {"exits": [0, 2], "gate": lambda n: SchedulerGate(n, 10), "inference_module": MLPHead, "boosted": True},
+        Threshold([0.0] * 2),
     ),
     "margin": (
         make_vit,
-        {"gate": lambda n: ConfidenceGate(n, "margin"), "inference_module": ConvPoolHead},
-        Threshold([0.03] * 3),
+        {"exits": [1], "gate": lambda n: ConfidenceGate(n, "margin"), "inference_module": ConvPoolHead},
+        Threshold([0.03]),
     ),
     "patience": (make_vit, {"exits": [0, 2]}, Patience(1)),
-    "fixed": (make_vit, {}, FixedExit(1)),
-    "no_exits": (make_vit, {"exits": []}, FixedExit()),
 }
 
 
@@ -405,6 +403,15 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(network: EarlyExi
     with pytest.raises(UserError, match="RandomExits"):
         export_network(network, RandomExits([0.25] * 4), tmp_path / "other", digits()[:3])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_operation_that_is_not_allowed_is_refused_when_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eenet.export.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
+    with pytest.raises(UserError, match=r"needs aten.*, which exported programs may not use"):
+        export_network(make_network(exits=[]), FixedExit(), tmp_path / "out", digits()[:3])
+    assert not list(tmp_path.iterdir())
 
 
 class Peeking(FixedExit):
