@@ -9,9 +9,9 @@ from torch.utils.data import Subset
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
-from eenet.calibration.points import CALIBRATION, digest
+from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
-from eenet.cli.runs import Run, open_run
+from eenet.cli.runs import Run, calibration_of, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -120,12 +120,9 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
     Raises:
         UserError: There is no such point, or they were chosen for another checkpoint.
     """
-    path = run.folder / CALIBRATION
-    own = Calibration(digest(run.checkpoint), 0, torch.empty(0), run.model.operating_points())
-    calibration = Calibration.load(path) if path.is_file() else own
-    if calibration.checkpoint != own.checkpoint:
-        raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")
-    return calibration.choose(names)
+    if (run.folder / CALIBRATION).is_file():
+        return calibration_of(run, names).choose(names)
+    return Calibration("", 0, torch.empty(0), run.model.operating_points()).choose(names)
 
 
 def sample_rows(data: SplitData, samples: int) -> list[int]:

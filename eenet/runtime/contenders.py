@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eenet.policies import Policy, Threshold
 from eenet.runtime.deployed import EarlyExitRuntime
+from eenet.runtime.steps import compile_apart
 from eenet.runtime.stopwatch import speed_row, time_rounds
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ class Contender:
 
 def full_network(network: EarlyExitNetwork, compile: bool = False) -> Contender:
     """The plain backbone, without any exit."""
-    return Contender("full network", "full", _made(network.backbone, compile), network.costs.full)
+    run = compile_apart(network.backbone) if compile else network.backbone
+    return Contender("full network", "full", run, network.costs.full)
 
 
 def static_networks(network: EarlyExitNetwork, compile: bool = False) -> list[Contender]:
     """The network cut at each early exit: the stages up to it and its own head, no other head and no gate."""
+    runs = [partial(run_static, network, exit) for exit in range(network.num_exits - 1)]
     return [
-        Contender(f"exit {exit}", "static", _made(partial(run_static, network, exit), compile), macs)
-        for exit, macs in enumerate(network.costs.static[:-1])
+        Contender(f"exit {exit}", "static", compile_apart(run) if compile else run, network.costs.static[exit])
+        for exit, run in enumerate(runs)
     ]
 
 
@@ -104,8 +107,3 @@ def race(
         {"kind": one.kind, **speed_row(one.name, times[one.name], full, batch_size, macs[0] / mean)}
         for one, mean in zip(contenders, macs, strict=True)
     ]
-
-
-def _made(function: Callable[[Any], Any], compile: bool) -> Callable[[Any], Any]:
-    apart: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-    return torch.compile(function, **apart) if compile else function

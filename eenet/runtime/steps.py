@@ -59,7 +59,16 @@ def make_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
 def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     """The same steps as one compiled graph each, for any batch; compilation happens at the first call.
 
-    A batch of one is a graph of its own. Each step keeps its graphs apart, or every call would search those of all.
+    A batch of one is a graph of its own.
+
+    Raises:
+        UserError: This torch cannot keep the steps' graphs apart.
+    """
+    return [compile_apart(step) for step in make_steps(network, policy)]
+
+
+def compile_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled for any batch, its graphs kept apart, or every call would search those of all.
 
     Raises:
         UserError: This torch cannot keep them apart.
@@ -67,7 +76,7 @@ def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise UserError("compile", True, f"torch {torch.__version__} is too old for one graph per stage; update it")
     apart: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-    return [torch.compile(step, **apart) for step in make_steps(network, policy)]
+    return torch.compile(function, **apart)
 
 
 def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carried) -> tuple[Carried, Left]:
