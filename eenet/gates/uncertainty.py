@@ -58,5 +58,4 @@ class UncertaintyGate(Gate):
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Gate logit of one exit, `(batch,)`."""
         statistics = uncertainty_statistics(logits.detach())
-        score = F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1])
-        return score.squeeze(-1), memory
+        return (statistics * self.weight[exit]).sum(-1) + self.bias[exit], memory

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import select
+from eenet.costs import CostProfile
 from eenet.policies.base import Policy
 from eenet.runtime.compaction import Compaction
 from eenet.runtime.steps import Carried, Step, make_steps
@@ -61,7 +62,7 @@ def route(
     batch = len(pytree.tree_leaves(inputs)[0])
     decide = _route_one if batch == 1 else _route_batch
     logits, exits = decide(network, Carried(inputs), batch, compaction, steps)
-    return Routed(logits, exits, _cumulative(tuple(network.costs.cumulative), exits.device)[exits])
+    return Routed(logits, exits, _cumulative(network.costs, exits.device)[exits])
 
 
 def _route_one(
@@ -113,5 +114,5 @@ def _route_batch(
 
 
 @lru_cache(maxsize=64)
-def _cumulative(costs: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(costs, device=device)
+def _cumulative(costs: CostProfile, device: torch.device) -> Tensor:
+    return torch.tensor(costs.cumulative, device=device)
