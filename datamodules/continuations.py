@@ -158,7 +158,7 @@ class Continuations(RunData):
 
     def test_dataloader(self) -> DataLoader:
         """Batches of numbers of test prompts, `text_batch_size` at a time."""
-        return DataLoader(range(len(self.prompts("test"))), self.text_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(range(len(self.prompts("test"))), batch_size=self.text_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader:
         """As for testing."""
