@@ -147,9 +147,12 @@ class ExitRoutine(LightningModule, ABC):
         return self.network.from_features(self.extract(inputs))
 
     def log_losses(self, phase: str, batch_idx: int, loss: Tensor) -> None:
-        """Remember a training loss; check and log the means at the trainer's logging interval."""
+        """Remember a training loss; check and log the means when the trainer writes to its loggers.
+
+        That is at multiples of `log_every_n_steps` over the whole training, which epochs need not end on.
+        """
         self.losses.add(phase, batch_idx, loss)
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.trainer._logger_connector.should_update_logs:
             self._flush_losses()
 
     def _flush_losses(self) -> None:

@@ -1,5 +1,6 @@
 """Routines on the digits: phases, frozen parts, targets and results."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 
 from datamodules import Digits
 from eenet.errors import UserError
@@ -197,3 +199,11 @@ def test_a_nan_loss_stops_training_and_keeps_the_last_checkpoint(tmp_path: Path)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["epoch"] == 0
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+def test_losses_are_logged_at_the_interval_whatever_the_length_of_an_epoch(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    train(BackboneTraining(make_vit()), tmp_path, 3, logger=logger, log_every_n_steps=3, limit_train_batches=4)
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss/backbone"]]
+    assert steps == [2, 5, 8, 11]
