@@ -7,7 +7,8 @@ class Compaction(NamedTuple):
     """Compact when the stage runs saved outweigh the copy: `leaving * stages_left > copy_cost * staying + fixed_cost`.
 
     A sample that has left but was not dropped rides along; its result is fixed. Both costs are in runs of one stage on
-    one row. The defaults are guesses [inferred]: they were chosen before anything was measured.
+    one row. The defaults are those of a CPU and a small ViT (128 wide, 17 tokens, 100 microseconds per block and row):
+    0.15 microseconds to copy a row, 30 for finding the rows and a copy's fixed part.
 
     Attributes:
         copy_cost: Of copying the state of one row.
@@ -19,8 +20,8 @@ class Compaction(NamedTuple):
         (False, True)
     """
 
-    copy_cost: float = 0.02
-    fixed_cost: float = 0.05
+    copy_cost: float = 0.002
+    fixed_cost: float = 0.3
 
     def pays(self, leaving: int, staying: int, stages_left: int) -> bool:
         """Whether to compact now.
