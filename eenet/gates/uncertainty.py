@@ -58,4 +58,5 @@ class UncertaintyGate(Gate):
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Gate logit of one exit, `(batch,)`."""
         statistics = uncertainty_statistics(logits.detach())
-        return (statistics * self.weight[exit]).sum(-1) + self.bias[exit], memory
+        score = F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1])
+        return score.squeeze(-1), memory
