@@ -1,6 +1,5 @@
 """Operating points of a run, and the file in which the run keeps them."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
@@ -130,6 +130,24 @@ class Calibration:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError("calibration", str(path), f"is damaged ({type(error).__name__}); {remedy}") from error
 
+    @classmethod
+    def of(cls, folder: Path, checkpoint: Path, names: str) -> "Calibration":
+        """What `eenet calibrate` found for a checkpoint of a run.
+
+        Args:
+            folder: Run folder.
+            checkpoint: The checkpoint.
+            names: Of the points that are asked for, for the error.
+
+        Raises:
+            UserError: Nothing, or for another checkpoint.
+        """
+        path = folder / CALIBRATION
+        calibration = cls.load(path)
+        if calibration.checkpoint != sha256(checkpoint):
+            raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")
+        return calibration
+
     def choose(self, names: str) -> dict[str, OperatingPoint]:
         """Some points by their names.
 
@@ -144,6 +162,16 @@ class Calibration:
             if name not in self.points:
                 raise UserError("point", name, f"the run has {', '.join(self.points) or 'none'}; see `eenet calibrate`")
         return {name: self.points[name] for name in chosen}
+
+
+def point_name(policy: str, wish: str, value: float) -> str:
+    """Name of a point that meets a wish: the policy goes before it unless it is the run's own.
+
+    Example:
+        >>> point_name("own", "budget", 0.5), point_name("entropy", "budget", 0.5)
+        ('budget-0.5', 'entropy-budget-0.5')
+    """
+    return f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
@@ -167,12 +195,3 @@ def gate_from_dict(values: Mapping[str, Any]) -> Gate:
     gate = GATES[values["class"]](**values["arguments"])
     gate.load_state_dict({name: torch.tensor(weight) for name, weight in values["weights"].items()})
     return gate.eval().requires_grad_(False)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()

@@ -11,7 +11,7 @@ from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
-from eenet.cli.runs import Run, calibration_of, open_run
+from eenet.cli.runs import Run, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -121,7 +121,7 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
         UserError: There is no such point, or they were chosen for another checkpoint.
     """
     if (run.folder / CALIBRATION).is_file():
-        return calibration_of(run, names).choose(names)
+        return Calibration.of(run.folder, run.checkpoint, names).choose(names)
     return Calibration("", 0, torch.empty(0), run.model.operating_points()).choose(names)
 
 

@@ -23,7 +23,7 @@ from eenet.calibration import (
     policy_for_risk,
     true_class_scores,
 )
-from eenet.calibration.points import CALIBRATION, digest
+from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
 from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.calibrate_paths import WISH as PATH_WISH
@@ -31,6 +31,7 @@ from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
@@ -121,14 +122,13 @@ def calibrate(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
         )
     logits, labels = exit_logits(run, "val")
-    found = Calibration(digest(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
+    found = Calibration(sha256(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
     path = run.folder / CALIBRATION
     chooser = Chooser(run, logits, labels, policy)
     new: dict[str, OperatingPoint] = {}
     for wish, values in wishes.items():
         for value in values:
-            name = f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
-            new[name] = chooser.point(wish, value, delta, alphas)
+            new[point_name(policy, wish, value)] = chooser.point(wish, value, delta, alphas)
     found.points.update(new)
     found.add_to(path)
     report(new, path, found.samples)

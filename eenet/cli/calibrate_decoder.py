@@ -17,12 +17,13 @@ from eenet.calibration import (
     policy_for_accuracy,
     policy_for_budget,
 )
-from eenet.calibration.points import CALIBRATION, digest
+from eenet.calibration.points import CALIBRATION, point_name
 from eenet.calibration.search import candidates
 from eenet.cli.runs import Run
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate
 from eenet.policies import Patience, Policy, Threshold
 from eenet.reporting import gather_exits, make_console
@@ -63,9 +64,9 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
             raise UserError(wish, values, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
     chooser = TokenChooser(run, policy)
     path = run.folder / CALIBRATION
-    found = Calibration(digest(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
+    found = Calibration(sha256(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
     new = {
-        f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}": chooser.point(wish, value, delta)
+        point_name(policy, wish, value): chooser.point(wish, value, delta)
         for wish, values in wishes.items()
         for value in values
     }

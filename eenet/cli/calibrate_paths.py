@@ -6,9 +6,10 @@ import torch
 from rich.table import Table
 
 from eenet.calibration import Calibration, OperatingPoint
-from eenet.calibration.points import CALIBRATION, digest
+from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.runs import Run
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.policies import Policy
 from eenet.quantization import PathPolicy, point_for_budget
 from eenet.reporting import make_console
@@ -43,9 +44,9 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
         width, tradeoff, accuracy, bitops = point_for_budget(curve, budget, WISH)
         chosen = cast(Policy, PathPolicy(width, tradeoff))
         got = {"accuracy": accuracy, "bitops_fraction": bitops}
-        points[f"{WISH}-{budget:g}"] = OperatingPoint(chosen, None, {WISH: budget}, got)
+        points[point_name(policy, WISH, budget)] = OperatingPoint(chosen, None, {WISH: budget}, got)
     path, samples = run.folder / CALIBRATION, len(run.data.loader("val").dataset)  # type: ignore[arg-type]
-    found = Calibration(digest(run.checkpoint), samples - samples // 2, torch.ones(model.network.num_exits), points)
+    found = Calibration(sha256(run.checkpoint), samples - samples // 2, torch.ones(model.network.num_exits), points)
     found.add_to(path)
     table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
     for name, point in points.items():

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from eenet.calibration.points import digest
 from eenet.cli.inputs import Item, Unreadable, batches, items, reader_of
 from eenet.cli.outputs import Parts, Row
 from eenet.cli.runs import Chosen, Run, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.features.extraction import to_device
+from eenet.files import sha256
 
 
 def main(args: list[str]) -> None:
@@ -77,7 +77,7 @@ def job(run: Run, chosen: Chosen, source: Path, batch_size: int) -> dict[str, An
     """What makes the rows of an output, as plain JSON values."""
     stat = source.stat()
     return {
-        "checkpoint": digest(run.checkpoint),
+        "checkpoint": sha256(run.checkpoint),
         "point": {"name": chosen.name, **chosen.point.to_dict()},
         "input": str(source.resolve()),
         "changed": [stat.st_size, stat.st_mtime_ns] if source.is_file() else None,

@@ -12,7 +12,6 @@ from datamodules import Continuations, RunData
 from datamodules.features import feature_data
 from eenet.backbones import StagedBackbone
 from eenet.calibration import Calibration
-from eenet.calibration.points import CALIBRATION, digest
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
 from lightning_modules import DecoderRoutine, ExitRoutine
@@ -107,10 +106,7 @@ class EenetCLI(LightningCLI):
         self.model.per_class = config.per_class
         if config.point is None:
             return
-        calibration = Calibration.load(Path(config.trainer.default_root_dir, CALIBRATION))
-        if calibration.checkpoint != digest(Path(config.ckpt_path)):
-            remedy = "its points were chosen for another checkpoint; run `eenet calibrate` again"
-            raise UserError("point", config.point, remedy)
+        calibration = Calibration.of(Path(config.trainer.default_root_dir), Path(config.ckpt_path), config.point)
         self.model.calibration = calibration
         self.model.calibrated_points = calibration.choose(config.point)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
-from eenet.calibration.points import CALIBRATION, digest
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -95,27 +94,10 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
         raise UserError("run", str(run.folder), "its paths change bit-widths; ship one that has one precision")
     if name is None:
         return Chosen(*next(iter(run.model.operating_points().items())))
-    calibration = calibration_of(run, name)
+    calibration = Calibration.of(run.folder, run.checkpoint, name)
     if name not in calibration.points:
         raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
     return Chosen(name, calibration.points[name], calibration.temperatures)
-
-
-def calibration_of(run: Run, names: str) -> Calibration:
-    """What `eenet calibrate` found for the run's checkpoint.
-
-    Args:
-        run: The run.
-        names: Of the points that are asked for, for the error.
-
-    Raises:
-        UserError: Nothing, or for another checkpoint.
-    """
-    path = run.folder / CALIBRATION
-    calibration = Calibration.load(path)
-    if calibration.checkpoint != digest(run.checkpoint):
-        raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")
-    return calibration
 
 
 def class_names(data: SplitData) -> list[str] | None:

@@ -21,11 +21,12 @@ from eenet.calibration.points import policy_to_dict
 from eenet.errors import UserError
 from eenet.export import onnx_program, torch_program
 from eenet.export.trace import Traced, flatten, trace
+from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
 from eenet.runtime.load import load
-from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names, sha256
+from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
 from eenet.runtime.steps import Carried, run_step
 
 TOLERANCE = 1e-4

@@ -71,7 +71,7 @@ def routed_network(name: str, network: EarlyExitNetwork, policy: Policy, compile
 
 def nobody_leaves(network: EarlyExitNetwork, compile: bool = False) -> Contender:
     """The routed network with its gates at work and thresholds that no score reaches: what routing costs."""
-    never = Threshold([float("inf")] * (network.num_exits - 1)).to(next(network.parameters()).device)
+    never = Threshold([float("inf")] * (network.num_exits - 1))
     runtime = EarlyExitRuntime(network, never, compile)
     return Contender("routed, nobody leaves", "overhead", runtime, network.costs.cumulative[-1])
 

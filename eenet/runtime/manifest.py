@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from eenet.costs import CostProfile
 from eenet.errors import UserError
+from eenet.files import sha256
 
 VERSION = 1
 MANIFEST = "model.json"
@@ -138,15 +138,6 @@ def read_json(folder: Path, name: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError("export", str(path), f"is no JSON ({type(error).__name__})") from error
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def _parse(values: Mapping[str, Any]) -> Manifest:

@@ -23,7 +23,7 @@ from eenet.runtime.contenders import full_network, nobody_leaves, run_static, st
 from lightning_modules import BackboneTraining, JointExits, QuEE
 from tests._dummies import make_network, make_vit
 from tests.cli.offline import SMALL_BERT
-from tests.cli.test_cli import QUIET, tiny
+from tests.cli.test_cli import QUIET, failure, tiny
 from tests.datamodules.tiny_files import films, write_tokenizer
 
 
@@ -44,13 +44,6 @@ def _one_thread() -> Iterator[None]:
 def bench(folder: Path, *args: str) -> dict[str, Any]:
     main(["bench", str(folder), *args])
     return json.loads((folder / "bench.json").read_text())
-
-
-def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as exit:
-        main(["bench", *args])
-    assert exit.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_macs_are_those_of_testing_and_the_clock_is_paired(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,11 +94,11 @@ def test_points_come_from_the_calibration(
     assert names == ["routed, budget-0.5", "routed, budget-0.8", "routed, margin-budget-0.5"]
     one = bench(run, *few, "--point", "budget-0.8")["batches"][0]["rows"]
     assert [row["name"] for row in one if row["kind"] == "routed"] == ["routed, budget-0.8"]
-    assert "point = 'nowhere': the run has budget-0.5" in failure(capsys, str(run), *few, "--point", "nowhere")
+    assert "point = 'nowhere': the run has budget-0.5" in failure(capsys, "bench", str(run), *few, "--point", "nowhere")
     path = run / CALIBRATION
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"checkpoint": "another"}))
-    assert "of another checkpoint" in failure(capsys, str(run), *few)
+    assert "of another checkpoint" in failure(capsys, "bench", str(run), *few)
     path.unlink()
 
 
@@ -131,8 +124,8 @@ def test_what_cannot_be_timed_is_one_clear_error(
     run: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert message in failure(capsys, str(run), *args)
-    assert "makes a run" in failure(capsys, str(run / "nowhere"))
+    assert message in failure(capsys, "bench", str(run), *args)
+    assert "makes a run" in failure(capsys, "bench", str(run / "nowhere"))
 
 
 @pytest.mark.parametrize("kind", ["backbone", "quantized"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eenet.cli.main import main
-from tests.cli.test_cli import QUIET, mistake, tiny
+from tests.cli.test_cli import QUIET, failure, mistake, tiny
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +15,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny(folder.parent / "j.yaml", "JointExits", folder, warmup_epochs=1, phase_batches=2)
     main(["fit", "--config", str(config), *QUIET])
     return folder
-
-
-def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as exit:
-        main(["calibrate", *args])
-    assert exit.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,11 +61,11 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
 def test_wishes_that_cannot_be_met_are_one_clear_error(
     args: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in failure(capsys, str(run), *args)
+    assert message in failure(capsys, "calibrate", str(run), *args)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "makes a run" in failure(capsys, str(tmp_path), "--budget", "0.5")
+    assert "makes a run" in failure(capsys, "calibrate", str(tmp_path), "--budget", "0.5")
 
 
 def test_a_validation_split_that_is_the_test_split_is_refused(
@@ -81,7 +74,7 @@ def test_a_validation_split_that_is_the_test_split_is_refused(
     from datamodules import Digits
 
     monkeypatch.setattr(Digits, "fingerprint", lambda *_, **__: "the same")
-    assert "validation split is its test split" in failure(capsys, str(run), "--budget", "0.5")
+    assert "validation split is its test split" in failure(capsys, "calibrate", str(run), "--budget", "0.5")
 
 
 def test_points_of_another_checkpoint_are_refused(

@@ -52,9 +52,14 @@ def tiny(path: Path, method: str, folder: Path, **arguments: object) -> Path:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What Lightning's commands print for a user's mistake; see `failure`."""
+    return failure(capsys, *args, *QUIET)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """What the command prints for a user's mistake: one error, status 2, no traceback."""
     with pytest.raises(SystemExit) as exit:
-        main([*args, *QUIET])
+        main([*args])
     printed = capsys.readouterr().err
     assert exit.value.code == 2
     assert "Traceback" not in printed
