@@ -117,6 +117,10 @@ class EarlyExitNetwork(nn.Module):
                 features.append(self.read(len(features), branch))
         return ExitFeatures(features, self.backbone.classify(state))
 
+    def feature_facts(self) -> dict[str, Any]:
+        """What `extract` gives for a sample depends on, beside the backbone's architecture and state; plain JSON values."""
+        return {"exits": self.exit_stages, "reads": [head.reads for head in self.heads]}
+
     def logits_at(self, exit: int, state: State, before: Any) -> Tensor:
         """Logits of one early exit, `(batch, classes)`; `before` are those of the exit before, where there is one."""
         logits = self.inference_modules[exit](self.read(exit, state))

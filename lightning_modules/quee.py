@@ -84,11 +84,11 @@ class QuEE(ExitRoutine):
         calibration_batches: Evaluation batches of training inputs that give the activations' ranges.
         optimizer: Makes the optimizer of the inference modules.
         final_learning_rate: Where the cosine schedule ends.
-        features: `off` or `memory`: run every path of the frozen backbone once per sample and train from what its exits
-            read; or a mapping, see `eenet.features.FeatureOptions`.
+        features: `off`, `memory` or `disk`: run every path of the frozen backbone once per sample and train from what
+            its exits read; or a mapping, see `eenet.features.FeatureOptions`.
 
     Raises:
-        UserError: No early exit, a budget that is not positive, an empty calibration set, or features kept on disk.
+        UserError: No early exit, a budget that is not positive, or an empty calibration set.
     """
 
     method = "quee"
@@ -115,8 +115,6 @@ class QuEE(ExitRoutine):
             raise UserError(
                 "model.calibration_batches", calibration_batches, "an empty calibration set gives no ranges"
             )
-        if self.features is not None and self.features.store == "disk":
-            raise UserError("model.features", "disk", "a store does not know the quantizer; use `memory` or `off`")
         self.budgets = budgets or [0.1]
         for budget in self.budgets:
             if not budget > 0:
@@ -181,10 +179,11 @@ class QuEE(ExitRoutine):
         """Before a new training, take the ranges of the activations from training inputs and choose among them."""
         super().setup(stage)
         if stage == "fit" and self.trainer.ckpt_path is None:
-            self.network.calibrate(self._inputs("train", self.calibration_batches))
-            self.network.choose_ranges(self._inputs("val", self.calibration_batches))
+            self.network.calibrate(self.inputs("train", self.calibration_batches))
+            self.network.choose_ranges(self.inputs("val", self.calibration_batches))
 
-    def _inputs(self, split: str, batches: int) -> Iterator[Any]:
+    def inputs(self, split: str, batches: int) -> Iterator[Any]:
+        """The first batches of a split in its order, without labels."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         loader = getattr(data, "data", data).loader(split)
         return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))

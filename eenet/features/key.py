@@ -10,7 +10,7 @@ from eenet.network import EarlyExitNetwork
 
 
 def feature_key(network: EarlyExitNetwork, data: str, dtype: str) -> str:
-    """Digest of the backbone's content, the exits, what their heads read, the data and the dtype.
+    """Digest of the backbone's content, what else its features depend on, the data and the dtype.
 
     Args:
         network: The network.
@@ -23,8 +23,7 @@ def feature_key(network: EarlyExitNetwork, data: str, dtype: str) -> str:
     facts = {
         "backbone": network.backbone.description(),
         "weights": content_digest(network.backbone),
-        "exits": network.exit_stages,
-        "reads": [head.reads for head in network.heads],
+        **network.feature_facts(),
         "data": data,
         "dtype": dtype,
     }

@@ -196,6 +196,10 @@ class QuantizedNetwork(EarlyExitNetwork):
                 self.range_methods[number] = distances.index(min(distances))
         self._twins.clear()
 
+    def width_ranges(self, width: int) -> Tensor:
+        """The ranges that a width uses, of each layer the lowest and highest value, `(layers, 2)`."""
+        return self.ranges[self.range_methods[self.widths.index(width)]]
+
     def twin(self, width: int) -> StagedBackbone:
         """The backbone with its stages at a width; it shares the weights."""
         if width == FLOAT:
@@ -206,9 +210,8 @@ class QuantizedNetwork(EarlyExitNetwork):
         return self._twins[key]
 
     def _make_twin(self, width: int, native: bool) -> StagedBackbone:
-        ranges = self.ranges[self.range_methods[self.widths.index(width)]].tolist()
         layers: dict[str, nn.Module] = {}
-        for name, (lowest, highest) in zip(self.layer_names, ranges, strict=True):
+        for name, (lowest, highest) in zip(self.layer_names, self.width_ranges(width).tolist(), strict=True):
             layer, grid = self.backbone.get_submodule(name), activation_grid(lowest, highest, width)
             integer = native_layer(layer, grid) if native else None
             layers[name] = integer or SimulatedLayer(layer, width, grid)
@@ -245,6 +248,11 @@ class QuantizedNetwork(EarlyExitNetwork):
             else:
                 features.append(self.backbone.classify(state))
         return ExitFeatures(features[:-1], features[-1])
+
+    def feature_facts(self) -> dict[str, Any]:
+        """The paths too, and the ranges that their quantized segments use."""
+        ranges = {width: self.width_ranges(width).tolist() for width in self.widths if width != FLOAT}
+        return {**super().feature_facts(), "paths": self.tree.nodes, "ranges": ranges, "native": self.native}
 
     def exit_logits(self, extracted: ExitFeatures) -> Tensor:
         """Logits of all nodes, `(batch, nodes, classes)`."""

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Digits
 from datamodules.features import feature_data
+from eenet.cli.main import main
 from eenet.errors import UserError
+from eenet.features import FeatureOptions
 from eenet.quantization import QuantizedNetwork, bitops
 from lightning_modules import QuEE
 from tests._dummies import make_vit
@@ -131,6 +134,75 @@ def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, heads[1][name], atol=1e-3, rtol=1e-2)
 
 
+def fit_from_disk(folder: Path, routine: QuEE, **arguments: Any) -> list[int]:
+    """Train from a store in a folder; how many samples each call of the backbone's paths had."""
+    seen: list[int] = []
+    extract = routine.network.extract
+    routine.network.extract = lambda inputs: (seen.append(len(inputs)), extract(inputs))[1]  # type: ignore
+    options = FeatureOptions("disk", folder=str(folder / "features"))
+    data = feature_data(Digits(batch_size=arguments.pop("batch_size", 64)), routine.network, options)
+    ckpt_path = arguments.pop("ckpt_path", None)
+    make_trainer(folder, **arguments).fit(routine, datamodule=data, ckpt_path=ckpt_path)
+    return seen
+
+
+def stores(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("features/*/manifest.json")}
+
+
+def seeded(**arguments: Any) -> QuEE:
+    torch.manual_seed(0)
+    return make_routine(**arguments)
+
+
+def test_features_of_paths_are_kept_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    memory = seeded()
+    data = feature_data(Digits(batch_size=64), memory.network, FeatureOptions("memory"))
+    make_trainer(tmp_path).fit(memory, datamodule=data)
+    disk = seeded()
+    assert len(fit_from_disk(tmp_path, disk)) > 2
+    for name, values in memory.state_dict().items():
+        assert torch.equal(values, disk.state_dict()[name]), name
+    again = seeded()
+    assert fit_from_disk(tmp_path, again) == [1, 1]  # the first sample of a split gives the layout
+    assert torch.equal(again.path_points, memory.path_points)
+    assert len(stores(tmp_path)) == 2
+    main(["features", "verify", "--folder", str(tmp_path / "features")])
+    assert "(digits train): 1 of 1 shards are whole" in capsys.readouterr().out
+
+
+def test_a_resumed_run_finds_its_store(tmp_path: Path) -> None:
+    routine = seeded()
+    fit_from_disk(tmp_path, routine, epochs=3, max_steps=8)
+    checkpoint = tmp_path / "part.ckpt"
+    routine.trainer.save_checkpoint(checkpoint)
+    found = stores(tmp_path)
+    torch.manual_seed(7)
+    rest = make_routine()
+    assert fit_from_disk(tmp_path, rest, epochs=3, ckpt_path=str(checkpoint)) == [1, 1]
+    assert stores(tmp_path) == found
+    assert torch.equal(rest.network.ranges, routine.network.ranges)
+
+
+class UnequalRanges(QuEE):
+    """Every process sees other values while ranges are chosen."""
+
+    def inputs(self, split: str, batches: int) -> Any:
+        return (rows * (1 + self.global_rank) for rows in super().inputs(split, batches))
+
+
+def test_two_processes_share_one_store(tmp_path: Path) -> None:
+    single = seeded()
+    fit_from_disk(tmp_path / "one", single, epochs=3, max_steps=8)
+    torch.manual_seed(0)
+    network = make_routine().network
+    routine = UnequalRanges(network, budgets=[0.5], optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=True)
+    fit_from_disk(tmp_path / "two", routine, epochs=3, max_steps=8, batch_size=32, strategy=strategy, devices=2)
+    assert stores(tmp_path / "two") == stores(tmp_path / "one")
+    assert torch.equal(routine.network.ranges, single.network.ranges)
+
+
 def test_a_run_without_its_last_epoch_has_no_operating_points(tmp_path: Path) -> None:
     routine = make_routine()
     trainer = make_trainer(tmp_path, epochs=3, max_steps=1, limit_train_batches=1, limit_val_batches=1)
@@ -144,7 +216,6 @@ def test_a_run_without_its_last_epoch_has_no_operating_points(tmp_path: Path) ->
     [
         ({"budgets": [0.0]}, r"model\.budgets = 0\.0"),
         ({"calibration_batches": 0}, r"model\.calibration_batches = 0: an empty calibration set"),
-        ({"features": "disk"}, r"model\.features = 'disk'"),
         ({"network": QuantizedNetwork(make_vit(), [])}, "at least one early exit"),
     ],
 )

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
+from eenet.features import feature_key
 from eenet.inference_modules import ConvPoolHead
+from eenet.network import EarlyExitNetwork
 from eenet.quantization import PathCosts, PathPolicy, PathTree, QuantizedNetwork, full_paths
 from eenet.quantization.policy import cheapest_options, final_nodes, follow, predicted_errors
 from eenet.quantization.routing import route_paths
@@ -225,6 +227,26 @@ def test_loading_a_checkpoint_brings_its_ranges_into_use() -> None:
     _ = other(rows)
     other.load_state_dict(network.state_dict())
     torch.testing.assert_close(other(rows).logits, network(rows).logits)
+
+
+def test_the_key_of_stored_features_knows_paths_and_ranges() -> None:
+    backbone, rows = make_vit(), torch.randn(8, 1, 8, 8)
+
+    def make(scale: float = 1.0, **arguments: Any) -> QuantizedNetwork:
+        network = QuantizedNetwork(backbone, **{"exits": [0, 1, 2], "widths": [8, 4], "max_paths": 16, **arguments})
+        network.calibrate([scale * rows])
+        return network
+
+    key = feature_key(make(), "data", "float32")
+    assert feature_key(make(), "data", "float32") == key
+    assert feature_key(make(shared_heads=True), "data", "float32") == key
+    other_method, integers = make(), make()
+    other_method.range_methods[0] = 1
+    integers.native = True
+    others = [make(widths=[8, 6]), make(max_paths=8), make(exits=[0, 1]), make(2.0), other_method, integers]
+    keys = [feature_key(network, "data", "float32") for network in others]
+    keys.append(feature_key(EarlyExitNetwork(backbone, [0, 1, 2]), "data", "float32"))
+    assert len({key, *keys}) == 8
 
 
 @torch.no_grad()
