@@ -84,7 +84,7 @@ def machine() -> Iterable[Check]:
     yield Check("bfloat16", "trainer.precision: bf16-mixed at speed", bfloat16, ANOTHER_MACHINE)
     yield Check("AVX-512", "float32 on the CPU", lambda: supported("avx512"), ANOTHER_MACHINE)
     yield Check("VNNI", "int8 on the CPU", lambda: supported("vnni"), ANOTHER_MACHINE)
-    yield Check("C++ compiler", "torch.compile on the CPU", compiler, "apt-get install g++")
+    yield Check("C++ compiler", "compiled steps (`eenet bench --compile`)", compiler, "apt-get install g++")
 
 
 def folder(package: str) -> str | None:
@@ -132,5 +132,5 @@ def supported(instructions: str) -> str | None:
 
 
 def compiler() -> str | None:
-    """The compiler that torch.compile would start."""
+    """The compiler that torch would start."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")

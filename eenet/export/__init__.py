@@ -1,7 +1,7 @@
 """Writing a routed network as a folder that `eenet.runtime.load` runs without the model's code.
 
-Here live the tracing of each step into a graph of tensor operations, the two forms it is written in, JSON for torch and
-ONNX, and the folder around them: `model.json`, `weights.safetensors` and one program per exit.
+Here live the two forms in which a traced step is written, JSON for torch and ONNX, and the folder around them:
+`model.json`, `weights.safetensors` and one program per exit.
 """
 
 from eenet.export.folder import Description, export_network

@@ -20,7 +20,6 @@ from eenet import __version__
 from eenet.calibration.points import policy_to_dict
 from eenet.errors import UserError
 from eenet.export import onnx_program, torch_program
-from eenet.export.trace import Traced, flatten, trace
 from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
@@ -28,6 +27,7 @@ from eenet.reporting import write_json
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
 from eenet.runtime.steps import Carried, run_step
+from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4
 """Largest difference, relative to 1 or to the value, where a step is not compared bit for bit."""
@@ -80,7 +80,7 @@ def export_network(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        steps = list(trace(network, policy, example, shortened(network, example)))
+        steps = list(trace(network, policy, example))
         write = _write_torch if format == "torch" else _write_onnx
         names = program_names(format, network.num_exits)
         write(steps, beside, names)
@@ -104,13 +104,6 @@ def export_network(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
-
-
-def shortened(network: EarlyExitNetwork, example: Any) -> Any:
-    """The example without its last row and, for texts, without its last token: what may vary is what differs."""
-    if network.backbone.max_tokens is None:
-        return pytree.tree_map(lambda rows: rows[:-1], example)
-    return pytree.tree_map(lambda rows: rows[:-1, :-1], example)
 
 
 def input_specs(example: Any, first: Traced) -> tuple[InputSpec, ...]:
@@ -171,7 +164,7 @@ def _write_onnx(steps: list[Traced], folder: Path, names: list[str]) -> None:
         weights |= own
     _write_weights(folder, weights)
     for step, model, name in zip(steps, models, names, strict=True):
-        onnx_program.save(step.exit, model, folder, folder / name)
+        onnx_program.save(step.name, model, folder, folder / name)
 
 
 def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:

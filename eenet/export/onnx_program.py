@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.export.trace import Traced
 from eenet.runtime.manifest import WEIGHTS
+from eenet.runtime.trace import Traced
 
 LARGEST_CONSTANT = 256
 """Bytes of a constant that stays inside the ONNX file, such as an axis."""
@@ -37,23 +37,23 @@ def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
         with quiet():
             exported = torch.onnx.export(step.program, step.tensors, input_names=names, dynamo=True, verbose=False)
     except Exception as error:  # its errors have no common class
-        problem = f"the step to exit {step.exit} has no form in ONNX ({type(error).__name__}); use --format torch"
+        problem = f"the step to {step.name} has no form in ONNX ({type(error).__name__}); use --format torch"
         raise UserError("format", "onnx", problem) from error
     assert exported is not None
     model = exported.model
     weights = {
-        f"exit_{step.exit}.{name}": torch.from_numpy(value.const_value.numpy().copy())
+        f"{step.name}.{name}": torch.from_numpy(value.const_value.numpy().copy())
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes > LARGEST_CONSTANT
     }
     return model, weights
 
 
-def save(step: int, model: Any, folder: Path, path: Path) -> None:
+def save(step: str, model: Any, folder: Path, path: Path) -> None:
     """Write the ONNX file of a step, after its weights were written.
 
     Args:
-        step: Number of the exit.
+        step: Name of the step.
         model: From `translate`.
         folder: Where `weights.safetensors` is.
         path: The file.
@@ -61,7 +61,7 @@ def save(step: int, model: Any, folder: Path, path: Path) -> None:
     ir = import_module("onnx_ir")
     places = offsets(folder / WEIGHTS)
     for name, value in model.graph.initializers.items():
-        if (place := places.get(f"exit_{step}.{name}")) is not None:
+        if (place := places.get(f"{step}.{name}")) is not None:
             begin, length = place
             kept = value.const_value
             value.const_value = ir.ExternalTensor(

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
 from eenet.errors import UserError
-from eenet.export.trace import Traced
 from eenet.runtime.operators import OPERATORS
+from eenet.runtime.trace import Traced
 
 PYTHON = {
     getattr(operator, name): f"python.{name}" for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")
@@ -69,11 +69,11 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _weight(step: Traced, target: str | None) -> tuple[str, Tensor]:
-    """A weight by its name in the network, or a constant under the number of its exit."""
+    """A weight by its name in the network, or a constant under the name of the step."""
     assert target is not None
     state = step.program.state_dict
     tensor = state[target] if target in state else step.program.constants[target]
-    shared = target.removeprefix("network.") if target in state else f"exit_{step.exit}.{target}"
+    shared = target.removeprefix("network.") if target in state else f"{step.name}.{target}"
     return shared, tensor.detach()
 
 
@@ -82,7 +82,7 @@ def _name(step: Traced, target: Callable[..., Any] | str) -> str:
     name = PYTHON[target] if target in PYTHON else re.sub(r"(?<!_)_\.", ".", str(target))
     if name not in OPERATORS:
         family = type(step.module.network.backbone).__name__
-        problem = f"the step to exit {step.exit} needs {name}, which exported programs may not use"
+        problem = f"the step to {step.name} needs {name}, which exported programs may not use"
         raise UserError("backbone", family, f"{problem}; see eenet/runtime/operators.py")
     return name
 

@@ -10,7 +10,7 @@ from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, Left, Step, compile_steps, make_steps
+from eenet.runtime.steps import Carried, Left, Step, make_steps
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Routed",
     "Step",
     "Times",
-    "compile_steps",
     "load",
     "make_steps",
     "route",

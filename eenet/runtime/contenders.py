@@ -12,7 +12,6 @@ from torch import Tensor
 
 from eenet.policies import Policy, Threshold
 from eenet.runtime.deployed import EarlyExitRuntime
-from eenet.runtime.steps import compile_apart
 from eenet.runtime.stopwatch import speed_row, time_rounds
 
 if TYPE_CHECKING:
@@ -46,24 +45,25 @@ class Contender:
 
 def full_network(network: EarlyExitNetwork, compile: bool = False) -> Contender:
     """The plain backbone, without any exit."""
-    run = compile_apart(network.backbone) if compile else network.backbone
+    run = _compiled("full_network", network, network.backbone) if compile else network.backbone
     return Contender("full network", "full", run, network.costs.full)
 
 
 def static_networks(network: EarlyExitNetwork, compile: bool = False) -> list[Contender]:
     """The network cut at each early exit: the stages up to it and its own head, no other head and no gate."""
-    runs = [partial(run_static, network, exit) for exit in range(network.num_exits - 1)]
-    return [
-        Contender(f"exit {exit}", "static", compile_apart(run) if compile else run, network.costs.static[exit])
-        for exit, run in enumerate(runs)
-    ]
+    contenders = []
+    for exit in range(network.num_exits - 1):
+        static = partial(run_static, network, exit)
+        run = _compiled(f"static_{exit}", network, static) if compile else static
+        contenders.append(Contender(f"exit {exit}", "static", run, network.costs.static[exit]))
+    return contenders
 
 
 def routed_network(name: str, network: EarlyExitNetwork, policy: Policy, compile: bool = False) -> Contender:
     """The network routed by a policy.
 
     Raises:
-        UserError: The policy is made for another number of exits, or this torch cannot compile the steps.
+        UserError: The policy is made for another number of exits, or the steps cannot be compiled.
     """
     policy = policy.to(next(network.parameters()).device)
     return Contender(f"routed, {name}", "routed", EarlyExitRuntime(network, policy, compile))
@@ -83,6 +83,12 @@ def run_static(network: EarlyExitNetwork, exit: int, inputs: Any) -> Tensor:
     for stage in range(network.exit_stages[exit] + 1):
         state = backbone.run_stage(stage, state)
     return network.heads[exit](network.read(exit, state))
+
+
+def _compiled(name: str, network: EarlyExitNetwork, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    from eenet.runtime.ahead import compile_function  # imports the compiler
+
+    return compile_function(name, network, function)
 
 
 def race(

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from eenet.policies.base import Policy
 from eenet.runtime.compaction import Compaction
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, compile_steps, make_steps
+from eenet.runtime.steps import Carried, make_steps
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -25,12 +25,12 @@ class EarlyExitRuntime(nn.Module):
     Args:
         network: The network; put in evaluation mode.
         policy: Decides who leaves.
-        compile: Compile each step, that is the stages up to an exit with its head, gate and decision, into one graph
-            for any batch; `warm_up` before anything is timed or served.
+        compile: Compile each step, that is the stages up to an exit with its head, gate and decision, into machine code
+            for any batch, now; it keeps the autocast and the number of threads of this moment.
         compaction: When samples that have left are dropped.
 
     Raises:
-        UserError: The policy is made for another number of exits.
+        UserError: The policy is made for another number of exits, or the steps cannot be compiled.
     """
 
     def __init__(
@@ -43,7 +43,12 @@ class EarlyExitRuntime(nn.Module):
         super().__init__()
         policy.check(network.num_exits)
         self.network, self.policy, self.compaction = network.eval(), policy, compaction
-        self.steps = (compile_steps if compile else make_steps)(network, policy)
+        if compile:
+            from eenet.runtime.ahead import compile_steps  # imports the compiler
+
+            self.steps = compile_steps(network, policy)
+        else:
+            self.steps = make_steps(network, policy)
         _ = network.costs
 
     def forward(self, inputs: Any) -> Routed:
@@ -52,12 +57,11 @@ class EarlyExitRuntime(nn.Module):
 
     @torch.no_grad()
     def warm_up(self, inputs: Any, batch_sizes: Sequence[int] = (1, 2)) -> float:
-        """Run every step, whoever leaves, on the first samples of a batch: compiles, and fills caches.
+        """Run every step, whoever leaves, on the first samples of a batch, before anything is timed or served.
 
         Args:
             inputs: A batch, at least as large as the largest of the sizes.
-            batch_sizes: What will be asked for; with compiled steps one size above 1 stands for the others, but torch
-                may still compile once more at a layout that it has not seen.
+            batch_sizes: What will be asked for.
 
         Returns:
             Seconds it took.

@@ -20,7 +20,7 @@ from eenet.runtime.compaction import Compaction
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, Left, Step
+from eenet.runtime.steps import Carried, Left, Step, split_results
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:
@@ -121,9 +121,7 @@ class ExportedRuntime:
         logits = results[-1 if last else -2] if len(results) > 1 - last else torch.empty(0)
         if set(rows) != {batch} or logits.shape != (batch, self.manifest.num_classes):
             raise UserError("export", program.source, f"does not return {self.manifest.num_classes} logits per sample")
-        if last:
-            return Carried(()), Left(logits, None)
-        return Carried(tuple(results[:-2])), Left(logits, results[-1])
+        return split_results(results, last)
 
     def _tensors(self, inputs: Any) -> list[Tensor]:
         names = [spec.name for spec in self.manifest.inputs]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from eenet.backbones.base import State
-from eenet.errors import UserError
 from eenet.gates import Memory
 from eenet.policies.base import Policy
 
@@ -56,27 +53,11 @@ def make_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     return [partial(run_step, network, policy, exit) for exit in range(network.num_exits)]
 
 
-def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
-    """The same steps as one compiled graph each, for any batch; compilation happens at the first call.
-
-    A batch of one is a graph of its own.
-
-    Raises:
-        UserError: This torch cannot keep the steps' graphs apart.
-    """
-    return [compile_apart(step) for step in make_steps(network, policy)]
-
-
-def compile_apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled for any batch, its graphs kept apart, or every call would search those of all.
-
-    Raises:
-        UserError: This torch cannot keep them apart.
-    """
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        raise UserError("compile", True, f"torch {torch.__version__} is too old for one graph per stage; update it")
-    apart: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-    return torch.compile(function, **apart)
+def split_results(results: Sequence[Tensor], last: bool) -> tuple[Carried, Left]:
+    """What a step returns, from its flat tensors: what is carried on, the logits and, but for the last, who leaves."""
+    if last:
+        return Carried(()), Left(results[-1], None)
+    return Carried(tuple(results[:-2])), Left(results[-2], results[-1])
 
 
 def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carried) -> tuple[Carried, Left]:

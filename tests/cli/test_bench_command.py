@@ -18,8 +18,10 @@ from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedNetwork
 from eenet.reporting.speed import speed_table
-from eenet.runtime import Routed
+from eenet.runtime import Routed, ahead
+from eenet.runtime.ahead import MachineCode
 from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
+from eenet.runtime.trace import Traced
 from lightning_modules import BackboneTraining, JointExits, QuEE
 from tests._dummies import make_network, make_vit
 from tests.cli.offline import SMALL_BERT
@@ -140,17 +142,18 @@ def test_full_static_and_routed_networks_are_compiled_alike(
     run: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    names: list[str] = []
 
-    def compile(function: Any, *, dynamic: bool, isolate_recompiles: bool) -> Any:
-        asked.append({"dynamic": dynamic, "isolate_recompiles": isolate_recompiles})
-        return function
+    def interpret(traced: Traced) -> MachineCode:
+        names.append(traced.name)
+        module = traced.program.module()
+        return MachineCode(lambda tensors: list(module(*tensors)), {})
 
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(ahead, "compile_traced", interpret)
     opened = open_run(str(run))
     found = measure(opened, [4], True, "all", 8, 1)
-    assert len(asked) == 1 + 3 + 2 * 4  # the backbone, the static exits, and each step of both routed networks
-    assert all(options == {"dynamic": True, "isolate_recompiles": True} for options in asked)
+    steps = [f"exit_{exit}" for exit in range(4)]
+    assert sorted(names) == sorted(["full_network", "static_0", "static_1", "static_2", *steps, *steps])
     assert "compiled" in str(speed_table(found).title)
 
 

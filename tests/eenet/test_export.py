@@ -422,7 +422,7 @@ class Peeking(FixedExit):
 
 
 def test_a_step_that_looks_at_values_is_refused(network: EarlyExitNetwork, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exit 0 cannot be traced"):
+    with pytest.raises(UserError, match="exit_0 cannot be traced"):
         export_network(network, Peeking(), tmp_path / "out", digits()[:3])
 
 

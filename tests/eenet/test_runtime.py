@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eenet.errors import UserError
 from eenet.gates import SchedulerGate
 from eenet.network import EarlyExitNetwork
-from eenet.policies import FixedExit, Policy, SequentialGates, Threshold
+from eenet.policies import FixedExit, Policy, Threshold
 from eenet.runtime import ALWAYS, Compaction, EarlyExitRuntime, Times, route, speed_row, time_rounds
 from tests._dummies import make_network
 
@@ -168,27 +167,6 @@ def test_low_precision_is_honoured(kind: str) -> None:
     assert routed.logits.dtype == torch.bfloat16
     assert routed.exits.tolist() == exits.tolist()
     torch.testing.assert_close(routed.logits, logits, atol=5e-2, rtol=5e-2)
-
-
-@torch.no_grad()
-def test_compiled_steps_warm_up_to_two_graphs_each_and_agree_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter, compile = CompileCounter(), torch.compile
-
-    def counting(model: Any, *, dynamic: bool, isolate_recompiles: bool) -> Any:
-        return compile(model, dynamic=dynamic, isolate_recompiles=isolate_recompiles, backend=counter, fullgraph=True)
-
-    monkeypatch.setattr(torch, "compile", counting)
-    network = make_network()
-    policy = SequentialGates()
-    runtime = EarlyExitRuntime(network, policy, compile=True)
-    assert runtime.warm_up(torch.randn(8, 1, 8, 8)) > 0
-    assert counter.frame_count == 2 * network.num_exits
-    for batch in (1, 2, 5, 8, 33):
-        inputs = torch.randn(batch, 1, 8, 8)
-        expected = route(network, inputs, policy)
-        routed = runtime(inputs)
-        assert routed.exits.tolist() == expected.exits.tolist()
-        torch.testing.assert_close(routed.logits, expected.logits)
 
 
 def test_a_policy_for_another_network_is_refused() -> None:

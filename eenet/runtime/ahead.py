@@ -1,0 +1,158 @@
+"""Steps as machine code: each traced graph is compiled before the first call, and a call checks and looks up nothing.
+
+What a call costs decides whether an exit pays for a batch of one. `torch.compile` asks at each call whether its graphs
+still hold, which takes as long as a small stage; compilation ahead of time (AOTInductor) asks nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from eenet.errors import UserError
+from eenet.policies.base import Policy
+from eenet.runtime.steps import Carried, Left, Step, split_results
+from eenet.runtime.trace import Traced, shortened, trace, trace_function
+
+if TYPE_CHECKING:
+    from eenet.network import EarlyExitNetwork
+
+EXAMPLE_ROWS = 4
+"""Rows of the batch that is traced; the compiler tunes for it what does not depend on the batch."""
+
+
+class MachineCode(NamedTuple):
+    """A compiled graph.
+
+    Attributes:
+        run: From flat tensors to flat tensors; it trusts shapes, dtypes and layouts.
+        weights: What it reads, kept alive here.
+    """
+
+    run: Callable[[list[Tensor]], list[Tensor]]
+    weights: dict[str, Tensor]
+
+
+def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
+    """The steps of a network as machine code for batches of any size.
+
+    They compute under the autocast, and with the number of threads, under which they are compiled, and read the weights
+    of the network where they lie then.
+
+    Args:
+        network: In evaluation mode.
+        policy: Decides who leaves.
+
+    Raises:
+        UserError: A step cannot be traced, or there is no compiler.
+    """
+    example = example_batch(network)
+    traced = list(trace(network, policy, example))
+    first, *others = [_step(compile_traced(step), exit == network.num_exits - 1) for exit, step in enumerate(traced)]
+    check = input_check(example, traced[0])
+    return [lambda carried: first(Carried(check(carried.state))), *others]
+
+
+def compile_function(
+    name: str, network: EarlyExitNetwork, function: Callable[[Any], Tensor]
+) -> Callable[[Any], Tensor]:
+    """A function from inputs to logits as machine code, such as the plain backbone.
+
+    Args:
+        name: What it computes, for messages.
+        network: Whose weights it reads, in evaluation mode.
+        function: From a batch to a tensor.
+
+    Raises:
+        UserError: As `compile_steps`.
+    """
+    example = example_batch(network)
+    with torch.no_grad():
+        traced = trace_function(
+            name, network, None, lambda inputs: (function(inputs),), example, shortened(network, example)
+        )
+    code, check = compile_traced(traced), input_check(example, traced)
+    return lambda inputs: code.run(check(inputs))[0]
+
+
+def example_batch(network: EarlyExitNetwork) -> Any:
+    """Inputs to trace on, where the network's weights are and in their dtype."""
+    weight = next(network.parameters())
+
+    def repeated(row: Tensor) -> Tensor:
+        dtype = weight.dtype if row.is_floating_point() else row.dtype
+        return row.to(weight.device, dtype).repeat(EXAMPLE_ROWS, *[1] * (row.ndim - 1))
+
+    return pytree.tree_map(repeated, network.backbone.example_input())
+
+
+def compile_traced(traced: Traced) -> MachineCode:
+    """Machine code of a graph; the weights stay where they are.
+
+    Raises:
+        UserError: There is no compiler, or it fails.
+    """
+    program = traced.program
+    weights = program.state_dict | program.constants
+    try:
+        with tempfile.TemporaryDirectory(prefix="eenet-") as folder:
+            package = torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(Path(folder, "step.pt2")),
+                inductor_configs={"aot_inductor.package_constants_in_so": False},
+            )
+            compiled = torch._inductor.aoti_load_package(package)
+        needed = set(compiled.get_constant_fqns())
+        compiled.load_constants(
+            {name: weight for name, weight in weights.items() if name in needed},
+            check_full_update=True,
+            user_managed=True,
+        )
+    except Exception as error:  # the compiler's errors have no common class
+        said = str(error).strip().partition("\n")[0]
+        problem = f"the step to {traced.name} cannot be compiled ({type(error).__name__}: {said}); see `eenet doctor`"
+        raise UserError("compile", True, problem) from error
+    return MachineCode(compiled.loader.run, weights)
+
+
+def input_check(example: Any, traced: Traced) -> Callable[[Any], list[Tensor]]:
+    """What takes a batch and gives its tensors in the order of the graph, each in one piece of memory.
+
+    Raises:
+        UserError: When called: the batch is not like the example.
+    """
+    names = [None] if isinstance(example, Tensor) else list(example)
+    wanted = [
+        (*(None if axis in free else size for axis, size in enumerate(tensor.shape)), tensor.dtype, tensor.device.type)
+        for tensor, free in zip(traced.tensors, traced.dynamic, strict=True)
+    ]
+
+    def fits(tensor: Tensor | None, kind: tuple[Any, ...]) -> bool:
+        if tensor is None:
+            return False
+        found = (*tensor.shape, tensor.dtype, tensor.device.type)
+        return len(found) == len(kind) and all(one in (None, other) for one, other in zip(kind, found, strict=True))
+
+    def check(inputs: Any) -> list[Tensor]:
+        tensors = [inputs] if isinstance(inputs, Tensor) else [inputs.get(name) for name in names]
+        if len(tensors) != len(names) or not all(map(fits, tensors, wanted)):
+            found = [
+                tensor if tensor is None else (*tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors
+            ]
+            raise UserError("inputs", found, f"the steps were compiled for {wanted}, where None is any length")
+        return [tensor.contiguous() for tensor in tensors]
+
+    return check
+
+
+def _step(code: MachineCode, last: bool) -> Step:
+    def step(carried: Carried) -> tuple[Carried, Left]:
+        return split_results(code.run([tensor.contiguous() for tensor in carried.state]), last)
+
+    return step

@@ -1,0 +1,135 @@
+"""Tracing the steps of a routed network, each into one graph for batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from eenet.errors import UserError
+from eenet.policies.base import Policy
+from eenet.runtime.steps import Carried, Left, Step, run_step
+
+if TYPE_CHECKING:
+    from eenet.network import EarlyExitNetwork
+
+
+class FlatModule(nn.Module):
+    """A function of a pytree as a module from flat tensors to flat tensors.
+
+    Args:
+        network: Whose weights the function reads.
+        policy: The same.
+        function: From a pytree to flat tensors.
+        spec: Structure of its argument.
+    """
+
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        policy: Policy | None,
+        function: Callable[[Any], tuple[Tensor, ...]],
+        spec: pytree.TreeSpec,
+    ) -> None:
+        super().__init__()
+        self.network, self.policy, self.function, self.spec = network, policy, function, spec
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the function returns."""
+        return self.function(pytree.tree_unflatten(tensors, self.spec))
+
+
+class Traced(NamedTuple):
+    """A function and what it was traced on.
+
+    Attributes:
+        name: What it computes: `exit_0` for the step to the first exit.
+        module: The function.
+        program: Its graph.
+        tensors: Its argument's leaves.
+        dynamic: For each of those, the axes whose length may vary.
+    """
+
+    name: str
+    module: FlatModule
+    program: ExportedProgram
+    tensors: tuple[Tensor, ...]
+    dynamic: tuple[dict[int, Any], ...]
+
+
+def flatten(carried: Carried, left: Left) -> tuple[Tensor, ...]:
+    """The tensors that a step returns, in the order of its program's outputs."""
+    return (*pytree.tree_leaves(carried), left.logits, *(() if left.leave is None else (left.leave,)))
+
+
+@torch.no_grad()
+def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[Traced]:
+    """Trace every step.
+
+    Args:
+        network: In evaluation mode.
+        policy: Decides who leaves.
+        example: A batch of at least three rows; texts of at least three tokens, without padding.
+
+    Raises:
+        UserError: A step depends on the values of its inputs or on their length.
+    """
+    carried, other = Carried(example), Carried(shortened(network, example))
+    for exit in range(network.num_exits):
+        step = partial(run_step, network, policy, exit)
+
+        def flat(given: Carried, step: Step = step) -> tuple[Tensor, ...]:
+            return flatten(*step(given))
+
+        yield trace_function(f"exit_{exit}", network, policy, flat, carried, other)
+        carried, _ = step(carried)
+        other, _ = step(other)
+
+
+def trace_function(
+    name: str,
+    network: EarlyExitNetwork,
+    policy: Policy | None,
+    function: Callable[[Any], tuple[Tensor, ...]],
+    example: Any,
+    smaller: Any,
+) -> Traced:
+    """Trace one function.
+
+    Args:
+        name: What it computes, for messages.
+        network: Whose weights it reads, in evaluation mode.
+        policy: The same.
+        function: From a pytree to flat tensors.
+        example: Its argument.
+        smaller: The same, shorter along each axis whose length may vary, at least two long there.
+
+    Raises:
+        UserError: It depends on the values of its inputs or on their length.
+    """
+    leaves, spec = pytree.tree_flatten(pytree.tree_map(Tensor.contiguous, example))
+    module = FlatModule(network, policy, function, spec).eval()
+    dynamic = tuple(map(_differing, leaves, pytree.tree_leaves(smaller)))
+    try:
+        program = torch.export.export(module, tuple(leaves), dynamic_shapes=(dynamic,), strict=False)
+    except Exception as error:  # torch's tracer lets any error of the model through
+        family, said = type(network.backbone).__name__, str(error).strip().partition("\n")[0]
+        problem = f"the step to {name} cannot be traced for any batch size ({type(error).__name__}: {said})"
+        raise UserError("backbone", family, problem) from error
+    return Traced(name, module, program, tuple(leaves), dynamic)
+
+
+def shortened(network: EarlyExitNetwork, example: Any) -> Any:
+    """The example without its last row and, for texts, without its last token: what may vary is what differs."""
+    if network.backbone.max_tokens is None:
+        return pytree.tree_map(lambda rows: rows[:-1], example)
+    return pytree.tree_map(lambda rows: rows[:-1, :-1], example)
+
+
+def _differing(one: Tensor, other: Tensor) -> dict[int, Any]:
+    return {axis: Dim.DYNAMIC for axis in range(one.ndim) if one.shape[axis] != other.shape[axis]}

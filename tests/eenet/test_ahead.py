@@ -1,0 +1,140 @@
+"""Compilation takes seconds per graph, so one small network is compiled really; the others run their traced graphs."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eenet.backbones import Bert
+from eenet.errors import UserError
+from eenet.gates import SchedulerGate
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Patience, SequentialGates, Threshold
+from eenet.runtime import EarlyExitRuntime, ahead, route
+from eenet.runtime.ahead import MachineCode, compile_function
+from eenet.runtime.trace import Traced
+from tests._dummies import make_network, make_resnet, make_vit
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; apt-get install g++")
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what was compiled; the graphs are run by torch instead."""
+    names: list[str] = []
+
+    def interpret(traced: Traced) -> MachineCode:
+        names.append(traced.name)
+        module = traced.program.module()
+        return MachineCode(lambda tensors: list(module(*tensors)), {})
+
+    monkeypatch.setattr(ahead, "compile_traced", interpret)
+    return names
+
+
+def some_leave(network: EarlyExitNetwork, inputs: Any) -> Threshold:
+    with torch.no_grad():
+        return Threshold(network(inputs).scores.quantile(0.6, dim=0).tolist())
+
+
+@needs_compiler
+@torch.no_grad()
+def test_machine_code_routes_as_the_network_does() -> None:
+    torch.manual_seed(0)
+    network = EarlyExitNetwork(make_vit(), [1]).eval()
+    inputs = torch.randn(33, 1, 8, 8)
+    policy = some_leave(network, inputs)
+    runtime = EarlyExitRuntime(network, policy, compile=True)
+    for batch in (1, 2, 33):
+        expected, routed = route(network, inputs[:batch], policy), runtime(inputs[:batch])
+        assert routed.exits.tolist() == expected.exits.tolist()
+        torch.testing.assert_close(routed.logits, expected.logits)
+    assert expected.exits.unique().tolist() == [0, 1]
+    weight = network.heads[0].linear.weight
+    weight.zero_()  # the machine code reads the network's own weights
+    torch.testing.assert_close(runtime(inputs).logits, route(network, inputs, policy).logits)
+    assert runtime.warm_up(inputs) > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", [SequentialGates(), Patience(2), "threshold"])
+@pytest.mark.parametrize("boosted", [False, True])
+def test_one_graph_per_step_serves_every_batch(interpreted: list[str], policy: Any, boosted: bool) -> None:
+    network = make_network(boosted=boosted).with_gate(SchedulerGate(3, 10)).eval()
+    inputs = torch.randn(33, 1, 8, 8)
+    policy = some_leave(network, inputs) if policy == "threshold" else policy
+    runtime = EarlyExitRuntime(network, policy, compile=True)
+    assert interpreted == ["exit_0", "exit_1", "exit_2", "exit_3"]
+    for batch in (1, 2, 5, 33):
+        expected, routed = route(network, inputs[:batch], policy), runtime(inputs[:batch])
+        assert routed.exits.tolist() == expected.exits.tolist()
+        torch.testing.assert_close(routed.logits, expected.logits)
+
+
+@torch.no_grad()
+def test_texts_of_any_length_and_order_of_their_parts(interpreted: list[str]) -> None:
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    network = EarlyExitNetwork(Bert(3, overrides=config | {"vocab_size": 50})).eval()
+    runtime = EarlyExitRuntime(network, Threshold([0.4]), compile=True)
+    for rows, tokens in ((1, 7), (5, 12)):
+        ids = torch.randint(1, 50, (rows, tokens))
+        mask = torch.ones_like(ids)
+        mask[-1, 4:] = 0
+        inputs = {"attention_mask": mask, "input_ids": ids}
+        expected, routed = route(network, inputs, Threshold([0.4])), runtime(inputs)
+        assert routed.exits.tolist() == expected.exits.tolist()
+        torch.testing.assert_close(routed.logits, expected.logits)
+    with pytest.raises(UserError, match=r"inputs = .*None"):
+        runtime({"input_ids": ids})
+
+
+@torch.no_grad()
+def test_whole_functions_and_feature_maps(interpreted: list[str]) -> None:
+    network = EarlyExitNetwork(make_resnet()).eval()
+    inputs = torch.randn(5, *network.backbone.input_shape).to(memory_format=torch.channels_last)
+    run = compile_function("full_network", network, network.backbone)
+    assert interpreted == ["full_network"]
+    torch.testing.assert_close(run(inputs), network.backbone(inputs))
+    policy = some_leave(network, inputs)
+    torch.testing.assert_close(
+        EarlyExitRuntime(network, policy, compile=True)(inputs).logits, route(network, inputs, policy).logits
+    )
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.zeros(2, 1, 8, 9), torch.zeros(2, 1, 8, 8, dtype=torch.float64), torch.zeros(2, 8, 8), torch.zeros(1, 1)],
+)
+def test_inputs_that_the_code_was_not_made_for_are_refused(interpreted: list[str], inputs: Tensor) -> None:
+    runtime = EarlyExitRuntime(make_network().eval(), SequentialGates(), compile=True)
+    with pytest.raises(UserError, match="the steps were compiled for"):
+        runtime(inputs)
+
+
+@needs_compiler
+@pytest.mark.slow
+@torch.no_grad()
+def test_autocast_is_that_of_the_compilation() -> None:
+    network, inputs = EarlyExitNetwork(make_vit(), [1]).eval(), torch.randn(16, 1, 8, 8)
+    policy = some_leave(network, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        runtime = EarlyExitRuntime(network, policy, compile=True)
+        expected = route(network, inputs, policy)
+    routed = runtime(inputs)
+    assert routed.logits.dtype == torch.bfloat16
+    same = routed.exits == expected.exits
+    assert same.float().mean() > 0.8
+    torch.testing.assert_close(routed.logits[same], expected.logits[same], atol=5e-2, rtol=5e-2)
+
+
+def test_a_compiler_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no g++\nand much more")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
+    with pytest.raises(
+        UserError, match=r"compile = True: the step to exit_0 cannot be compiled \(RuntimeError: no g\+\+\)"
+    ):
+        EarlyExitRuntime(make_network().eval(), SequentialGates(), compile=True)
