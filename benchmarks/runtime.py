@@ -228,7 +228,9 @@ def queue_speed(
     seconds: float = 20,
     rounds: int = 3,
     max_batch: int = 32,
+    min_batch: int | None = None,
     max_wait: float = 0.05,
+    compile: bool = False,
     output: Path | None = None,
 ) -> None:
     """Latency of two services under the same Poisson streams of requests of 1 to 4 images, in interleaved rounds.
@@ -241,16 +243,18 @@ def queue_speed(
         seconds: Length of a stream.
         rounds: Streams of each load.
         max_batch: Of both services.
+        min_batch: Of the queue.
         max_wait: Of the queue.
+        compile: Compile the steps that both services run.
         output: JSON file.
     """
     made, policy, data = prepare(network, budget)
-    runtime = EarlyExitRuntime(made, policy)
+    runtime = EarlyExitRuntime(made, policy, compile)
     images = sample_batches(data, sample_rows(data, 512), 512, CPU)[0]
     runtime.warm_up(images, (1, max_batch))
     services: dict[str, Callable[[], Any]] = {
         "shrinking": lambda: ShrinkingBatches(runtime, max_batch),
-        "refilled": lambda: RebatchingQueue(runtime, max_batch, max_wait),
+        "refilled": lambda: RebatchingQueue(runtime, max_batch, min_batch, max_wait),
     }
 
     def serve(kind: str, requests: list[Tensor], arrivals: np.ndarray) -> dict[str, float]:
@@ -272,7 +276,8 @@ def queue_speed(
         medians = {k: {key: float(np.median([s[key] for s in some])) for key in some[0]} for k, some in found.items()}
         rows.append({"load": load, "offered": rate, **medians})
     limits = {f"{limit:g}_ms": best_loads(rows, limit) for limit in limits_ms or [50, 100, 200]}
-    conditions = {"network": network, "max_batch": max_batch, "max_wait": max_wait, "rounds": rounds}
+    sizes = {"max_batch": max_batch, "min_batch": min_batch, "max_wait": max_wait}
+    conditions = {"network": network, "compiled": compile, **sizes, "rounds": rounds}
     finish({"device": device_name(CPU), **conditions, "saturated": saturated, "loads": rows, "within": limits}, output)
 
 

@@ -32,7 +32,10 @@ class _Request:
 
 @dataclass
 class _Waiting:
-    """Samples of one request, or what is left of one batch, that wait for a step; `since` is when they came there."""
+    """Samples of one request, or what is left of one batch, that wait for a step.
+
+    `since` is when the first step of the earliest of them began, or when they arrived.
+    """
 
     slots: Tensor
     carried: Carried
@@ -43,12 +46,47 @@ class _Waiting:
         return _Waiting(self.slots[some], pytree.tree_map(lambda rows: rows[some], self.carried), self.since)
 
 
+class _Pool:
+    """Who waits for one step with inputs of one shape, first come first."""
+
+    def __init__(self) -> None:
+        self.parts: deque[_Waiting] = deque()
+        self.rows = 0
+
+    @property
+    def since(self) -> float:
+        """That of the first."""
+        return self.parts[0].since
+
+    def add(self, part: _Waiting) -> None:
+        """Put some at the end."""
+        self.parts.append(part)
+        self.rows += len(part.slots)
+
+    def take(self, room: int) -> list[_Waiting]:
+        """Those at the front, up to a number of samples."""
+        taken: list[_Waiting] = []
+        room = min(room, self.rows)
+        self.rows -= room
+        while room:
+            part = self.parts.popleft()
+            if len(part.slots) > room:
+                self.parts.appendleft(part.rows(slice(room, None)))
+                part = part.rows(slice(room))
+            taken.append(part)
+            room -= len(part.slots)
+        return taken
+
+
 class RebatchingQueue:
     """Serves requests of any size from one thread that fills the batch of every step with whoever waits for it.
 
-    The thread is never idle while a sample waits. It runs, in this order: a later step at which a sample has waited
-    more than `max_wait`, the deepest step with a full batch, new arrivals, the deepest step with any sample. Inputs of
-    different shapes are never mixed. The thread works under the autocast of the caller who makes the queue.
+    A batch of arrivals goes on from step to step, and whoever waits for a step joins it there. When fewer than
+    `min_batch` are left and there are new arrivals, they wait for those; so late steps do not run on a sample or two
+    while there is other work, and nobody waits where there is none. The thread runs, in this order: a later step with a
+    sample whose first step began more than `max_wait` ago, the deepest step with `min_batch` samples, new arrivals, the
+    deepest step with any sample. Inputs of different shapes are never mixed. The thread works under the autocast of the
+    caller who makes the queue.
 
     Requests do not harm each other: a batch that fails is run again request by request, and those that fail alone get
     the error; the samples of a cancelled request are dropped before their next step.
@@ -56,11 +94,13 @@ class RebatchingQueue:
     Args:
         runtime: The network, its policy and its steps; warmed up by the caller.
         max_batch: The most samples that a step runs on.
-        max_wait: Seconds after which a sample that waits for a later step goes before fuller batches.
+        min_batch: Samples from which a later step runs though there are new arrivals; a quarter of `max_batch` if
+            `None`.
+        max_wait: Seconds after its first step began after which a sample goes before fuller batches.
         capacity: The most samples in the queue; `submit` blocks while there is no room.
 
     Raises:
-        UserError: A size below 1, or a negative time.
+        UserError: A size below 1, a negative time, or a smallest batch above the largest.
 
     Example:
         ```python
@@ -71,23 +111,33 @@ class RebatchingQueue:
     """
 
     def __init__(
-        self, runtime: EarlyExitRuntime, max_batch: int = 32, max_wait: float = 0.05, capacity: int = 1024
+        self,
+        runtime: EarlyExitRuntime,
+        max_batch: int = 32,
+        min_batch: int | None = None,
+        max_wait: float = 0.05,
+        capacity: int = 1024,
     ) -> None:
-        for field, value, least in (("max_batch", max_batch, 1), ("max_wait", max_wait, 0), ("capacity", capacity, 1)):
+        min_batch = max(1, max_batch // 4) if min_batch is None else min_batch
+        sizes = {"max_batch": max_batch, "min_batch": min_batch, "capacity": capacity}
+        for field, value, least in [*((field, size, 1) for field, size in sizes.items()), ("max_wait", max_wait, 0)]:
             if not value >= least:
                 raise UserError(field, value, f"must be at least {least}")
-        self.runtime, self.max_batch, self.max_wait, self.capacity = runtime, max_batch, max_wait, capacity
+        if min_batch > max_batch:
+            raise UserError("min_batch", min_batch, f"must not be above max_batch, {max_batch}")
+        self.runtime, self.max_batch, self.min_batch = runtime, max_batch, min_batch
+        self.max_wait, self.capacity = max_wait, capacity
         self._costs = torch.tensor(runtime.network.costs.cumulative)
         self._changed = threading.Condition()  # guards the three fields below
         self._free = deque(range(capacity))
         self._arrived: deque[tuple[_Request, Any, float]] = deque()
         self._closed = False
         self._owner = torch.zeros(capacity, dtype=torch.long)  # by slot: number of the request
-        self._place = torch.zeros(capacity, dtype=torch.long)  # by slot: position in the request
+        self._began = torch.zeros(capacity, dtype=torch.double)  # by slot: when its first step began
         self._exits = torch.zeros(capacity, dtype=torch.long)
         self._logits: Tensor | None = None
         self._requests: dict[int, _Request] = {}
-        self._pools: list[dict[Hashable, deque[_Waiting]]] = [defaultdict(deque) for _ in runtime.steps]
+        self._pools: list[dict[Hashable, _Pool]] = [defaultdict(_Pool) for _ in runtime.steps]
         self._numbers = 0
         device = next(runtime.network.parameters()).device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -164,34 +214,25 @@ class RebatchingQueue:
         self._numbers += 1
         self._requests[self._numbers] = request
         self._owner[request.slots] = self._numbers
-        self._place[request.slots] = torch.arange(len(request.slots))
         carried = Carried(inputs)
-        self._pools[0][_shapes(carried)].append(_Waiting(request.slots, carried, since))
+        self._pools[0][_shapes(carried)].add(_Waiting(request.slots, carried, since))
 
     def _choose(self) -> tuple[int, Hashable]:
         """The step to run and the shape of its samples."""
         waiting = [(step, shape, pool) for step, pools in enumerate(self._pools) for shape, pool in pools.items()]
-        oldest = min((entry for entry in waiting if entry[0]), key=lambda entry: entry[2][0].since, default=None)
-        if oldest is not None and time.monotonic() - oldest[2][0].since > self.max_wait:
+        oldest = min((entry for entry in waiting if entry[0]), key=lambda entry: entry[2].since, default=None)
+        if oldest is not None and time.monotonic() - oldest[2].since > self.max_wait:
             return oldest[:2]
-        full = [entry for entry in waiting if sum(len(part.slots) for part in entry[2]) >= self.max_batch]
-        if full:
-            return full[-1][:2]
+        enough = [entry for entry in waiting if entry[2].rows >= self.min_batch]
+        if enough:
+            return enough[-1][:2]
         return (waiting[0] if waiting[0][0] == 0 else waiting[-1])[:2]
 
     def _run(self, step: int, shape: Hashable) -> None:
         """Run a step on the samples that have waited longest for it, up to a batch."""
         pool = self._pools[step][shape]
-        taken: list[_Waiting] = []
-        room = self.max_batch
-        while pool and room:
-            part = pool.popleft()
-            if len(part.slots) > room:
-                pool.appendleft(part.rows(slice(room, None)))
-                part = part.rows(slice(room))
-            taken.append(part)
-            room -= len(part.slots)
-        if not pool:
+        taken = pool.take(self.max_batch)
+        if not pool.rows:
             del self._pools[step][shape]
         slots, carried = taken[0].slots, taken[0].carried
         if len(taken) > 1:
@@ -207,6 +248,8 @@ class RebatchingQueue:
             self._step(step, slots, carried)
 
     def _step(self, step: int, slots: Tensor, carried: Carried) -> None:
+        if step == 0:
+            self._began[slots] = time.monotonic()
         try:
             after, left = self.runtime.steps[step](carried)
         except Exception as error:
@@ -224,7 +267,8 @@ class RebatchingQueue:
         if staying is not None and len(staying):
             if len(staying) < len(slots):
                 slots, after = slots[staying.cpu()], select(after, staying)
-            self._pools[step + 1][_shapes(after)].append(_Waiting(slots, after, time.monotonic()))
+            waiting = _Waiting(slots, after, self._began[slots].min().item())
+            self._pools[step + 1][_shapes(after)].add(waiting)
 
     def _record(self, step: int, slots: Tensor, left: Left) -> Tensor | None:
         """Keep the results of those that leave; returns the rows of the others."""
@@ -244,20 +288,23 @@ class RebatchingQueue:
     def _release(self, slots: Tensor) -> None:
         """Count samples that are done, and finish the requests of which none is missing."""
         numbers, counts = self._owner[slots].unique(return_counts=True)
+        finished = []
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             request = self._requests[number]
             request.missing -= count
             if not request.missing:
-                self._finish(self._requests.pop(number))
+                finished.append(self._requests.pop(number))
+                self._finish(finished[-1])
+        if finished:
+            with self._changed:
+                self._free.extend(torch.cat([request.slots for request in finished]).tolist())
+                self._changed.notify_all()
 
     def _finish(self, request: _Request) -> None:
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             assert self._logits is not None
             exits = self._exits[request.slots]
             request.future.set_result(Routed(self._logits[request.slots], exits, self._costs[exits]))
-        with self._changed:
-            self._free.extend(request.slots.tolist())
-            self._changed.notify_all()
 
     def _fail(self, number: int, error: BaseException) -> None:
         future = self._requests[number].future

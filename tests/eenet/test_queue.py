@@ -52,7 +52,7 @@ def free(service: RebatchingQueue) -> list[int]:
 @pytest.mark.parametrize("max_wait", [0.0, 10.0])
 def test_results_are_those_of_one_by_one_inference(runtime: EarlyExitRuntime, max_wait: float) -> None:
     requests = [torch.randn(size, 1, 8, 8) for size in torch.randint(1, 12, (60,)).tolist()]
-    with RebatchingQueue(runtime, 16, max_wait, capacity=64) as service:
+    with RebatchingQueue(runtime, 16, 4, max_wait, capacity=64) as service:
         with ThreadPoolExecutor(4) as clients:
             futures = list(clients.map(service.submit, requests))
         results = [future.result(10) for future in futures]
@@ -69,7 +69,7 @@ def test_results_are_those_of_one_by_one_inference(runtime: EarlyExitRuntime, ma
 
 def test_batches_of_later_steps_are_refilled_from_several_requests(runtime: EarlyExitRuntime) -> None:
     watched = Watched(runtime, held=True)
-    with RebatchingQueue(runtime, max_batch=8, max_wait=60) as service:
+    with RebatchingQueue(runtime, max_batch=8, min_batch=8, max_wait=60) as service:
         futures = [service.submit(torch.randn(1, 1, 8, 8)) for _ in range(1)]
         assert watched.entered.wait(10)
         futures += [service.submit(torch.randn(1, 1, 8, 8)) for _ in range(160)]
@@ -88,7 +88,7 @@ def test_a_sample_that_has_waited_too_long_goes_before_fuller_batches(
 ) -> None:
     runtime = EarlyExitRuntime(runtime.network, Patience(3))  # nobody leaves before the third exit
     watched = Watched(runtime, held=True)
-    with RebatchingQueue(runtime, 4, max_wait) as service:
+    with RebatchingQueue(runtime, 4, 4, max_wait) as service:
         futures = [service.submit(torch.randn(2, 1, 8, 8))]
         assert watched.entered.wait(10)
         futures.append(service.submit(torch.randn(8, 1, 8, 8)))
@@ -204,7 +204,9 @@ def test_requests_that_cannot_be_served_are_refused(runtime: EarlyExitRuntime, i
         service.submit(inputs)
 
 
-@pytest.mark.parametrize("arguments", [{"max_batch": 0}, {"max_wait": -1.0}, {"capacity": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"max_batch": 0}, {"min_batch": 0}, {"min_batch": 33}, {"max_wait": -1.0}, {"capacity": 0}]
+)
 def test_sizes_are_checked(runtime: EarlyExitRuntime, arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         RebatchingQueue(runtime, **arguments)
