@@ -118,7 +118,7 @@ class EarlyExitNetwork(nn.Module):
         return ExitFeatures(features, self.backbone.classify(state))
 
     def feature_facts(self) -> dict[str, Any]:
-        """What `extract` gives for a sample depends on, beside the backbone's architecture and state; plain JSON values."""
+        """What `extract` depends on beside the backbone's architecture and state, as plain JSON values."""
         return {"exits": self.exit_stages, "reads": [head.reads for head in self.heads]}
 
     def logits_at(self, exit: int, state: State, before: Any) -> Tensor:

@@ -10,6 +10,7 @@ import eenet
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
+from eenet.quantization import QuantizedBackbone
 
 IDENTITY = "eenet"
 """Key of a checkpoint under which the identity of its network stands."""
@@ -58,13 +59,14 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
     """Load a backbone's weights from the checkpoint of any routine.
 
     Args:
-        backbone: The backbone to fill.
+        backbone: The backbone to fill; where it is quantized, the float one in it.
         path: A run's folder or a checkpoint file.
         field: The configuration field that holds the path.
 
     Raises:
         UserError: No such file, no checkpoint of eenet, or of another backbone.
     """
+    backbone = backbone.backbone if isinstance(backbone, QuantizedBackbone) else backbone
     file = last_checkpoint(path) if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(field, path, f"there is no checkpoint {file}; train the backbone first with `eenet fit`")
@@ -73,11 +75,12 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         found = checkpoint[IDENTITY]["backbone"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise UserError(field, path, f"{file} is no checkpoint of eenet ({type(error).__name__})") from error
-    if found != backbone.description():
+    wanted = backbone.description()
+    if found != wanted:
         differences = ", ".join(
-            f"{key} {found.get(key)!r} instead of {wanted!r}"
-            for key, wanted in (found | backbone.description()).items()
-            if found.get(key) != wanted
+            f"{key} {found.get(key)!r} instead of {wanted.get(key)!r}"
+            for key in found | wanted
+            if found.get(key) != wanted.get(key)
         )
         raise UserError(field, path, f"holds another backbone: {differences}")
     state = checkpoint["state_dict"]

@@ -1,7 +1,5 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,7 +8,6 @@ from torch import Tensor, nn
 
 from eenet.errors import UserError
 from eenet.features import Features
-from eenet.features.extraction import to_device
 from eenet.metrics import Records, sample_statistics
 from eenet.objectives import weighted_sum_loss
 from eenet.policies import Policy
@@ -175,18 +172,9 @@ class QuEE(ExitRoutine):
         points = {name: [Point(int(width), *rest) for width, *rest in found] for name, found in rows.items()}
         return name_curves(self.network, points["path"], points["threshold"], points["static"])
 
-    def setup(self, stage: str) -> None:
+    def choose_ranges(self) -> None:
         """Before a new training, take the ranges of the activations from training inputs and choose among them."""
-        super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None:
-            self.network.calibrate(self.inputs("train", self.calibration_batches))
-            self.network.choose_ranges(self.inputs("val", self.calibration_batches))
-
-    def inputs(self, split: str, batches: int) -> Iterator[Any]:
-        """The first batches of a split in its order, without labels."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = getattr(data, "data", data).loader(split)
-        return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
+        self.take_ranges(self.network, self.calibration_batches)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
@@ -294,8 +282,6 @@ class QuEE(ExitRoutine):
             "quantization": network.describe_quantization(),
         }
         self._log_results(split)
-        values = {f"{split}/bitops_fraction/{row['name']}": row["bitops_fraction"] for row in rows}
-        self.log_dict(values, rank_zero_only=True)
         if self.trainer.state.fn != "fit":
             self._print_results()
 

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import eenet
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
+from eenet.features.extraction import to_device
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
-from eenet.quantization import RoutedPaths
+from eenet.quantization import QuantizedBackbone, RoutedPaths
+from eenet.quantization.results import bitops_fields
+from eenet.quantization.twins import Twins
 from eenet.reporting import (
     SCHEMA,
     Results,
@@ -41,8 +45,8 @@ from eenet.runtime import Routed
 from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
 from lightning_modules.losses import LossLog
 
-SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "stages_mean")
-"""Figures of a result row that are logged."""
+SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "bitops_fraction", "stages_mean")
+"""Figures of a result row that are logged where it has them."""
 
 
 FIGURES = {
@@ -99,6 +103,9 @@ class ExitRoutine(LightningModule, ABC):
         self._routed = nn.ModuleDict()
         if freeze_backbone:
             network.backbone.requires_grad_(False)
+        elif isinstance(network.backbone, QuantizedBackbone):
+            remedy = "has rounded weights, which no gradient reaches; train the float backbone and name its run"
+            raise UserError("model.network.backbone", type(network.backbone).__name__, remedy)
 
     @abstractmethod
     def policies(self) -> dict[str, Policy]:
@@ -126,14 +133,32 @@ class ExitRoutine(LightningModule, ABC):
         return self
 
     def setup(self, stage: str) -> None:
-        """Count the costs, check the policies and, before a new training, load the backbone's weights."""
+        """Count the costs, check the policies and, before a new training, load the backbone and choose its ranges."""
         for policy in self.policies().values():
             policy.check(self.network.num_exits)
         _ = self.network.costs
         if stage == "fit":
             self.train()
-            if self.backbone_checkpoint is not None and self.trainer.ckpt_path is None:
-                load_backbone(self.network.backbone, self.backbone_checkpoint)
+            if self.trainer.ckpt_path is None:
+                if self.backbone_checkpoint is not None:
+                    load_backbone(self.network.backbone, self.backbone_checkpoint)
+                self.choose_ranges()
+
+    def choose_ranges(self) -> None:
+        """Before a new training, give a quantized backbone the ranges of its activations."""
+        if isinstance(self.network.backbone, QuantizedBackbone):
+            self.take_ranges(self.network.backbone, self.network.backbone.calibration_batches)
+
+    def take_ranges(self, twins: Twins, batches: int) -> None:
+        """Take ranges from batches of training inputs, and choose among them on as many validation inputs."""
+        twins.calibrate(self.inputs("train", batches))
+        twins.choose_ranges(self.inputs("val", batches))
+
+    def inputs(self, split: str, batches: int) -> Iterator[Any]:
+        """The first batches of a split in its order, without labels."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader = getattr(data, "data", data).loader(split)
+        return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
 
     def extract(self, inputs: Any) -> ExitFeatures:
         """What the exits read: given, or computed by the backbone."""
@@ -183,10 +208,11 @@ class ExitRoutine(LightningModule, ABC):
         records = self._records.compute()
         self._records.reset()
         self.finish_validation(records)
-        self.results = {
-            **self._heading("val"),
-            **evaluate(**records, policies=self.policies(), costs=self.network.costs),
-        }
+        rows = evaluate(**records, policies=self.policies(), costs=self.network.costs)
+        for kind, found in rows.items():
+            for row in found:
+                row |= bitops_fields(self.network, row, static=kind == "exits")
+        self.results = {**self._heading("val"), **rows}
         self._log_results("val")
         if self.trainer.state.fn == "validate":
             self._print_results()
@@ -220,6 +246,8 @@ class ExitRoutine(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
         exits = static_exits(self._records.compute()["statistics"], self.network.costs)
+        for row in exits:
+            row |= bitops_fields(self.network, row, static=True)
         self._records.reset()
         if self.calibration is not None:
             for row, statistics in zip(exits, self._tempered.compute()["statistics"].unbind(1), strict=True):
@@ -230,6 +258,7 @@ class ExitRoutine(LightningModule, ABC):
             gathered = records.compute()  # type: ignore[operator]
             statistics = sample_statistics(gathered["logits"], gathered["labels"])
             row = operating_point(name, statistics, gathered["exits"], network.costs)
+            row |= bitops_fields(network, row)
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], gathered["labels"], gathered["logits"].shape[1])
             if self.calibration is not None:
@@ -281,16 +310,19 @@ class ExitRoutine(LightningModule, ABC):
     def _heading(self, split: str) -> Results:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         seed = os.environ.get("PL_GLOBAL_SEED")
+        backbone = self.network.backbone
+        quantized = {"quantization": backbone.describe_twins()} if isinstance(backbone, QuantizedBackbone) else {}
         return {
             "schema": SCHEMA,
             "method": self.method,
             "data": getattr(data, "name", type(data).__name__),
             "data_split": data.split_record() if hasattr(data, "split_record") else None,
-            "backbone": self.network.backbone.description(),
+            "backbone": backbone.description(),
             "exit_stages": self.network.exit_stages,
             "seed": None if seed is None else int(seed),
             "split": split,
             "costs": self.network.costs.to_dict(),
+            **quantized,
             "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
         }
 
@@ -298,7 +330,7 @@ class ExitRoutine(LightningModule, ABC):
         values: dict[str, float] = {}
         for row in self.results["exits"] + self.results["operating_points"]:
             name = row["name"].replace(" ", "_")
-            values |= {f"{split}/{key}/{name}": row[key] for key in SCALARS}
+            values |= {f"{split}/{key}/{name}": row[key] for key in SCALARS if key in row}
         for row in self.results["operating_points"]:
             for exit, share in enumerate(row["exit_fractions"]):
                 values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share

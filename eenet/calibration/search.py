@@ -55,17 +55,18 @@ def check_budget(budget: float, field: str = "budget") -> float:
         UserError: It is outside (0, 1].
     """
     if not 0 < budget <= 1:
-        raise UserError(field, budget, "a budget is a fraction of the full network's MACs, in (0, 1]")
+        raise UserError(field, budget, "a budget is a fraction of the full network's cost, in (0, 1]")
     return budget
 
 
-def policy_for_budget(policy: Policy, scored: Scored, budget: float) -> Policy:
+def policy_for_budget(policy: Policy, scored: Scored, budget: float, field: str = "budget") -> Policy:
     """The dearest setting of a policy whose mean cost keeps a budget, by bisection over its knobs.
 
     Args:
         policy: Any setting of the policy.
         scored: The validation split.
-        budget: Mean fraction of the full network's MACs allowed.
+        budget: Mean fraction of the full network's cost allowed.
+        field: What asks for it, for errors.
 
     Raises:
         UserError: The budget is outside (0, 1], or the cheapest setting costs more.
@@ -77,11 +78,11 @@ def policy_for_budget(policy: Policy, scored: Scored, budget: float) -> Policy:
         >>> round(policy_for_budget(Threshold([0.0]), scored, 0.75).thresholds.item(), 3)
         0.6
     """
-    check_budget(budget)
+    check_budget(budget, field)
     knobs = policy.knobs(scored.scores).tolist()
     cheapest = scored.cost(policy.turned(knobs[0]))
     if cheapest > budget:
-        raise UserError("budget", budget, f"cannot be met: the cheapest setting costs {cheapest:.3f} of the full MACs")
+        raise UserError(field, budget, f"cannot be met: the cheapest setting costs {cheapest:.3f} of the full network")
     low, high = 0, len(knobs)  # knobs[low] keeps the budget, knobs[high] does not
     while high - low > 1:
         middle = (low + high) // 2

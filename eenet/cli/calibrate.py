@@ -36,7 +36,7 @@ from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, RandomExits, Threshold
-from eenet.quantization import QuantizedNetwork
+from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
 from eenet.reporting import gather_exits, make_console
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
@@ -63,7 +63,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
-    parser.add_argument("--budget-bitops", type=str, default="", help="QuEE: fractions of the BitOPs, as 0.05,0.1")
+    parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
     parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
     parser.add_argument("--max-disagreement", type=str, default="", help="decoders: share of other tokens, as 0.1")
     parser.add_argument("--max-perplexity-increase", type=str, default="", help="decoders: percent, as 5,10")
@@ -104,7 +104,8 @@ def calibrate(
     Args:
         run: The run.
         policy: What decides.
-        wishes: Values of `budget`, `budget-macs`, `max-accuracy-drop` and `risk`; those for decoders must be empty.
+        wishes: Values of `budget`, `budget-macs`, `budget-bitops` (of a network on a quantized backbone),
+            `max-accuracy-drop` and `risk`; those for decoders must be empty.
         delta: Probability that a risk certificate is wrong.
         alphas: Miscoverages of the conformal sets.
 
@@ -114,9 +115,10 @@ def calibrate(
     if policy not in get_args(PolicyName):
         raise UserError("policy", policy, "is for runs that trained exits on a decoder")
     for wish, values in wishes.items():
-        if values and wish not in WISHES:
-            kind = "of QuEE" if wish == PATH_WISH else "that trained exits on a decoder"
-            raise UserError(wish, values, f"is for runs {kind}")
+        if values and wish == PATH_WISH and not isinstance(run.model.network.backbone, QuantizedBackbone):
+            raise UserError(wish, values, "is for runs of QuEE or on a quantized backbone")
+        if values and wish not in (*WISHES, PATH_WISH):
+            raise UserError(wish, values, "is for runs that trained exits on a decoder")
     if run.data.fingerprint("val") == run.data.fingerprint("test"):
         raise UserError(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
@@ -157,6 +159,8 @@ class Chooser:
         predictions = logits.argmax(-1)
         self.costs = network.costs
         self.scored = Scored(predictions, scores, predictions == labels.unsqueeze(1), self.costs.fractions())
+        self.quantized = isinstance(network.backbone, QuantizedBackbone)
+        self.bitops = torch.tensor(bitops_profile(network).cumulative).double() / bitops(self.costs.full)
 
     def point(self, wish: str, value: float, delta: float, alphas: list[float]) -> OperatingPoint:
         """The point that a wish asks for."""
@@ -172,17 +176,20 @@ class Chooser:
             "accuracy": gather_exits(self.scored.correct, exits).double().mean().item(),
             "macs_fraction": self.scored.fractions[exits].mean().item(),
         }
+        if self.quantized:
+            got["bitops_fraction"] = self.bitops[exits].mean().item()
         return OperatingPoint(chosen, self.gate, asked, got, conformal)
 
     def choose(self, wish: str, value: float, delta: float) -> Policy:
         """The policy that meets a wish."""
         if wish == "budget-macs":
             return self.choose("budget", check_budget(value / self.costs.full, "budget-macs"), delta)
-        if wish == "budget" and self.name == "scheduler":
-            return fit_schedule(self.scored, value)
-        if wish == "budget":
-            chosen = policy_for_budget(self.policy, self.scored, value)
-            return chosen if self.name != "random" else random_like(chosen, self.scored)
+        if wish in ("budget", PATH_WISH):
+            scored = self.scored if wish == "budget" else self.scored._replace(fractions=self.bitops)
+            if self.name == "scheduler":
+                return fit_schedule(scored, value)
+            chosen = policy_for_budget(self.policy, scored, value, wish)
+            return chosen if self.name != "random" else random_like(chosen, scored)
         if self.name == "random":
             raise UserError("policy", self.name, f"random routing takes a budget's exit fractions, it has no {wish}")
         if wish == "max-accuracy-drop":

@@ -9,7 +9,7 @@ from eenet.errors import UserError
 from eenet.reporting import make_console, save_figure, write_json, write_text
 from eenet.reporting.compare import load_runs
 from eenet.reporting.compare_curves import DEFAULT_BUDGETS, compare, parse_budgets, to_dict
-from eenet.reporting.compare_figures import FIGURES, svg
+from eenet.reporting.compare_figures import draw_all, svg
 from eenet.reporting.compare_page import page
 from eenet.reporting.compare_table import areas_sheet, points_sheet, rich_table
 
@@ -39,7 +39,7 @@ def main(args: list[str]) -> None:
             "out", options.out, "is the folder of a run, whose figures would be overwritten; choose another"
         )
     comparison = compare(load_runs(options.runs), budgets)
-    figures = {name: draw(comparison) for name, draw in FIGURES.items()}
+    figures = draw_all(comparison)
     for name, figure in figures.items():
         save_figure(figure, out / f"{name}.png")
     drawn = {name: svg(figure) for name, figure in figures.items()}

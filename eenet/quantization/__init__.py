@@ -1,5 +1,6 @@
 """QuEE: segments at several bit-widths and early exits in one routed network (Regol et al., arXiv 2406.14404)."""
 
+from eenet.quantization.backbone import QuantizedBackbone, bitops_profile
 from eenet.quantization.bitops import PathCosts, bitops
 from eenet.quantization.curves import Point, path_curve, point_for_budget, static_curve, threshold_curve
 from eenet.quantization.grid import WIDTHS, Grid, activation_grid, quantize_activation, quantize_weight
@@ -19,11 +20,13 @@ __all__ = [
     "PathPolicy",
     "PathTree",
     "Point",
+    "QuantizedBackbone",
     "QuantizedNetwork",
     "RoutedPaths",
     "SimplePredictors",
     "activation_grid",
     "bitops",
+    "bitops_profile",
     "cluster_targets",
     "final_nodes",
     "fit_predictor",

@@ -1,13 +1,12 @@
 """An early-exit network whose segments run at several bit-widths on one copy of the weights."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
@@ -16,12 +15,12 @@ from eenet.gates import ConfidenceGate
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.quantization.bitops import PathCosts, bitops
-from eenet.quantization.grid import FLOAT, activation_grid, check_widths
-from eenet.quantization.layers import NATIVE_WIDTH, NativeLinear, SimulatedLayer, native_layer
+from eenet.quantization.grid import FLOAT, check_widths
+from eenet.quantization.layers import NATIVE_WIDTH, NativeLinear
 from eenet.quantization.paths import Path, PathTree, full_paths
 from eenet.quantization.predictors import ErrorPredictor, Known
-from eenet.quantization.ranges import METHODS, activation_ranges
-from eenet.quantization.segments import StageLayers, evaluation, replace_layers, stage_layers
+from eenet.quantization.segments import StageLayers
+from eenet.quantization.twins import Twins
 
 
 class WidthHeads(InferenceModule):
@@ -57,7 +56,7 @@ class WidthHeads(InferenceModule):
         return self.heads[0](features)
 
 
-class QuantizedNetwork(EarlyExitNetwork):
+class QuantizedNetwork(Twins, EarlyExitNetwork):
     """Segments between exits at several bit-widths, inference modules per width, an error predictor at each early node.
 
     What comes before the first stage, the heads and the predictors stay at 32 bits. `forward` gives the logits of all
@@ -72,15 +71,9 @@ class QuantizedNetwork(EarlyExitNetwork):
         max_paths: Number of full paths up to which all are kept; beyond, those whose width never rises. [inferred]
         shared_heads: One inference module per exit instead of one per exit and width. [inferred]
 
-    Attributes:
-        native: Run 8-bit segments by integer products.
-
     Raises:
-        UserError: Exits out of order or range, a width without a grid, or too many paths.
+        UserError: Exits out of order or range, a width without a grid, a quantized backbone, or too many paths.
     """
-
-    ranges: Tensor
-    range_methods: Tensor
 
     def __init__(
         self,
@@ -97,21 +90,14 @@ class QuantizedNetwork(EarlyExitNetwork):
             return WidthHeads(inference_module, dim, num_classes, self_widths, shared_heads)
 
         super().__init__(backbone, exits, make, ConfidenceGate)
-        self.widths = self_widths
+        self.prepare_twins(widths, "network.widths")
         self.segments = segment_stages(self.exit_stages, backbone.num_stages)
         self.family, paths = full_paths(self.widths, len(self.segments), max_paths)
         self.tree = PathTree.of(paths)
-        self.native = False
-        self.stage_layers = stage_layers(backbone)
-        self.layer_names = list(dict.fromkeys(name for stage in self.stage_layers for name in stage.layers))
         self.predictors = nn.ModuleList(
             ErrorPredictor(backbone.feature_dims[self.last_stage(node)], len(self.tree.reachable(node)))
             for node in range(self.tree.num_early)
         )
-        self.register_buffer("ranges", torch.zeros(len(METHODS), len(self.layer_names), 2))
-        self.register_buffer("range_methods", torch.zeros(len(self.widths), dtype=torch.long))
-        self._twins: dict[tuple[int, bool], StagedBackbone] = {}
-        self.register_load_state_dict_post_hook(lambda module, keys: module._twins.clear())
 
     def last_stage(self, node: int) -> int:
         """The stage after which a node's exit reads."""
@@ -161,61 +147,6 @@ class QuantizedNetwork(EarlyExitNetwork):
                 count_macs(predictor, Known(torch.zeros(1, self.backbone.num_classes, device=device), features))[0]
             )
         return found
-
-    def calibrate(self, batches: Iterable[Any]) -> None:
-        """Take the ranges of the activations from unlabelled inputs; every width starts with `minmax`.
-
-        Raises:
-            UserError: There is no batch.
-        """
-        self.ranges.copy_(activation_ranges(self.backbone, self.layer_names, batches))
-        self.range_methods.zero_()
-        self._twins.clear()
-
-    @torch.no_grad()
-    def choose_ranges(self, batches: Iterable[Any]) -> None:
-        """For each width keep the method whose static network is nearest to the float one on unlabelled inputs.
-
-        Nearness is the mean Kullback-Leibler divergence of the float network's probabilities. [inferred]
-
-        Args:
-            batches: Inputs, read once per width and method.
-        """
-        batches = list(batches)
-        with evaluation(self.backbone):
-            wanted = [self.backbone(batch).log_softmax(-1) for batch in batches]
-            for number, width in enumerate(self.widths):
-                distances = []
-                for method in range(len(METHODS)):
-                    self.range_methods[number] = method
-                    self._twins.clear()
-                    twin = self.twin(width)
-                    found = [twin(batch).log_softmax(-1) for batch in batches]
-                    pairs = zip(found, wanted, strict=True)
-                    distances.append(sum(F.kl_div(*pair, reduction="sum", log_target=True).item() for pair in pairs))
-                self.range_methods[number] = distances.index(min(distances))
-        self._twins.clear()
-
-    def width_ranges(self, width: int) -> Tensor:
-        """The ranges that a width uses, of each layer the lowest and highest value, `(layers, 2)`."""
-        return self.ranges[self.range_methods[self.widths.index(width)]]
-
-    def twin(self, width: int) -> StagedBackbone:
-        """The backbone with its stages at a width; it shares the weights."""
-        if width == FLOAT:
-            return self.backbone
-        key = width, self.native and width == NATIVE_WIDTH
-        if key not in self._twins:
-            self._twins[key] = self._make_twin(*key)
-        return self._twins[key]
-
-    def _make_twin(self, width: int, native: bool) -> StagedBackbone:
-        layers: dict[str, nn.Module] = {}
-        for name, (lowest, highest) in zip(self.layer_names, self.width_ranges(width).tolist(), strict=True):
-            layer, grid = self.backbone.get_submodule(name), activation_grid(lowest, highest, width)
-            integer = native_layer(layer, grid) if native else None
-            layers[name] = integer or SimulatedLayer(layer, width, grid)
-        return replace_layers(self.backbone, layers)
 
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages of a segment at a width."""
@@ -290,13 +221,9 @@ class QuantizedNetwork(EarlyExitNetwork):
     def describe_quantization(self) -> dict[str, Any]:
         """Plain JSON values: widths, paths, ranges, layers left in float, the BitOPs table and the memory."""
         costs = self.path_costs
-        methods = (METHODS[method] for method in self.range_methods.tolist())
         return {
-            "widths": list(self.widths),
+            **self.describe_twins(),
             "path_family": self.family,
-            "range_methods": {str(width): method for width, method in zip(self.widths, methods, strict=True)},
-            "quantized_layers": self.layer_names,
-            "float_layers": [name for layers in self.segment_layers for name in layers.float_layers],
             "quantized_macs": list(costs.quantized),
             "float_macs": list(costs.floating),
             "full_bitops": costs.full,

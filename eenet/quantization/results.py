@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eenet.costs import mean_cost
 from eenet.errors import UserError
 from eenet.metrics import choice_shares
+from eenet.network import EarlyExitNetwork
+from eenet.quantization.backbone import QuantizedBackbone, bitops_profile
+from eenet.quantization.bitops import bitops
 from eenet.quantization.curves import Point, point_for_budget, uniform_nodes
 from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.paths import path_name
@@ -49,6 +53,24 @@ def path_row(
         "first_width": policy.first_width,
         "tradeoff": policy.tradeoff,
     }
+
+
+def bitops_fields(network: EarlyExitNetwork, row: Mapping[str, Any], static: bool = False) -> dict[str, float]:
+    """What a row of a network over a `QuantizedBackbone` has besides; nothing over a float one.
+
+    Args:
+        network: The network.
+        row: From `eenet.reporting.operating_point` or `static_exits`.
+        static: Whether it is of a network cut at an exit, which runs no other head and no gate.
+
+    Returns:
+        `bitops` (mean per sample) and `bitops_fraction` (of the plain backbone in floating point).
+    """
+    if not isinstance(network.backbone, QuantizedBackbone):
+        return {}
+    profile = bitops_profile(network)
+    cost = mean_cost(row["exit_fractions"], profile.static if static else profile.cumulative)
+    return {"bitops": cost, "bitops_fraction": cost / bitops(network.costs.full)}
 
 
 def uniform_rows(network: QuantizedNetwork, statistics: Tensor, width: int) -> list[dict[str, Any]]:

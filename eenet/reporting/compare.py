@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from eenet.costs import CostProfile
 from eenet.errors import UserError
+from eenet.quantization.bitops import bitops
 from eenet.reporting.results import Results, read_results
 
 Row = dict[str, Any]
-"""A row of `exits` or `operating_points` of a `results.json`; its `macs_fraction` has one denominator for all runs."""
+"""A row of `exits` or `operating_points` of a `results.json`; its fractions of the cost have one denominator."""
 
-FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction", "gain")
+FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction", "bitops_fraction", "gain")
 """Figures of a row that are compared; one that a row lacks is left out. Random routing alone has `gain`."""
 
 MIXTURES = ("accuracy", "nll", "brier")
@@ -30,7 +31,7 @@ STATIC_MODELS = "backbone"
 
 FIELDS = ("method", "data", "split", "backbone", "exit_stages", "costs", "versions", "exits", "operating_points")
 SEED_PART = re.compile(r"(^|,)seed=\d+$")
-CALIBRATED = re.compile(r"(?:(.+)-)?(?:budget-macs|budget|max-accuracy-drop|risk)-[^-]+(?:e-\d+)?")
+CALIBRATED = re.compile(r"(?:(.+)-)?(?:budget-macs|budget-bitops|budget|max-accuracy-drop|risk)-[^-]+(?:e-\d+)?")
 """Names that `eenet calibrate` gives to points: the policy, unless it is the run's own, and what was asked for."""
 
 
@@ -186,14 +187,24 @@ def rows_of(results: Results, reference_macs: int) -> dict[str, list[Row]]:
 
     Args:
         results: Of the run.
-        reference_macs: Denominator of `macs_fraction`.
+        reference_macs: Denominator of `macs_fraction` and, at 32 bits, of `bitops_fraction`.
     """
     points, exits = (
-        [{**row, "macs_fraction": row["macs"] / reference_macs} for row in results[key]]
-        for key in ("operating_points", "exits")
+        [{**row, **shares_of(row, reference_macs)} for row in results[key]] for key in ("operating_points", "exits")
     )
     routed = [random_routing(row, exits) for row in points]
     return {"operating_points": points, "random_routing": routed, "static_exits": exits}
+
+
+def shares_of(row: Row, reference_macs: int) -> Row:
+    """A row's cost by one denominator for all runs; a row without BitOPs runs at 32 bits.
+
+    Example:
+        >>> shares_of({"macs": 5, "bitops": 320}, 10), shares_of({"macs": 5}, 10)["bitops_fraction"]
+        ({'macs_fraction': 0.5, 'bitops_fraction': 0.03125}, 0.5)
+    """
+    cost = row.get("bitops", bitops(row["macs"]))
+    return {"macs_fraction": row["macs"] / reference_macs, "bitops_fraction": cost / bitops(reference_macs)}
 
 
 def policy_of(point: str) -> str:

@@ -85,6 +85,11 @@ class Comparison:
         return f"{data}, {split.removeprefix('its ')}"
 
     @property
+    def quantized(self) -> bool:
+        """Whether some run has BitOPs that are not those of its MACs at 32 bits."""
+        return any("bitops" in row for run in self.runs for row in run.results["operating_points"])
+
+    @property
     def same_rows_known(self) -> bool:
         """Whether the results say which samples they are of."""
         return self.reference.results.get("data_split") is not None

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from eenet.quantization.bitops import bitops
 from eenet.reporting.compare import MIXTURES, Group, Point, Spread
+from eenet.reporting.compare_bitops import quantized_lines
 from eenet.reporting.compare_curves import Comparison, Curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -64,8 +66,36 @@ def exit_histogram(comparison: Comparison) -> Figure:
     return figure
 
 
+def accuracy_bitops(comparison: Comparison) -> Figure:
+    """Accuracy against BitOPs of every curve, with static networks and QuEE's early exits by confidence."""
+    figure, (axes,) = _figure(comparison, 7.5, 1)
+    full = bitops(comparison.reference.full_macs)
+    with rc_context({"text.parse_math": False}):
+        for name, points in quantized_lines(comparison).items():
+            form = ".:" if name.startswith("static") else "x--"
+            _line(axes, points, "accuracy", "bitops_fraction", fmt=form, label=name, alpha=0.7, lw=1)
+        for curve, colour, marker in _styles(comparison):
+            points = [point for _, point in curve.points(KIND)]
+            style = {"color": colour, "ms": 9 if curve.static else 7, "lw": 1.8, "label": curve.name}
+            _line(axes, points, "accuracy", "bitops_fraction", fmt=f"{marker}-", **style)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"mean BitOPs per sample (% of {full / 1e9:,.4g} G)")
+        axes.set_ylabel(LABELS["accuracy"])
+        axes.set_title(comparison.title)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
 FIGURES = {"accuracy_cost": accuracy_cost, "calibration_cost": calibration_cost, "exit_histogram": exit_histogram}
-"""Figures of a comparison by file name."""
+"""Figures of every comparison by file name."""
+
+
+def draw_all(comparison: Comparison) -> dict[str, Figure]:
+    """The figures by file name; accuracy against BitOPs where some run is quantized."""
+    drawn = FIGURES | ({"accuracy_bitops": accuracy_bitops} if comparison.quantized else {})
+    return {name: draw(comparison) for name, draw in drawn.items()}
+
 
 KIND = "operating_points"
 
@@ -110,8 +140,8 @@ def _draw_lines(axes: Axes, comparison: Comparison, key: str) -> None:
         axes.grid(alpha=0.3)
 
 
-def _line(axes: Axes, points: list[Point], key: str, **style: object) -> None:
-    costs, values = ([point.figures[name] for point in points] for name in ("macs_fraction", key))
+def _line(axes: Axes, points: list[Point], key: str, cost: str = "macs_fraction", **style: object) -> None:
+    costs, values = ([point.figures[name] for point in points] for name in (cost, key))
     axes.errorbar(
         [100 * cost.mean for cost in costs],
         [UNITS[key] * value.mean for value in values],

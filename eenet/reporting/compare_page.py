@@ -22,6 +22,9 @@ CAPTIONS = {
     "accuracy_cost": "Accuracy against MACs. Full lines: the operating points, with one standard deviation over seeds. "
     "Dashed: random routing at the same exit fractions. Dotted: the static exits of every run. Black: static models. "
     "The grey band is where the area is taken.",
+    "accuracy_bitops": "Accuracy against BitOPs. Full lines: the operating points, with one standard deviation over "
+    "seeds. Dotted: static networks cut at an exit. Dashed: early exits by the maximum probability over the segments "
+    "of QuEE's network, at the threshold and width that are best on its validation samples for each budget.",
     "calibration_cost": "Calibration against MACs, lower is better. Random routing has no line for ECE, which is not a "
     "mixture.",
     "exit_histogram": "Where samples leave, mean over seeds; the first exit on the left.",

@@ -17,6 +17,7 @@ FORMATS = {
     "brier": (1, ".3f"),
     "aurc": (100, ".2f"),
     "macs_fraction": (100, ".1f"),
+    "bitops_fraction": (100, ".2f"),
     "gain": (100, "+.2f"),
 }
 """Factor and format of each figure."""
@@ -51,6 +52,8 @@ def definitions(comparison: Comparison) -> dict[str, str]:
         "MACs %": f"mean multiply-accumulate operations per sample, in percent of the {full} of the dearest plain "
         f"backbone compared ({comparison.reference.folder}); a static exit pays for its own head only, a routed sample "
         "for every head and gate it passed",
+        "BitOPs %": "mean over samples of MACs times weight bits times activation bits, in percent of the same plain "
+        "backbone's at 32 bits; shown where a run is quantized, and equal to MACs % for one that is not",
         "±": "sample standard deviation over the seeds; absent with one seed",
         "area": f"mean accuracy (%) over all budgets between {low} and {high} of the MACs, which is the area under the "
         "accuracy/cost curve divided by the distance of the two budgets. The curve is piecewise linear through the "
@@ -92,7 +95,7 @@ def areas_sheet(comparison: Comparison) -> Sheet:
 def points_sheet(comparison: Comparison) -> Sheet:
     """Every operating point, with what random routing would give in its place."""
     columns = _columns([pair[1] for curve in comparison.curves for pair in curve.points(KINDS[0])])
-    sections = {}
+    costs, sections = _costs(comparison), {}
     for curve in comparison.curves:
         rows = []
         pairs = zip(curve.points(KINDS[0]), curve.points(KINDS[1]), strict=True)
@@ -101,13 +104,13 @@ def points_sheet(comparison: Comparison) -> Sheet:
             rows.append(
                 [
                     f"{group.label}: {point.name}",
-                    *_cells(point, ["macs_fraction", *columns]),
+                    *_cells(point, [*costs, *columns]),
                     *([""] * 3 if curve.static else against),
                     " ".join(f"{100 * share:.0f}" for share in point.shares),
                 ]
             )
         sections[curve.name] = rows
-    headings = ["operating point", "MACs %", *(HEADINGS[key] for key in columns)]
+    headings = ["operating point", *costs.values(), *(HEADINGS[key] for key in columns)]
     headings += ["random %", "random NLL", "over random", "leaving at each exit %"]
     return Sheet(f"Operating points on {comparison.title}", headings, sections, "")
 
@@ -116,11 +119,12 @@ def exits_sheet(comparison: Comparison) -> Sheet:
     """Every static exit."""
     groups = [group for curve in comparison.curves if not curve.static for group in curve.groups]
     columns = _columns([point for group in groups for point in group.points(KINDS[2])])
+    costs = _costs(comparison)
     sections = {
-        group.label: [[point.name, *_cells(point, ["macs_fraction", *columns])] for point in group.points(KINDS[2])]
+        group.label: [[point.name, *_cells(point, [*costs, *columns])] for point in group.points(KINDS[2])]
         for group in groups
     }
-    headings = ["static exit", "MACs %", *(HEADINGS[key] for key in columns)]
+    headings = ["static exit", *costs.values(), *(HEADINGS[key] for key in columns)]
     return Sheet(f"Static exits on {comparison.title}", headings, sections, "")
 
 
@@ -141,6 +145,10 @@ def rich_table(sheet: Sheet) -> Table:
 
 def _columns(points: list[Point]) -> list[str]:
     return [key for key in HEADINGS if any(key in point.figures for point in points)]
+
+
+def _costs(comparison: Comparison) -> dict[str, str]:
+    return {"macs_fraction": "MACs %"} | ({"bitops_fraction": "BitOPs %"} if comparison.quantized else {})
 
 
 def _cells(point: Point, columns: list[str]) -> Iterator[str]:

@@ -17,7 +17,9 @@ def results_table(results: Results) -> Table:
     """Accuracy, calibration and cost of every static exit and operating point."""
     table = Table(title=f"{results['method']} on {results['data']}, {results['split']} split, seed {results['seed']}")
     table.add_column("")
-    for heading in ("accuracy %", "NLL", "ECE %", "Brier", "MACs", "MACs %", "stages", "leaving at each exit %"):
+    quantized = ["BitOPs %"] if any("bitops_fraction" in row for row in results["operating_points"]) else []
+    headings = ["accuracy %", "NLL", "ECE %", "Brier", "MACs", "MACs %", *quantized, "stages", "leaving at each exit %"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in results["exits"]:
         table.add_row(*_cells(row, ""))
@@ -68,6 +70,8 @@ def _asked_and_got(row: dict[str, Any]) -> tuple[str, str]:
         return wanted, f"{row['macs_fraction']:.3f}"
     if "budget-macs" in asked:
         return wanted, si(row["macs"])
+    if "budget-bitops" in asked:
+        return wanted, f"{row['bitops_fraction']:.4f}"
     return wanted, f"{100 * row['accuracy']:.2f} %" if asked else ""
 
 
@@ -84,6 +88,7 @@ def _cells(row: dict[str, Any], shares: str) -> list[str]:
         f"{row['brier']:.3f}",
         si(row["macs"]),
         f"{100 * row['macs_fraction']:.1f}",
+        *([f"{100 * row['bitops_fraction']:.2f}"] if "bitops_fraction" in row else []),
         f"{row['stages_mean']:.2f}",
         shares,
     ]

@@ -1,0 +1,88 @@
+"""Static quantization: a backbone with all stages at one width, under any exits, gates and routine."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from eenet.backbones import StagedBackbone
+from eenet.backbones.base import State
+from eenet.costs import CostProfile
+from eenet.errors import UserError
+from eenet.network import EarlyExitNetwork
+from eenet.quantization.bitops import PathCosts, bitops
+from eenet.quantization.twins import Twins
+
+
+class QuantizedBackbone(Twins, StagedBackbone):
+    """A backbone whose stages run at one width by the simulated quantizer; what is around them stays at 32 bits.
+
+    A routine takes the ranges of the activations before a new training, and keeps them in the checkpoint. The weights
+    are those of the float backbone, whose run `backbone_checkpoint` names; they cannot be trained here.
+
+    Args:
+        backbone: The float backbone, in evaluation mode whenever it runs.
+        width: Bits of weights and activations of every stage: 32 (float), 16, 8, 6 or 4.
+        calibration_batches: Evaluation batches of training inputs that give the ranges.
+
+    Raises:
+        UserError: A width without a grid, a backbone that is quantized already, or an empty calibration set.
+    """
+
+    def __init__(self, backbone: StagedBackbone, width: int = 8, calibration_batches: int = 4) -> None:
+        super().__init__()
+        if calibration_batches < 1:
+            raise UserError(
+                "backbone.calibration_batches", calibration_batches, "an empty calibration set gives no ranges"
+            )
+        self.backbone, self.width, self.calibration_batches = backbone, width, calibration_batches
+        self.num_stages, self.num_classes = backbone.num_stages, backbone.num_classes
+        self.feature_dims, self.map_dims = backbone.feature_dims, backbone.map_dims
+        self.input_shape, self.max_tokens = backbone.input_shape, backbone.max_tokens
+        self.prepare_twins([width], "backbone.width")
+
+    def embed(self, inputs: Any) -> State:
+        """As the float backbone."""
+        return self.backbone.embed(inputs)
+
+    def run_stage(self, i: int, state: State) -> State:
+        """Run stage `i`, counted from 0, at the width."""
+        return self.twin(self.width).run_stage(i, state)
+
+    def features(self, i: int, state: State) -> Tensor:
+        """As the float backbone."""
+        return self.backbone.features(i, state)
+
+    def feature_map(self, i: int, state: State) -> Tensor:
+        """As the float backbone."""
+        return self.backbone.feature_map(i, state)
+
+    def classify(self, state: State) -> Tensor:
+        """As the float backbone."""
+        return self.backbone.classify(state)
+
+    def example_input(self) -> Any:
+        """As the float backbone."""
+        return self.backbone.example_input()
+
+    def description(self) -> dict[str, Any]:
+        """The float backbone's, and the width."""
+        return {**self.backbone.description(), "width": self.width}
+
+
+def bitops_profile(network: EarlyExitNetwork) -> CostProfile:
+    """A network's costs in BitOPs instead of MACs; everything over a float backbone is at 32 bits.
+
+    Args:
+        network: The network; over a `QuantizedBackbone` its stages are at that width.
+    """
+    costs, backbone = network.costs, network.backbone
+    stages = tuple(bitops(macs) for macs in costs.stages)
+    if isinstance(backbone, QuantizedBackbone):
+        layers = backbone.stage_layers
+        parts = PathCosts(0, tuple(part.macs for part in layers), tuple(part.float_macs for part in layers), ())
+        stages = tuple(parts.segment(stage, backbone.width) for stage in range(len(layers)))
+    heads, gates = (tuple(bitops(macs) for macs in part) for part in (costs.heads, costs.gates))
+    return replace(
+        costs, embed=bitops(costs.embed), stages=stages, classifier=bitops(costs.classifier), heads=heads, gates=gates
+    )
