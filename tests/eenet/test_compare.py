@@ -17,9 +17,10 @@ from eenet.metrics import sample_statistics
 from eenet.policies.random import RandomExits
 from eenet.reporting import evaluate, write_json
 from eenet.reporting.compare import FIGURES, Run, load_runs, random_routing
+from eenet.reporting.compare_bitops import quantized_lines
 from eenet.reporting.compare_curves import Budgets, Comparison, compare, curve_area, parse_budgets, to_dict
 from eenet.reporting.compare_figures import FIGURES as DRAWN
-from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, exit_histogram, svg
+from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, draw_all, exit_histogram, svg
 from eenet.reporting.compare_page import page
 from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
 from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
@@ -180,6 +181,47 @@ def test_aurc_is_shown_where_it_is_and_other_new_fields_are_left_out() -> None:
     assert "AURC %" not in points_sheet(compared(b=make_results())).headings
     assert "AURC %" not in exits_sheet(compared(a=results)).headings
     assert set(compared(a=results).curves[0].points("operating_points")[0][1].figures) == {*FIGURES} - {"gain"}
+
+
+def make_paths(seed: int) -> dict[str, Any]:
+    """QuEE's results: two static networks at 8 bits, and a budget of two that can be met at 32 bits."""
+    results = make_results([("budget-0.1", 0.5, 0.7)], method="quee", seed=seed)
+    for row in (*results["operating_points"], *results["exits"]):
+        row["bitops"] = 64 * row["macs"]
+    judged = {"accuracy": 0.6 + 0.2 * seed, "cost": 0.05, "width": 8, "knob": 0.9}
+    budgets = [{"budget": budget, "early_exit": judged if budget > 0.1 else None} for budget in (0.1, 0.5)]
+    at_budgets = [{**row, "quantized_early_exit": judged} for row in budgets]
+    return {**results, "static_widths": {"8": results["exits"]}, "at_budgets": at_budgets}
+
+
+def test_bitops_are_compared_where_a_run_is_quantized() -> None:
+    assert not compared(a=make_results()).quantized
+    comparison = compared(a=make_results(full=2000), q_seed_0=make_paths(0), q_seed_1=make_paths(1))
+    assert comparison.quantized
+    sheet = points_sheet(comparison)
+    column = sheet.headings.index("BitOPs %")
+    shown = {name: [row[column] for row in rows] for name, rows in sheet.sections.items()}
+    assert shown == {"quee": ["2.34±0.00"], "jei_dnn": ["75.00"]}  # 64 / 1024 of 750 MACs in 2,000
+    lines = quantized_lines(comparison)
+    points = {
+        name: [(p.figures["bitops_fraction"].mean, p.figures["accuracy"].mean) for p in line]
+        for name, line in lines.items()
+    }
+    judged = pytest.approx((0.025, 0.7))  # half of the reference's BitOPs, mean of two seeds
+    assert points == {
+        "static exits, a": [(0.5, EXIT_ACCURACIES[0]), (1.0, EXIT_ACCURACIES[1])],
+        "static networks, 8 bits": [(1 / 64, EXIT_ACCURACIES[0]), (1 / 32, EXIT_ACCURACIES[1])],
+        "early exit by confidence, 32 bits": [judged],
+        "early exit by confidence, best width": [judged, judged],
+    }
+    assert lines["early exit by confidence, 32 bits"][0].figures["accuracy"].deviation == pytest.approx(0.2 / 2**0.5)
+    figures = draw_all(comparison)
+    assert set(figures) == {*DRAWN, "accuracy_bitops"}
+    (axes,) = figures["accuracy_bitops"].axes
+    assert axes.get_xscale() == "log"
+    assert {line.get_label() for line in axes.containers} == {*points, "quee", "jei_dnn"}
+    assert "accuracy bitops" in page(comparison, {name: svg(figure) for name, figure in figures.items()}, "")
+    assert set(draw_all(compared(a=make_results()))) == {*DRAWN}
 
 
 def test_the_table_shows_mean_deviation_and_the_gain_over_random_routing() -> None:
