@@ -26,7 +26,7 @@ from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
-from eenet.runtime.steps import Carried, run_step
+from eenet.runtime.steps import run_step
 from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4
@@ -129,15 +129,15 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
     # Texts have masks that a graph cannot leave out, as the network does where nothing is masked.
     exact = runtime.manifest.format == "torch" and network.backbone.max_tokens is None
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
-        carried = Carried(inputs)
+        carried = inputs
         for exit, step in enumerate(runtime.steps):
-            given = carried if exit == 0 else Carried(tuple(pytree.tree_leaves(carried)))
-            after, left = run_step(network, policy, exit, carried)
-            for found, expected in zip(flatten(*step(given)), flatten(after, left), strict=True):
+            given = carried if exit == 0 else pytree.tree_leaves(carried)
+            result = run_step(network, policy, exit, carried)
+            for found, expected in zip(flatten(*step(given)), flatten(*result), strict=True):
                 if not agrees(found, expected, exact):
                     problem = f"the program of exit {exit} differs from the network; export in the other format"
                     raise UserError("format", runtime.manifest.format, problem)
-            carried = after
+            carried, *_ = result
 
 
 def agrees(found: Tensor, expected: Tensor, exact: bool) -> bool:

@@ -10,7 +10,7 @@ from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, Left, Step, make_steps
+from eenet.runtime.steps import Carried, Step, make_steps
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Compaction",
     "EarlyExitRuntime",
     "ExportedRuntime",
-    "Left",
     "RebatchingQueue",
     "Routed",
     "Step",

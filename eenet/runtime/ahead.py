@@ -7,7 +7,7 @@ still hold, which takes as long as a small stage; compilation ahead of time (AOT
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.runtime.steps import Carried, Left, Step, split_results
+from eenet.runtime.steps import Result, Step, split_results
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     traced = list(trace(network, policy, example))
     first, *others = [_step(compile_traced(step), exit == network.num_exits - 1) for exit, step in enumerate(traced)]
     check = input_check(example, traced[0])
-    return [lambda carried: first(Carried(check(carried.state))), *others]
+    return [lambda inputs: first(check(inputs)), *others]
 
 
 def compile_function(
@@ -152,7 +152,7 @@ def input_check(example: Any, traced: Traced) -> Callable[[Any], list[Tensor]]:
 
 
 def _step(code: MachineCode, last: bool) -> Step:
-    def step(carried: Carried) -> tuple[Carried, Left]:
-        return split_results(code.run([tensor.contiguous() for tensor in carried.state]), last)
+    def step(given: Sequence[Tensor]) -> Result:
+        return split_results(code.run([tensor.contiguous() for tensor in given]), last)
 
     return step

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from eenet.policies.base import Policy
 from eenet.runtime.compaction import Compaction
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, make_steps
+from eenet.runtime.steps import make_steps
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -68,7 +68,7 @@ class EarlyExitRuntime(nn.Module):
         """
         start = time.perf_counter()
         for size in batch_sizes:
-            carried = Carried(pytree.tree_map(lambda rows, size=size: rows[:size], inputs))
+            given = pytree.tree_map(lambda rows, size=size: rows[:size], inputs)
             for step in self.steps:
-                carried, _ = step(carried)
+                given, *_ = step(given)
         return time.perf_counter() - start

@@ -20,7 +20,7 @@ from eenet.runtime.compaction import Compaction
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
 from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, Left, Step, split_results
+from eenet.runtime.steps import Result, Step, split_results
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:
@@ -113,8 +113,8 @@ class ExportedRuntime:
         # The programs hold the policy, so `route` need not be given one.
         return route(cast(Any, self.network), inputs, cast(Policy, None), compaction, self.steps)
 
-    def _step(self, program: Any, first: bool, last: bool, carried: Carried) -> tuple[Carried, Left]:
-        tensors = self._tensors(carried.state) if first else carried.state
+    def _step(self, program: Any, first: bool, last: bool, given: Any) -> Result:
+        tensors = self._tensors(given) if first else given
         results = program(*tensors)
         batch = len(tensors[0])
         rows = [len(result) if isinstance(result, Tensor) and result.ndim else None for result in results]

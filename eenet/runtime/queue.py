@@ -20,7 +20,6 @@ from eenet.backbones.base import select
 from eenet.errors import UserError
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.route import Routed
-from eenet.runtime.steps import Carried, Left
 
 
 @dataclass
@@ -38,7 +37,7 @@ class _Waiting:
     """
 
     slots: Tensor
-    carried: Carried
+    carried: Any
     since: float
 
     def rows(self, some: slice) -> _Waiting:
@@ -214,8 +213,7 @@ class RebatchingQueue:
         self._numbers += 1
         self._requests[self._numbers] = request
         self._owner[request.slots] = self._numbers
-        carried = Carried(inputs)
-        self._pools[0][_shapes(carried)].add(_Waiting(request.slots, carried, since))
+        self._pools[0][_shapes(inputs)].add(_Waiting(request.slots, inputs, since))
 
     def _choose(self) -> tuple[int, Hashable]:
         """The step to run and the shape of its samples."""
@@ -247,11 +245,11 @@ class RebatchingQueue:
         if len(slots):
             self._step(step, slots, carried)
 
-    def _step(self, step: int, slots: Tensor, carried: Carried) -> None:
+    def _step(self, step: int, slots: Tensor, carried: Any) -> None:
         if step == 0:
             self._began[slots] = time.monotonic()
         try:
-            after, left = self.runtime.steps[step](carried)
+            after, logits, leave = self.runtime.steps[step](carried)
         except Exception as error:
             owners = self._owner[slots]
             numbers = owners.unique().tolist()
@@ -263,16 +261,15 @@ class RebatchingQueue:
                 keep = (owners == number).nonzero().squeeze(1)
                 self._step(step, slots[keep], select(carried, keep))
             return
-        staying = self._record(step, slots, left)
+        staying = self._record(step, slots, logits, leave)
         if staying is not None and len(staying):
             if len(staying) < len(slots):
                 slots, after = slots[staying.cpu()], select(after, staying)
             waiting = _Waiting(slots, after, self._began[slots].min().item())
             self._pools[step + 1][_shapes(after)].add(waiting)
 
-    def _record(self, step: int, slots: Tensor, left: Left) -> Tensor | None:
+    def _record(self, step: int, slots: Tensor, logits: Tensor, leave: Tensor | None) -> Tensor | None:
         """Keep the results of those that leave; returns the rows of the others."""
-        logits, leave = left
         staying = None
         if leave is not None:
             leaving, staying = leave.nonzero().squeeze(1), (~leave).nonzero().squeeze(1)
@@ -322,6 +319,6 @@ class RebatchingQueue:
             self._fail(number, error)
 
 
-def _shapes(carried: Carried) -> Hashable:
+def _shapes(carried: Any) -> Hashable:
     """What has to agree before samples are put in one batch."""
     return tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in pytree.tree_leaves(carried))

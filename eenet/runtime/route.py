@@ -14,7 +14,7 @@ from eenet.backbones.base import select
 from eenet.costs import CostProfile
 from eenet.policies.base import Policy
 from eenet.runtime.compaction import Compaction
-from eenet.runtime.steps import Carried, Step, make_steps
+from eenet.runtime.steps import Step, make_steps
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -34,7 +34,6 @@ class Routed(NamedTuple):
     macs: Tensor
 
 
-@torch.no_grad()
 def route(
     network: EarlyExitNetwork,
     inputs: Any,
@@ -58,32 +57,38 @@ def route(
     Returns:
         Logits, exits and costs in the order of the inputs.
     """
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return route(network, inputs, policy, compaction, steps)
     steps = make_steps(network, policy) if steps is None else steps
-    batch = len(pytree.tree_leaves(inputs)[0])
-    decide = _route_one if batch == 1 else _route_batch
-    logits, exits = decide(network, Carried(inputs), batch, compaction, steps)
+    batch = len(inputs if isinstance(inputs, Tensor) else pytree.tree_leaves(inputs)[0])
+    if batch == 1:
+        return _route_one(network.costs, inputs, steps)
+    logits, exits = _route_batch(network, inputs, batch, compaction, steps)
     return Routed(logits, exits, _cumulative(network.costs, exits.device)[exits])
 
 
-def _route_one(
-    network: EarlyExitNetwork, carried: Carried, batch: int, compaction: Compaction, steps: Sequence[Step]
-) -> tuple[Tensor, Tensor]:
+def _route_one(costs: CostProfile, inputs: Any, steps: Sequence[Step]) -> Routed:
+    """Between the steps little may happen: memory caches are full of weights, and what is rarely done is slow."""
+    given = inputs
     for exit, step in enumerate(steps):  # noqa: B007
-        carried, (logits, leave) = step(carried)
+        given, logits, leave = step(given)
         if leave is None or leave.item():
             break
-    return logits, torch.full((1,), exit, device=logits.device)
+    number, macs = _results_of_one(costs, logits.device)[exit]
+    return Routed(logits, number.clone(), macs.clone())
 
 
 def _route_batch(
-    network: EarlyExitNetwork, carried: Carried, batch: int, compaction: Compaction, steps: Sequence[Step]
+    network: EarlyExitNetwork, inputs: Any, batch: int, compaction: Compaction, steps: Sequence[Step]
 ) -> tuple[Tensor, Tensor]:
     stages, last = network.backbone.num_stages, network.num_exits - 1
     results = exits = rows = None  # rows: positions in the batch of the samples still there, None for all of them
     left: Tensor | None = None  # which of those have left and ride along, None for none of them
     riding, present = 0, batch
+    carried = inputs
     for exit, step in enumerate(steps):
-        carried, (logits, leave) = step(carried)
+        carried, logits, leave = step(carried)
         if leave is None:
             leaving = None if left is None else torch.nonzero_static(~left, size=present - riding).squeeze(1)
             count = present - riding
@@ -116,3 +121,10 @@ def _route_batch(
 @lru_cache(maxsize=64)
 def _cumulative(costs: CostProfile, device: torch.device) -> Tensor:
     return torch.tensor(costs.cumulative, device=device)
+
+
+@lru_cache(maxsize=64)
+def _results_of_one(costs: CostProfile, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Exit and MACs of a sample, both `(1,)`, for each exit."""
+    numbers = torch.arange(costs.num_exits, device=device)
+    return list(zip(numbers.split(1), _cumulative(costs, device).split(1), strict=True))

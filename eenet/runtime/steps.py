@@ -17,35 +17,32 @@ if TYPE_CHECKING:
 
 
 class Carried(NamedTuple):
-    """What goes on from step to step: pytrees of tensors whose first axis is the batch.
+    """What the steps of a network hand on: pytrees of tensors whose first axis is the batch.
 
     Attributes:
-        state: Of the backbone; the inputs before the first step.
+        state: Of the backbone.
         before: Logits of the exit before, in a boosted network.
         gate: The gate's memory.
         policy: The policy's memory.
     """
 
     state: State
-    before: Any = ()
-    gate: Memory = ()
-    policy: Memory = ()
+    before: Any
+    gate: Memory
+    policy: Memory
 
 
-class Left(NamedTuple):
-    """What a step says of the samples at its exit.
+Result = tuple[Any, Tensor, Tensor | None]
+"""What a step returns: what it hands on; the exit's logits, `(batch, classes)`; who leaves, bool `(batch,)`.
 
-    Attributes:
-        logits: `(batch, classes)`.
-        leave: Who leaves, bool `(batch,)`; `None` at the last exit, where everybody does.
-    """
+At the last exit everybody leaves, and it is `None`.
+"""
 
-    logits: Tensor
-    leave: Tensor | None
+Step = Callable[[Any], Result]
+"""Runs the stages up to an exit, its head, its gate and the decision.
 
-
-Step = Callable[[Carried], tuple[Carried, Left]]
-"""Runs the stages up to an exit, its head, its gate and the decision."""
+The first takes the inputs, the others what the one before handed on, a pytree of tensors whose first axis is the batch.
+"""
 
 
 def make_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
@@ -53,33 +50,32 @@ def make_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     return [partial(run_step, network, policy, exit) for exit in range(network.num_exits)]
 
 
-def split_results(results: Sequence[Tensor], last: bool) -> tuple[Carried, Left]:
-    """What a step returns, from its flat tensors: what is carried on, the logits and, but for the last, who leaves."""
+def split_results(results: Sequence[Tensor], last: bool) -> Result:
+    """What a step returns, from its flat tensors: those handed on, the logits and, but for the last, who leaves."""
     if last:
-        return Carried(()), Left(results[-1], None)
-    return Carried(tuple(results[:-2])), Left(results[-2], results[-1])
+        return (), results[-1], None
+    *handed_on, logits, leave = results
+    return handed_on, logits, leave
 
 
-def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, carried: Carried) -> tuple[Carried, Left]:
+def run_step(network: EarlyExitNetwork, policy: Policy, exit: int, given: Any) -> Result:
     """Run the stages after the exit before, then decide at this one; the first step embeds the inputs too.
 
     Args:
         network: In evaluation mode.
         policy: Decides who leaves.
         exit: Number of the exit that the step ends with.
-        carried: What the step before returned; `Carried(inputs)` for the first.
+        given: What the step before handed on; the inputs for the first.
     """
     backbone, last = network.backbone, exit == network.num_exits - 1
-    state, before, gate, memory = carried
-    if exit == 0:
-        state = backbone.embed(state)
+    state, before, gate, memory = given if exit else (backbone.embed(given), (), (), ())
     begin = network.exit_stages[exit - 1] + 1 if exit else 0
     for stage in range(begin, backbone.num_stages if last else network.exit_stages[exit] + 1):
         state = backbone.run_stage(stage, state)
     if last:
-        return Carried(()), Left(backbone.classify(state), None)
+        return (), backbone.classify(state), None
     logits = network.logits_at(exit, state, before)
     scores, gate = network.gate.at(exit, logits, gate if exit else network.gate.start(logits))
     predictions = logits.argmax(-1) if policy.reads_predictions else scores
     leave, memory = policy.decide(exit, predictions, scores, memory if exit else policy.start(scores))
-    return Carried(state, logits if network.boosted else (), gate, memory), Left(logits, leave)
+    return Carried(state, logits if network.boosted else (), gate, memory), logits, leave

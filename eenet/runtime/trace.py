@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.runtime.steps import Carried, Left, Step, run_step
+from eenet.runtime.steps import Step, run_step
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -62,9 +62,9 @@ class Traced(NamedTuple):
     dynamic: tuple[dict[int, Any], ...]
 
 
-def flatten(carried: Carried, left: Left) -> tuple[Tensor, ...]:
+def flatten(handed_on: Any, logits: Tensor, leave: Tensor | None) -> tuple[Tensor, ...]:
     """The tensors that a step returns, in the order of its program's outputs."""
-    return (*pytree.tree_leaves(carried), left.logits, *(() if left.leave is None else (left.leave,)))
+    return (*pytree.tree_leaves(handed_on), logits, *(() if leave is None else (leave,)))
 
 
 @torch.no_grad()
@@ -79,16 +79,16 @@ def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[T
     Raises:
         UserError: A step depends on the values of its inputs or on their length.
     """
-    carried, other = Carried(example), Carried(shortened(network, example))
+    given, other = example, shortened(network, example)
     for exit in range(network.num_exits):
         step = partial(run_step, network, policy, exit)
 
-        def flat(given: Carried, step: Step = step) -> tuple[Tensor, ...]:
+        def flat(given: Any, step: Step = step) -> tuple[Tensor, ...]:
             return flatten(*step(given))
 
-        yield trace_function(f"exit_{exit}", network, policy, flat, carried, other)
-        carried, _ = step(carried)
-        other, _ = step(other)
+        yield trace_function(f"exit_{exit}", network, policy, flat, given, other)
+        given, *_ = step(given)
+        other, *_ = step(other)
 
 
 def trace_function(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.policies import Patience, Threshold
-from eenet.runtime import Carried, EarlyExitRuntime, RebatchingQueue
+from eenet.runtime import EarlyExitRuntime, RebatchingQueue
 from tests._dummies import make_network
 
 
@@ -33,8 +33,8 @@ class Watched:
         runtime.steps = [self.watch(number, step) for number, step in enumerate(runtime.steps)]
 
     def watch(self, number: int, step: Any) -> Any:
-        def run(carried: Carried) -> Any:
-            state = carried.state
+        def run(carried: Any) -> Any:
+            state = carried.state if number else carried
             self.batches.append((number, len(state)))
             self.entered.set()
             assert self.go.wait(10)
@@ -119,7 +119,7 @@ def test_a_poison_of_a_later_step_fails_the_whole_request_and_frees_its_slots(ru
     runtime = EarlyExitRuntime(runtime.network, Patience(3))
     step = runtime.steps[1]
 
-    def failing(carried: Carried) -> Any:
+    def failing(carried: Any) -> Any:
         if len(carried.state) == 4:
             raise RuntimeError("second step")
         return step(carried)
@@ -174,7 +174,7 @@ class Death(BaseException):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_thread_that_died(runtime: EarlyExitRuntime) -> None:
-    def dying(carried: Carried) -> Any:
+    def dying(carried: Any) -> Any:
         raise Death
 
     runtime.steps[2] = dying
