@@ -130,6 +130,15 @@ class QuEE(ExitRoutine):
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
 
+    def setup(self, stage: str) -> None:
+        """As every routine, after the budgets were compared with the cheapest path."""
+        cheapest = self.network.node_costs.min().item()
+        for budget in self.budgets:
+            if budget < cheapest:
+                problem = f"the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
+                raise UserError("model.budgets", budget, problem)
+        super().setup(stage)
+
     def policies(self) -> dict[str, Policy]:
         """None that looks at exits alone; see `path_policies`."""
         return {}
