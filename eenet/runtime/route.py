@@ -82,40 +82,51 @@ def _route_one(costs: CostProfile, inputs: Any, steps: Sequence[Step]) -> Routed
 def _route_batch(
     network: EarlyExitNetwork, inputs: Any, batch: int, compaction: Compaction, steps: Sequence[Step]
 ) -> tuple[Tensor, Tensor]:
-    stages, last = network.backbone.num_stages, network.num_exits - 1
-    results = exits = rows = None  # rows: positions in the batch of the samples still there, None for all of them
+    stages = network.backbone.num_stages
+    given, parts = inputs, list[_Part]()
+    rows: Tensor | None = None  # positions in the batch of the samples still there, None for all of them
     left: Tensor | None = None  # which of those have left and ride along, None for none of them
     riding, present = 0, batch
-    carried = inputs
     for exit, step in enumerate(steps):
-        carried, logits, leave = step(carried)
+        given, logits, leave = step(given)
         if leave is None:
             leaving = None if left is None else torch.nonzero_static(~left, size=present - riding).squeeze(1)
             count = present - riding
         else:
             leaving = (leave if left is None else leave & ~left).nonzero().squeeze(1)
             count = len(leaving)
-        if results is None:
-            if count == batch:
-                return logits, torch.full((batch,), exit, device=logits.device)
-            if count:
-                results, exits = torch.empty_like(logits), torch.full((batch,), last, device=logits.device)
-        if results is None or exits is None or not count:
+        if count == batch:
+            return logits, torch.full((batch,), exit, device=logits.device)
+        if not count:
             continue
         gone = leaving if rows is None else rows if leaving is None else rows[leaving]
-        results[gone] = (logits if leaving is None else logits[leaving]).to(results.dtype)
-        exits[gone] = exit
+        assert gone is not None
+        parts.append(_Part(exit, gone, logits if leaving is None else logits[leaving]))
         if leave is None or riding + count == present:
             break
         left, riding = leave if left is None else left | leave, riding + count
         if compaction.pays(riding, present - riding, stages - network.exit_stages[exit] - 1):
             present -= riding
             staying = torch.nonzero_static(~left, size=present).squeeze(1)
-            rows, carried = staying if rows is None else rows[staying], select(carried, staying)
+            rows, given = staying if rows is None else rows[staying], select(given, staying)
             left, riding = None, 0
-    assert results is not None
-    assert exits is not None
-    return results, exits
+    return _in_order(parts)
+
+
+class _Part(NamedTuple):
+    """Those that left at one exit: its number, their positions in the batch, and their logits."""
+
+    exit: int
+    rows: Tensor
+    logits: Tensor
+
+
+def _in_order(parts: Sequence[_Part]) -> tuple[Tensor, Tensor]:
+    """Logits and exits of all samples, in the order of the batch."""
+    order = torch.cat([part.rows for part in parts]).argsort()
+    logits = torch.cat([part.logits.to(parts[0].logits.dtype) for part in parts])
+    exits = torch.cat([part.rows.new_full(part.rows.shape, part.exit) for part in parts])
+    return logits.index_select(0, order), exits.index_select(0, order)
 
 
 @lru_cache(maxsize=64)
