@@ -12,26 +12,11 @@ from eenet.errors import UserError
 from eenet.gates import SchedulerGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, SequentialGates, Threshold
-from eenet.runtime import EarlyExitRuntime, ahead, route
-from eenet.runtime.ahead import MachineCode, compile_function
-from eenet.runtime.trace import Traced
+from eenet.runtime import EarlyExitRuntime, route
+from eenet.runtime.ahead import compile_function
 from tests._dummies import make_network, make_resnet, make_vit
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; apt-get install g++")
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what was compiled; the graphs are run by torch instead."""
-    names: list[str] = []
-
-    def interpret(traced: Traced) -> MachineCode:
-        names.append(traced.name)
-        module = traced.program.module()
-        return MachineCode(lambda tensors: list(module(*tensors)), {})
-
-    monkeypatch.setattr(ahead, "compile_traced", interpret)
-    return names
 
 
 def some_leave(network: EarlyExitNetwork, inputs: Any) -> Threshold:
