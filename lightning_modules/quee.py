@@ -243,8 +243,7 @@ class QuEE(ExitRoutine):
         if total < LEAST_HELD_OUT:
             remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
             raise UserError("data.validation_fraction", total, remedy)
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.statistics.device)
-        first, second = nodes.take(order[: total // 2]), nodes.take(order[total // 2 :])
+        first, second = halves(nodes)
         for node, predictor in enumerate(self.network.predictors):
             reachable = self.network.tree.reachable(node)
             errors = first.errors[:, reachable], second.errors[:, reachable]
@@ -338,3 +337,10 @@ def name_curves(
     """Curves by the name that results give them; early exit alone is the thresholds' curve at the widest width."""
     widest = [point for point in thresholds if point.width == network.widths[0]]
     return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
+
+
+def halves(nodes: Nodes) -> tuple[Nodes, Nodes]:
+    """The half of the validation samples that teaches the predictors, and the half that chooses operating points."""
+    total = len(nodes.statistics)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.statistics.device)
+    return nodes.take(order[: total // 2]), nodes.take(order[total // 2 :])

@@ -46,23 +46,26 @@ def path_curve(network: QuantizedNetwork, errors: Sequence[Tensor], correct: Ten
         moves = next_moves(network, errors, tradeoff)
         for width in network.widths:
             nodes = follow(network.tree, moves, first_node(network, PathPolicy(width, tradeoff)))
-            points.append(Point(width, tradeoff, *_judge(nodes, correct, network.node_costs)))
+            points.append(Point(width, tradeoff, *judge_nodes(nodes, correct, network.node_costs)))
     return points
 
 
-def threshold_nodes(network: QuantizedNetwork, confidence: Tensor, width: int, threshold: float) -> Tensor:
-    """Where samples leave that run at one width and leave at the first exit with enough confidence.
+def threshold_nodes(path: Sequence[int], confidence: Tensor, threshold: float) -> Tensor:
+    """Where samples leave that all take one path and leave at the first exit with enough confidence.
 
     Args:
-        network: The network.
+        path: Its nodes, one per exit.
         confidence: Maximum probability at each node, `(samples, nodes)`.
-        width: Throughout.
         threshold: Of the maximum probability.
 
     Returns:
         Nodes, `(samples,)`.
+
+    Example:
+        >>> threshold_nodes([0, 3], torch.tensor([[0.9, 0, 0, 0.6], [0.4, 0, 0, 0.5]]), 0.8).tolist()
+        [0, 3]
     """
-    nodes = torch.tensor(uniform_nodes(network, width), device=confidence.device)
+    nodes = torch.tensor(path, device=confidence.device)
     sure = confidence[:, nodes] >= threshold
     sure[:, -1] = True
     return nodes[sure.int().argmax(1)]
@@ -70,13 +73,20 @@ def threshold_nodes(network: QuantizedNetwork, confidence: Tensor, width: int, t
 
 def threshold_curve(network: QuantizedNetwork, confidence: Tensor, correct: Tensor) -> list[Point]:
     """Early exits by confidence at every width and each of `THRESHOLDS`; no predictor runs and none is paid for."""
-    costs = torch.tensor([network.path_costs.routed(path, 0) for path in network.tree.nodes]).double()
+    costs = threshold_costs(network)
     points = []
     for width in network.widths:
+        path = uniform_nodes(network, width)
         for threshold in THRESHOLDS:
-            nodes = threshold_nodes(network, confidence, width, threshold)
-            points.append(Point(width, threshold, *_judge(nodes, correct, costs / network.path_costs.full)))
+            nodes = threshold_nodes(path, confidence, threshold)
+            points.append(Point(width, threshold, *judge_nodes(nodes, correct, costs)))
     return points
+
+
+def threshold_costs(network: QuantizedNetwork) -> Tensor:
+    """BitOPs of leaving at each node when no predictor runs, as fractions of the float network's, `(nodes,)`."""
+    costs = [network.path_costs.routed(path, 0) for path in network.tree.nodes]
+    return torch.tensor(costs, dtype=torch.float64) / network.path_costs.full
 
 
 def static_curve(network: QuantizedNetwork, correct: Tensor) -> list[Point]:
@@ -114,6 +124,13 @@ def point_for_budget(points: Sequence[Point], budget: float, field: str = "budge
     return max(kept, key=lambda point: (point.accuracy, -point.cost))
 
 
-def _judge(nodes: Tensor, correct: Tensor, costs: Tensor) -> tuple[float, float]:
+def judge_nodes(nodes: Tensor, correct: Tensor, costs: Tensor) -> tuple[float, float]:
+    """Accuracy and mean cost of samples that leave at some nodes.
+
+    Args:
+        nodes: `(samples,)`.
+        correct: 1 where a node is right, `(samples, nodes)`.
+        costs: Of each node, `(nodes,)`.
+    """
     right = correct.gather(1, nodes.unsqueeze(1)).double().mean().item()
     return right, costs.to(nodes.device)[nodes].mean().item()
