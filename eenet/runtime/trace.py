@@ -79,16 +79,16 @@ def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[T
     Raises:
         UserError: A step depends on the values of its inputs or on their length.
     """
-    given, other = example, shortened(network, example)
-    for exit in range(network.num_exits):
-        step = partial(run_step, network, policy, exit)
+    steps = [partial(run_step, network, policy, exit) for exit in range(network.num_exits)]
+    given = [(example, shortened(network, example))]
+    for step in steps[:-1]:  # all before the first is traced, so that what a model makes at its first call is there
+        given.append(tuple(step(inputs)[0] for inputs in given[-1]))
+    for exit, step in enumerate(steps):
 
-        def flat(given: Any, step: Step = step) -> tuple[Tensor, ...]:
-            return flatten(*step(given))
+        def flat(inputs: Any, step: Step = step) -> tuple[Tensor, ...]:
+            return flatten(*step(inputs))
 
-        yield trace_function(f"exit_{exit}", network, policy, flat, given, other)
-        given, *_ = step(given)
-        other, *_ = step(other)
+        yield trace_function(f"exit_{exit}", network, policy, flat, *given[exit])
 
 
 def trace_function(

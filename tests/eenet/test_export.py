@@ -19,6 +19,7 @@ from eenet.gates import ConfidenceGate, SchedulerGate
 from eenet.inference_modules import ConvPoolHead, MLPHead
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
+from eenet.quantization import QuantizedBackbone
 from eenet.runtime import ALWAYS, RebatchingQueue, load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, sha256
 from tests._dummies import make_network, make_resnet, make_vit
@@ -91,6 +92,12 @@ def test_onnx_decides_alike_on_the_digits(network: EarlyExitNetwork, policy: Pol
     assert (exported_onnx / WEIGHTS).stat().st_size > sum(p.stat().st_size for p in exported_onnx.glob("*.onnx")) / 20
 
 
+def calibrated() -> QuantizedBackbone:
+    backbone = QuantizedBackbone(make_vit(), 4)
+    backbone.calibrate([torch.randn(16, 1, 8, 8)])
+    return backbone
+
+
 VARIANTS: dict[str, tuple[Callable[[], StagedBackbone], dict[str, Any], Policy]] = {
     "resnet": (make_resnet, {}, SequentialGates(0.1)),
     "cifar_resnet": (lambda: CifarResNet(8, 10, 8, 1), {}, FixedExit(1)),
@@ -106,6 +113,7 @@ VARIANTS: dict[str, tuple[Callable[[], StagedBackbone], dict[str, Any], Policy]]
         Threshold([0.03]),
     ),
     "patience": (make_vit, {"exits": [0, 2]}, Patience(1)),
+    "quantized": (calibrated, {"exits": [1]}, SequentialGates()),
 }
 
 
