@@ -65,7 +65,8 @@ def judge(run: Run, budgets: list[float]) -> dict[str, Any]:
             kept = [setting for setting, (_, cost) in by_setting.items() if cost <= budget]
             best = max(kept, key=lambda setting: (by_setting[setting][0], -by_setting[setting][1]))
             accuracy, cost = point(model.network, best, judged_on)
-            row = {"path": path_name(best.path), "threshold": best.threshold, "accuracy": accuracy, "cost": cost}
+            threshold = None if best.threshold == float("inf") else best.threshold
+            row = {"path": path_name(best.path), "threshold": threshold, "accuracy": accuracy, "cost": cost}
             rows[str(budget)][kind] = row
     return rows
 
