@@ -56,10 +56,10 @@ class Curve:
         """Whether these are static models."""
         return is_static(self.groups[0])
 
-    def points(self, kind: str) -> list[tuple[Group, Point]]:
+    def points(self, kind: str, cost: str = "macs") -> list[tuple[Group, Point]]:
         """The points of a kind with their groups, the cheapest first."""
         points = [(group, point) for group in self.groups for point in group.points(kind)]
-        return sorted(points, key=lambda pair: pair[1].figures["macs"].mean)
+        return sorted(points, key=lambda pair: pair[1].figures[cost].mean)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def accuracy_bitops(comparison: Comparison) -> Figure:
             form = ".:" if name.startswith("static") else "x--"
             _line(axes, points, "accuracy", "bitops_fraction", fmt=form, label=name, alpha=0.7, lw=1)
         for curve, colour, marker in _styles(comparison):
-            points = [point for _, point in curve.points(KIND)]
+            points = [point for _, point in curve.points(KIND, "bitops_fraction")]
             style = {"color": colour, "ms": 9 if curve.static else 7, "lw": 1.8, "label": curve.name}
             _line(axes, points, "accuracy", "bitops_fraction", fmt=f"{marker}-", **style)
         axes.set_xscale("log")
