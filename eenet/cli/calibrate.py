@@ -28,14 +28,13 @@ from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
 from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.calibrate_paths import WISH as PATH_WISH
 from eenet.cli.calibrate_paths import calibrate_paths
+from eenet.cli.deciders import decider
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
 from eenet.files import sha256
-from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
-from eenet.network import EarlyExitNetwork
-from eenet.policies import Patience, Policy, RandomExits, Threshold
+from eenet.policies import Policy, RandomExits
 from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
 from eenet.reporting import gather_exits, make_console
 
@@ -152,7 +151,8 @@ class Chooser:
     def __init__(self, run: Run, logits: Tensor, labels: Tensor, policy: PolicyName) -> None:
         network = run.model.network.cpu()
         self.name, self.true_scores = policy, true_class_scores(logits.softmax(-1), labels)
-        self.gate, self.policy = decider(policy, network, run.model.policies(), logits, labels)
+        own = next(iter(run.model.policies().values()))
+        self.gate, self.policy = decider(policy, network.num_exits - 1, own, lambda: fit_scheduler(logits, labels))
         network = network if self.gate is None else network.with_gate(self.gate)
         with torch.no_grad():
             scores = network.gate(logits[:, :-1])
@@ -195,20 +195,6 @@ class Chooser:
         if wish == "max-accuracy-drop":
             return policy_for_accuracy(self.policy, self.scored, value)
         return policy_for_risk(self.policy, self.scored, value, delta)
-
-
-def decider(
-    name: PolicyName, network: EarlyExitNetwork, own: dict[str, Policy], logits: Tensor, labels: Tensor
-) -> tuple[Gate | None, Policy]:
-    """The gate and some setting of the policy that a name stands for; no gate for the network's own."""
-    num_gates = network.num_exits - 1
-    if name in ("own", "random"):
-        return None, next(iter(own.values()))
-    if name == "patience":
-        return ConfidenceGate(num_gates), Patience()
-    if name == "scheduler":
-        return fit_scheduler(logits, labels), Threshold([0.0] * num_gates)
-    return ConfidenceGate(num_gates, name), Threshold([0.0] * num_gates)  # type: ignore[arg-type]
 
 
 def random_like(policy: Policy, scored: Scored) -> RandomExits:

@@ -19,13 +19,13 @@ from eenet.calibration import (
 )
 from eenet.calibration.points import CALIBRATION, point_name
 from eenet.calibration.search import candidates
+from eenet.cli.deciders import decider
 from eenet.cli.runs import Run
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
 from eenet.errors import UserError
 from eenet.files import sha256
-from eenet.gates import ConfidenceGate, Gate, SaturationGate
-from eenet.policies import Patience, Policy, Threshold
+from eenet.policies import Policy
 from eenet.reporting import gather_exits, make_console
 
 WISHES = ("budget", "max-disagreement", "max-perplexity-increase", "max-rouge-drop", "risk")
@@ -116,7 +116,8 @@ class TokenChooser:
     def __init__(self, run: Run, policy: str) -> None:
         self.run, self.data = run, cast(Continuations, run.data)
         network = cast(DecoderNetwork, run.model.network)
-        self.gate, self.policy = decider(policy, network.num_exits - 1, run.model.policies())
+        own = next(iter(run.model.policies().values())).cpu()
+        self.gate, self.policy = decider(policy, network.num_exits - 1, own)
         self.network = network if self.gate is None else cast(DecoderNetwork, network.with_gate(self.gate))
         self.scored, self.nll = score_tokens(run, self.network)
         self._full: list[Row] = []
@@ -208,15 +209,6 @@ class TokenChooser:
         policy.cpu()
         pairs = zip(rows, self._full, strict=True)
         return torch.tensor([1 - overlap(row["text"], full["text"]) for row, full in pairs])
-
-
-def decider(name: str, gates: int, own: dict[str, Policy]) -> tuple[Gate | None, Policy]:
-    """The gate and some setting of the policy that a name stands for; no gate for the network's own."""
-    if name == "own":
-        return None, next(iter(own.values())).cpu()
-    if name == "patience":
-        return ConfidenceGate(gates), Patience()
-    return SaturationGate(gates) if name == "saturation" else ConfidenceGate(gates, name), Threshold([0.0] * gates)  # type: ignore[arg-type]
 
 
 def spread(policy: Policy, scored: Scored) -> list[Policy]:
