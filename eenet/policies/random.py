@@ -41,7 +41,7 @@ class RandomExits(Policy):
 
     def start(self, scores: Tensor) -> Memory:
         """The exit drawn for each sample, from torch's random state."""
-        return torch.multinomial(self.shares.to(scores.device), len(scores), replacement=True)
+        return torch.multinomial(self.shares.to(scores.device), scores.shape[0], replacement=True)
 
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Leave if this exit was drawn."""

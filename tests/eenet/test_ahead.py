@@ -11,7 +11,7 @@ from eenet.backbones import Bert
 from eenet.errors import UserError
 from eenet.gates import SchedulerGate
 from eenet.network import EarlyExitNetwork
-from eenet.policies import Patience, SequentialGates, Threshold
+from eenet.policies import Patience, RandomExits, SequentialGates, Threshold
 from eenet.runtime import EarlyExitRuntime, route
 from eenet.runtime.ahead import compile_function
 from tests._dummies import make_network, make_resnet, make_vit
@@ -56,6 +56,16 @@ def test_one_graph_per_step_serves_every_batch(interpreted: list[str], policy: A
         expected, routed = route(network, inputs[:batch], policy), runtime(inputs[:batch])
         assert routed.exits.tolist() == expected.exits.tolist()
         torch.testing.assert_close(routed.logits, expected.logits)
+
+
+@torch.no_grad()
+def test_random_exits_are_drawn_for_every_batch(interpreted: list[str]) -> None:
+    runtime = EarlyExitRuntime(make_network().eval(), RandomExits([0.1, 0.2, 0.3, 0.4]), compile=True)
+    inputs = torch.randn(2000, 1, 8, 8)
+    drawn = [runtime(inputs).exits for _ in range(2)]
+    assert not torch.equal(*drawn)
+    shares = torch.cat(drawn).bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.04, rtol=0)
 
 
 @torch.no_grad()
