@@ -16,20 +16,22 @@ import torch
 from jsonargparse import auto_cli
 from report import finish
 
+from eenet.backbones.base import to_device
 from eenet.cli.runs import Run, open_run
-from eenet.features.extraction import to_device
-from eenet.quantization import QuantizedNetwork
+from eenet.quantization import QuantizedNetwork, point_for_budget
 from eenet.quantization.curves import THRESHOLDS, judge_nodes, threshold_costs, threshold_nodes
 from eenet.quantization.paths import path_name
 from lightning_modules import QuEE
 from lightning_modules.quee import Nodes, halves
 
 
-class Setting(NamedTuple):
-    """A path, the exit at which it is cut, and a threshold before that."""
+class Candidate(NamedTuple):
+    """A path, possibly cut at an exit, a threshold before its end, and what they give on some samples."""
 
     path: tuple[int, ...]
     threshold: float
+    accuracy: float
+    cost: float
 
 
 def main(runs: list[str], budgets: list[float] | None = None, output: Path | None = None) -> None:
@@ -54,19 +56,26 @@ def judge(run: Run, budgets: list[float]) -> dict[str, Any]:
     paths = model.network.tree.nodes
     full = [path for path in paths if len(path) == model.network.tree.segments]
     kinds = {
-        "static": [Setting(path, float("inf")) for path in paths],
-        "thresholds": [Setting(path, threshold) for path in full for threshold in THRESHOLDS],
+        "static": [(path, float("inf")) for path in paths],
+        "thresholds": [(path, threshold) for path in full for threshold in THRESHOLDS],
     }
-    points = {kind: {s: point(model.network, s, chosen_on) for s in settings} for kind, settings in kinds.items()}
+    candidates = {
+        kind: [candidate(model.network, path, threshold, chosen_on) for path, threshold in settings]
+        for kind, settings in kinds.items()
+    }
     rows: dict[str, Any] = {}
     for budget in budgets:
         rows[str(budget)] = {}
-        for kind, by_setting in points.items():
-            kept = [setting for setting, (_, cost) in by_setting.items() if cost <= budget]
-            best = max(kept, key=lambda setting: (by_setting[setting][0], -by_setting[setting][1]))
-            accuracy, cost = point(model.network, best, judged_on)
+        for kind, points in candidates.items():
+            best = point_for_budget(points, budget)
+            judged = candidate(model.network, best.path, best.threshold, judged_on)
             threshold = None if best.threshold == float("inf") else best.threshold
-            row = {"path": path_name(best.path), "threshold": threshold, "accuracy": accuracy, "cost": cost}
+            row = {
+                "path": path_name(best.path),
+                "threshold": threshold,
+                "accuracy": judged.accuracy,
+                "cost": judged.cost,
+            }
             rows[str(budget)][kind] = row
     return rows
 
@@ -78,14 +87,14 @@ def recorded(run: Run, split: Any) -> Nodes:
     return run.model.finish_nodes()
 
 
-def point(network: QuantizedNetwork, setting: Setting, nodes: Nodes) -> tuple[float, float]:
-    """Accuracy, and mean BitOPs as a fraction; a static network has no heads before its end."""
-    path = [network.tree.index[setting.path[:length]] for length in range(1, len(setting.path) + 1)]
-    ends = threshold_nodes(path, nodes.statistics[..., 0], setting.threshold)
+def candidate(network: QuantizedNetwork, path: tuple[int, ...], threshold: float, nodes: Nodes) -> Candidate:
+    """Accuracy, and mean BitOPs as a fraction; without a threshold there are no heads before the end."""
+    passed = [network.tree.index[path[:length]] for length in range(1, len(path) + 1)]
+    ends = threshold_nodes(passed, nodes.statistics[..., 0], threshold)
     accuracy, cost = judge_nodes(ends, 1 - nodes.errors, threshold_costs(network))
-    if setting.threshold == float("inf"):
-        cost = network.path_costs.static(setting.path) / network.path_costs.full
-    return accuracy, cost
+    if threshold == float("inf"):
+        cost = network.path_costs.static(path) / network.path_costs.full
+    return Candidate(path, threshold, accuracy, cost)
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from eenet.quantization import point_for_budget
+
 
 class Judged(NamedTuple):
     """A point on the validation split and on the test split; accuracies and fractions of the BitOPs."""
@@ -33,20 +35,12 @@ def read_points(folder: Path) -> dict[int, list[Judged]]:
     return found
 
 
-def choose(points: list[Judged], budget: float) -> Judged:
-    """The most accurate point on the validation split that keeps a budget there, the cheapest of equals."""
-    kept = [point for point in points if point.cost <= budget]
-    if not kept:
-        raise SystemExit(f"no point keeps {budget}; the cheapest costs {min(point.cost for point in points):.4f}")
-    return max(kept, key=lambda point: (point.accuracy, -point.cost))
-
-
 def main(folder: str, *budgets: str) -> None:
     """Print a row of a table for each budget: mean and standard deviation over seeds."""
     seeds = read_points(Path(folder))
     print(f"seeds {sorted(seeds)}, {sum(map(len, seeds.values()))} points")
     for budget in map(float, budgets):
-        chosen = [choose(points, budget) for points in seeds.values()]
+        chosen = [point_for_budget(points, budget) for points in seeds.values()]
         accuracies, cost = [100 * point.test_accuracy for point in chosen], fmean(point.test_cost for point in chosen)
         spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
         print(f"| {100 * budget:g} | {fmean(accuracies):.2f} ± {spread:.2f} at {100 * cost:.1f} |")

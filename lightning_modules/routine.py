@@ -15,10 +15,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import eenet
+from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
-from eenet.features.extraction import to_device
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy

@@ -28,6 +28,14 @@ def select(state: State, keep: Tensor) -> State:
     return pytree.tree_map(lambda rows: rows.index_select(0, keep), state)
 
 
+def to_device(inputs: Any, network: nn.Module) -> Any:
+    """Inputs where the network's weights are, floats in their dtype."""
+    weight = next(network.parameters())
+    return pytree.tree_map(
+        lambda rows: rows.to(weight.device, weight.dtype if rows.is_floating_point() else rows.dtype), inputs
+    )
+
+
 class StagedBackbone(nn.Module, ABC):
     """A classifier cut into stages, so that computation can stop after any of them.
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from eenet.backbones.base import to_device
 from eenet.cli.inputs import Item, Unreadable, batches, items, reader_of
 from eenet.cli.outputs import Parts, Row
 from eenet.cli.runs import Chosen, Run, chosen_point, class_names, open_run
 from eenet.errors import UserError
-from eenet.features.extraction import to_device
 from eenet.files import sha256
 
 

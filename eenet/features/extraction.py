@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils import _pytree as pytree
 
+from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.features.layout import Layout
 from eenet.network import EarlyExitNetwork
@@ -99,14 +99,6 @@ def frozen(backbone: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-
-
-def to_device(inputs: Any, network: nn.Module) -> Any:
-    """Inputs where the network's weights are, floats in their dtype."""
-    weight = next(network.parameters())
-    return pytree.tree_map(
-        lambda rows: rows.to(weight.device, weight.dtype if rows.is_floating_point() else rows.dtype), inputs
-    )
 
 
 def processes() -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Operating curves on held-out samples, from one trained network: QuEE's and those of its two halves."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -105,7 +105,22 @@ def uniform_nodes(network: QuantizedNetwork, width: int) -> list[int]:
     return [tree.index[(width,) * length] for length in range(1, tree.segments + 1)]
 
 
-def point_for_budget(points: Sequence[Point], budget: float, field: str = "budgets") -> Point:
+class Judged(Protocol):
+    """What has an accuracy, and a mean cost as a fraction of the full network's."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that are right."""
+
+    @property
+    def cost(self) -> float:
+        """The cost."""
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Judged)
+
+
+def point_for_budget(points: Sequence[AnyPoint], budget: float, field: str = "budgets") -> AnyPoint:
     """The most accurate point whose cost keeps a budget, the cheapest of equals.
 
     Raises:

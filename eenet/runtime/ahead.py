@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.policies.base import Policy
 from eenet.runtime.steps import Result, Step, split_results
@@ -83,13 +84,10 @@ def compile_function(
 
 def example_batch(network: EarlyExitNetwork) -> Any:
     """Inputs to trace on, where the network's weights are and in their dtype."""
-    weight = next(network.parameters())
-
-    def repeated(row: Tensor) -> Tensor:
-        dtype = weight.dtype if row.is_floating_point() else row.dtype
-        return row.to(weight.device, dtype).repeat(EXAMPLE_ROWS, *[1] * (row.ndim - 1))
-
-    return pytree.tree_map(repeated, network.backbone.example_input())
+    return pytree.tree_map(
+        lambda row: row.repeat(EXAMPLE_ROWS, *[1] * (row.ndim - 1)),
+        to_device(network.backbone.example_input(), network),
+    )
 
 
 def compile_traced(traced: Traced) -> MachineCode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -33,12 +34,12 @@ class _Request:
 class _Waiting:
     """Samples of one request, or what is left of one batch, that wait for a step.
 
-    `since` is when the first step of the earliest of them began, or when they arrived.
+    `since` is when the first step of the earliest of them began, infinite before.
     """
 
     slots: Tensor
     carried: Any
-    since: float
+    since: float = math.inf
 
     def rows(self, some: slice) -> _Waiting:
         """Some of them."""
@@ -129,7 +130,7 @@ class RebatchingQueue:
         self._costs = torch.tensor(runtime.network.costs.cumulative)
         self._changed = threading.Condition()  # guards the three fields below
         self._free = deque(range(capacity))
-        self._arrived: deque[tuple[_Request, Any, float]] = deque()
+        self._arrived: deque[tuple[_Request, Any]] = deque()
         self._closed = False
         self._owner = torch.zeros(capacity, dtype=torch.long)  # by slot: number of the request
         self._began = torch.zeros(capacity, dtype=torch.double)  # by slot: when its first step began
@@ -172,7 +173,7 @@ class RebatchingQueue:
                 raise RuntimeError("the queue is closed")
             slots = torch.tensor([self._free.popleft() for _ in range(size)])
             request = _Request(Future(), slots, size)
-            self._arrived.append((request, inputs, time.monotonic()))
+            self._arrived.append((request, inputs))
             self._changed.notify_all()
         return request.future
 
@@ -209,17 +210,17 @@ class RebatchingQueue:
                 self._admit(*self._arrived.popleft())
         return bool(self._requests)
 
-    def _admit(self, request: _Request, inputs: Any, since: float) -> None:
+    def _admit(self, request: _Request, inputs: Any) -> None:
         self._numbers += 1
         self._requests[self._numbers] = request
         self._owner[request.slots] = self._numbers
-        self._pools[0][_shapes(inputs)].add(_Waiting(request.slots, inputs, since))
+        self._pools[0][_shapes(inputs)].add(_Waiting(request.slots, inputs))
 
     def _choose(self) -> tuple[int, Hashable]:
         """The step to run and the shape of its samples."""
         waiting = [(step, shape, pool) for step, pools in enumerate(self._pools) for shape, pool in pools.items()]
-        oldest = min((entry for entry in waiting if entry[0]), key=lambda entry: entry[2].since, default=None)
-        if oldest is not None and time.monotonic() - oldest[2].since > self.max_wait:
+        oldest = min(waiting, key=lambda entry: entry[2].since)
+        if time.monotonic() - oldest[2].since > self.max_wait:
             return oldest[:2]
         enough = [entry for entry in waiting if entry[2].rows >= self.min_batch]
         if enough:
@@ -312,7 +313,7 @@ class RebatchingQueue:
         """The thread dies: nobody may wait for ever."""
         with self._changed:
             self._closed = True
-            for number, (request, _, _) in enumerate(self._arrived, self._numbers + 1):
+            for number, (request, _) in enumerate(self._arrived, self._numbers + 1):
                 self._requests[number] = request
             self._changed.notify_all()
         for number in self._requests:

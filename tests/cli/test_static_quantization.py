@@ -10,17 +10,9 @@ import yaml
 
 from eenet.cli.main import main
 from eenet.quantization import bitops
+from tests._dummies import VIT
 
-VIT: dict[str, Any] = {
-    "class_path": "eenet.backbones.ViT",
-    "init_args": {
-        "name": "vit_tiny_patch16_224",
-        "num_classes": 10,
-        "image_size": 8,
-        "in_channels": 1,
-        "overrides": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    },
-}
+SHALLOW = {"class_path": "eenet.backbones.ViT", "init_args": {**VIT, "overrides": VIT["overrides"] | {"depth": 2}}}
 
 
 def write_config(folder: Path, model: dict[str, Any], epochs: int) -> str:
@@ -40,7 +32,10 @@ def write_config(folder: Path, model: dict[str, Any], epochs: int) -> str:
 
 
 def quantized(folder: Path, name: str, width: int = 4, **arguments: Any) -> str:
-    backbone = {"class_path": "eenet.quantization.QuantizedBackbone", "init_args": {"backbone": VIT, "width": width}}
+    backbone = {
+        "class_path": "eenet.quantization.QuantizedBackbone",
+        "init_args": {"backbone": SHALLOW, "width": width},
+    }
     network = {"class_path": "eenet.network.EarlyExitNetwork", "init_args": {"backbone": backbone, "exits": [0]}}
     features = {
         "class_path": "eenet.features.FeatureOptions",
@@ -54,7 +49,7 @@ def quantized(folder: Path, name: str, width: int = 4, **arguments: Any) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized")
-    model = {"class_path": "lightning_modules.BackboneTraining", "init_args": {"backbone": VIT}}
+    model = {"class_path": "lightning_modules.BackboneTraining", "init_args": {"backbone": SHALLOW}}
     main(["fit", "--config", write_config(folder / "backbone", model, 1)])
     main(["fit", "--config", quantized(folder, "run")])
     main(["test", "--config", str(folder / "run" / "config.yaml")])
@@ -131,7 +126,7 @@ def test_a_budget_in_bitops_is_chosen_on_validation_and_compared(folder: Path, c
 )
 def test_what_cannot_work_is_refused(command: str, message: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     quantized(folder, "other", width=8, backbone_checkpoint=str(folder / "run"))
-    model = {"class_path": "eenet.quantization.QuantizedBackbone", "init_args": {"backbone": VIT}}
+    model = {"class_path": "eenet.quantization.QuantizedBackbone", "init_args": {"backbone": SHALLOW}}
     model = {"class_path": "lightning_modules.BackboneTraining", "init_args": {"backbone": model}}
     write_config(folder / "trained", model, 1)
     with pytest.raises(SystemExit):

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from eenet.cli.main import main
+from tests._dummies import VIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,16 +41,7 @@ def kill_when(condition: object, config: Path, folder: Path) -> None:
 
 
 def write_config(path: Path, dropout: float) -> None:
-    backbone = {
-        "class_path": "eenet.backbones.ViT",
-        "init_args": {
-            "name": "vit_tiny_patch16_224",
-            "num_classes": 10,
-            "image_size": 8,
-            "in_channels": 1,
-            "overrides": {"patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2},
-        },
-    }
+    backbone = {"class_path": "eenet.backbones.ViT", "init_args": VIT}
     head = {"class_path": "eenet.inference_modules.MLPHead", "init_args": {"hidden": 8, "dropout": dropout}}
     network = {
         "class_path": "eenet.network.EarlyExitNetwork",
