@@ -4,12 +4,12 @@ Four numbers per sample are enough for the metrics of every exit and of every po
 and any number of thresholds can be judged on it without its logits.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error
 
 STATISTICS = ("confidence", "correct", "nll", "brier")
 """Columns of `sample_statistics`."""
@@ -55,19 +55,23 @@ def summarise(statistics: Tensor) -> dict[str, Any]:
         samples, the mean `confidence` and the `accuracy` of each non-empty equal-width bin, with its number in `index`.
     """
     confidence, correct, nll, brier = statistics.T.contiguous()
+    bins = reliability_bins(confidence, correct)
     return {
         "accuracy": correct.double().mean().item(),
         "nll": nll.double().mean().item(),
-        "ece": binary_calibration_error(confidence, correct.long(), n_bins=NUM_BINS, norm="l1").item(),
+        "ece": calibration_error(bins),
         "ece_mass": equal_mass_calibration_error(confidence, correct).item(),
         "brier": brier.double().mean().item(),
         "aurc": area_under_risk_coverage(confidence, correct).item(),
-        "bins": reliability_bins(confidence, correct),
+        "bins": bins,
     }
 
 
 def reliability_bins(confidence: Tensor, correct: Tensor) -> dict[str, list]:
     """The non-empty bins of a reliability diagram.
+
+    Bin `m` of `M`, counted from 1, is `((m - 1) / M, m / M]` (Guo et al. 2017, section 2), so that confidence 1 belongs
+    to the last; a confidence of 0, which the maximum of a softmax cannot be, belongs to the first. Bounds are float64.
 
     Args:
         confidence: `(samples,)`.
@@ -76,12 +80,27 @@ def reliability_bins(confidence: Tensor, correct: Tensor) -> dict[str, list]:
     Returns:
         `index`, `count`, `confidence` and `accuracy` of each bin that has samples.
     """
-    bins = (confidence * NUM_BINS).long().clamp_(0, NUM_BINS - 1)
+    bounds = torch.arange(1, NUM_BINS, dtype=torch.float64, device=confidence.device) / NUM_BINS
+    bins = torch.bucketize(confidence.double(), bounds)
     count = torch.bincount(bins, minlength=NUM_BINS)
     filled = count.nonzero().squeeze(1)
     sums = [torch.bincount(bins, weights=values.double(), minlength=NUM_BINS) for values in (confidence, correct)]
     means = [(total[filled] / count[filled]).tolist() for total in sums]
     return {"index": filled.tolist(), "count": count[filled].tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
+def calibration_error(bins: Mapping[str, Sequence]) -> float:
+    """Expected calibration error of the bins of a diagram (Guo et al. 2017, equation 3).
+
+    Args:
+        bins: From `reliability_bins`.
+
+    Example:
+        >>> calibration_error({"count": [1, 3], "confidence": [0.5, 1.0], "accuracy": [0.0, 1.0]})
+        0.125
+    """
+    gaps = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
+    return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in gaps) / sum(bins["count"])
 
 
 def equal_mass_calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:

@@ -62,6 +62,40 @@ def test_reliability_bins_against_scikit_learn(logits: torch.Tensor, labels: tor
     assert summarise(statistics)["ece"] == pytest.approx(gap.sum() / SAMPLES, abs=1e-6)
 
 
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=40), st.sampled_from([1, 1e-9]))
+def test_the_error_is_guos_equation_over_his_bins(rows: list[tuple[int, bool]], unsure: float) -> None:
+    """Sixtieths, every fourth of which is a bound; bins are `((m - 1) / M, m / M]`, 0 in the first."""
+    confidence = [unsure * level / 60 for level, _ in rows]
+    error = 0.0
+    for m in range(1, NUM_BINS + 1):
+        inside = [
+            (p, right)
+            for p, (_, right) in zip(confidence, rows, strict=True)
+            if (m - 1) / NUM_BINS < p <= m / NUM_BINS or (m == 1 and p == 0)
+        ]
+        error += abs(sum(right for _, right in inside) - sum(p for p, _ in inside)) / len(rows)
+    found = torch.tensor(
+        [[p, right, 0, 0] for p, (_, right) in zip(confidence, rows, strict=True)], dtype=torch.float64
+    )
+    assert summarise(found)["ece"] == pytest.approx(error, abs=1e-12)
+
+
+def test_certain_samples_share_the_last_bin() -> None:
+    """A bin of their own would give 3.4 %."""
+    confidence = torch.tensor([1.0] * 60 + [0.94] * 40)
+    correct = torch.tensor([1.0] * 59 + [0.0] + [1.0] * 40)
+    found = summarise(torch.stack([confidence, correct, correct, correct], dim=1))
+    assert found["ece"] == pytest.approx(0.014)
+    assert found["bins"]["index"] == [NUM_BINS - 1]
+
+
+def test_the_error_is_that_of_the_diagrams_bins(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    found = summarise(sample_statistics(20 * logits[:, 0], labels))
+    gap = np.abs(np.subtract(found["bins"]["accuracy"], found["bins"]["confidence"]))
+    assert found["ece"] == pytest.approx(np.average(gap, weights=found["bins"]["count"]), abs=1e-12)
+    assert sum(found["bins"]["count"]) == SAMPLES
+
+
 def test_a_perfect_and_a_hopeless_predictor() -> None:
     labels = torch.tensor([0, 1])
     perfect = summarise(sample_statistics(torch.tensor([[99.0, 0], [0, 99.0]]), labels))
