@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
 
 from eenet.gates import confidence
 from eenet.metrics.statistics import reliability_bins
 from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.paths import path_name
-from eenet.quantization.policy import predicted_errors
 from eenet.quantization.predictors import Known, brier
 
 
@@ -58,6 +57,7 @@ class SimplePredictors(nn.Module):
         return (confidence(known.logits).unsqueeze(1) * self.slopes + self.intercepts).sigmoid()
 
 
+@torch.no_grad()
 def judge_predictors(
     network: QuantizedNetwork, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
 ) -> dict[str, Any]:
@@ -75,8 +75,9 @@ def judge_predictors(
         `summary`: their means over all rows; `calibration`: bins of all predictions together.
     """
     nodes, everything = [], []
-    for node, predicted in enumerate(predicted_errors(network, known)):
-        reachable = network.tree.reachable(node)
+    for node, predictor in enumerate(network.predictors):
+        reachable, scores = network.tree.reachable(node), predictor(known[node])
+        predicted = scores.sigmoid()
         wrong = errors[:, reachable]
         everything.append((predicted.flatten(), wrong.flatten()))
         constant, by_confidence = simple[node].constant(known[node]), simple[node].confidence(known[node])
@@ -90,8 +91,8 @@ def judge_predictors(
                     "brier": brier(predicted[:, option], happened),
                     "brier_constant": brier(constant[:, option], happened),
                     "brier_confidence": brier(by_confidence[:, option], happened),
-                    "auroc": auroc(predicted[:, option], happened),
-                    "auroc_confidence": auroc(-confidence(known[node].logits), happened),
+                    "auroc": auroc(scores[:, option], happened),
+                    "auroc_confidence": auroc(-confidence(known[node].logits.double()), happened),
                 }
             )
         nodes.append({"path": path_name(network.tree.nodes[node]), "reachable": rows})
@@ -123,7 +124,12 @@ def other_predictions(
 
 
 def auroc(scores: Tensor, happened: Tensor) -> float | None:
-    """Area under the ROC curve; `None` if everything or nothing happened.
+    """Area under the ROC curve, from the order of the scores alone; `None` if everything or nothing happened.
+
+    Args:
+        scores: Higher where it is likelier to happen, on any scale, `(samples,)`: logits, as a sigmoid in float32 makes
+            different scores equal. Of equal ones each pair counts half.
+        happened: 0 or 1, `(samples,)`.
 
     Example:
         >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
@@ -131,7 +137,7 @@ def auroc(scores: Tensor, happened: Tensor) -> float | None:
     """
     if not 0 < happened.sum() < len(happened):
         return None
-    return binary_auroc(scores.sigmoid(), happened.long()).item()
+    return float(roc_auc_score(happened.cpu().numpy(), scores.cpu().numpy()))
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float | None]:

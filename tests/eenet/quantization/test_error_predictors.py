@@ -137,3 +137,11 @@ def test_a_budget_takes_the_best_point_that_keeps_it() -> None:
         point_for_budget(points, 0.05)
     with pytest.raises(UserError, match="above 0"):
         point_for_budget(points, 0.0)
+
+
+@pytest.mark.parametrize("shift", [0, 30])
+def test_area_keeps_the_order_of_certain_scores(shift: float) -> None:
+    """Above 17 a sigmoid in float32 is 1; of equal scores each pair counts half."""
+    scores, errors = (8 * torch.randn(200)).round() / 8 + shift, torch.rand(200) < 0.3
+    ahead = scores[errors].unsqueeze(1) - scores[~errors]
+    assert auroc(scores, errors.float()) == pytest.approx(((ahead > 0) + (ahead == 0) / 2).double().mean().item())
