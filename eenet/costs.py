@@ -1,27 +1,111 @@
 """What an early exit costs: multiply-accumulate operations (MACs) of every stage, head and gate, from one counter.
 
-The count is PyTorch's `FlopCounterMode` (matrix products, convolutions and attention; elementwise work counts as
-nothing), halved. On a CPU that counter misses fused attention, whose formula is added here.
+The count is PyTorch's `FlopCounterMode`, halved: matrix products, convolutions and attention; elementwise work counts
+as nothing. Products that it lacks are added here, and the fused kernels of encoder layers and LSTMs, of which it knows
+nothing, are off while it counts.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from eenet.errors import UserError
 
 
-def _cpu_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
-    batch, heads, queries, dim = query
-    keys, value_dim = key[-2], value[-1]
-    return 2 * batch * heads * queries * keys * (dim + value_dim)
+def _inner(left: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """Each element of the output is an inner product over the left factor's last axis."""
+    return 2 * math.prod(out_shape) * left[-1]
 
 
-_MISSING_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+def _added(addend: Sequence[int], left: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    return _inner(left, out_shape=out_shape)
+
+
+def _summed(addend: Sequence[int], left: Sequence[int], right: Sequence[int], *others: Any, **kwargs: Any) -> int:
+    """Products of a batch, summed into one matrix."""
+    return 2 * math.prod(left) * right[-1]
+
+
+def _bilinear(first: Sequence[int], weight: Sequence[int], second: Sequence[int], *others: Any, **kwargs: Any) -> int:
+    """`(rows, inner)` times `(outputs, inner, other)`, and that times `(rows, other)`."""
+    outputs, inner, other = weight
+    return 2 * first[0] * outputs * other * (inner + 1)
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *others: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+_aten = torch.ops.aten
+_MISSING_FORMULAS = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_attention_math_for_mps: _attention,
+    _aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    **dict.fromkeys((_aten.mv, _aten.dot, _aten.vdot, _aten._int_mm, _aten._grouped_mm), _inner),
+    **dict.fromkeys((_aten.addmv, _aten._addmm_activation), _added),
+    _aten.addbmm: _summed,
+    _aten._trilinear: _bilinear,
+}
+
+
+_ELEMENTWISE = {
+    _aten.cat,
+    _aten.stack,
+    _aten.index_put,
+    _aten.index_copy,
+    _aten.index_add,
+    _aten.scatter,
+    _aten.slice_scatter,
+    _aten.select_scatter,
+    _aten.grid_sampler_2d,
+    _aten.grid_sampler_3d,
+}
+"""Operators that move or weigh values, though their result has another shape than their arguments together."""
+
+
+class Counted(NamedTuple):
+    """What a function costs.
+
+    Attributes:
+        macs: Multiply-accumulate operations.
+        result: What it returned.
+        unknown: Names of the operators that seem to multiply matrices and have no formula.
+        weighs: Whether parameters with two axes or more took part.
+    """
+
+    macs: int
+    result: Any
+    unknown: tuple[str, ...]
+    weighs: bool
+
+
+def count_operators(function: Callable[..., Any], *args: Any) -> Counted:
+    """Run a function, count its multiply-accumulate operations, and say what the counter does not know.
+
+    Args:
+        function: What to run; no gradient is kept.
+        args: Its arguments.
+
+    Example:
+        >>> count_operators(torch.fft.fft, torch.zeros(2, 3))[2:]
+        ((), False)
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS)
+    # What tells modules apart dies of a view of a weight that trains; the total does without.
+    counter.mod_tracker = nullcontext()  # type: ignore[assignment]
+    counter.mod_tracker.parents = {"Global"}
+    witness = _Witness(counter.flop_registry)
+    with torch.no_grad(), _plain_kernels(), witness, counter:
+        result = function(*args)
+    return Counted(counter.get_total_flops() // 2, result, tuple(sorted(witness.unknown)), witness.weighs)
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
@@ -38,9 +122,56 @@ def count_macs(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
         >>> count_macs(torch.nn.Linear(3, 5), torch.zeros(2, 3))[0]
         30
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS) as counter:
-        result = function(*args)
-    return counter.get_total_flops() // 2, result
+    return count_operators(function, *args)[:2]
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Encoder layers, attention modules and LSTMs as the matrix products that they are."""
+    mha = torch.backends.mha
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    fast, before = mha.get_fastpath_enabled(), [library.enabled for library in libraries]
+    try:
+        mha.set_fastpath_enabled(False)
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
+
+
+class _Witness(TorchDispatchMode):
+    """Sees the operators that a counter inside it runs, none of which can be taken apart."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, formulas: Container[Any]) -> None:
+        super().__init__()
+        self.formulas, self.unknown, self.weighs = formulas, set[str](), False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operator = getattr(func, "_overloadpacket", func)
+        factors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 1]
+        self.weighs |= any(isinstance(factor, nn.Parameter) for factor in factors)
+        if operator not in self.formulas and operator not in _ELEMENTWISE and _multiplies(func, factors, result):
+            self.unknown.add(str(operator))
+        return result
+
+
+def _multiplies(func: Any, factors: Sequence[Tensor], result: Any) -> bool:
+    """Whether an operator may be a matrix product: not PyTorch's own, or of two factors and not elementwise."""
+    factors = [factor for factor in factors if factor.dtype not in (torch.bool, torch.int32, torch.int64)]
+    if not factors or getattr(func, "namespace", "") != "aten":
+        return bool(factors)
+    try:
+        elementwise = torch.broadcast_shapes(*(factor.shape for factor in factors))
+    except RuntimeError:
+        return True
+    results = [leaf.shape for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return len(factors) > 1 and bool(results) and results[0] != elementwise
 
 
 @dataclass(frozen=True)
@@ -51,9 +182,10 @@ class CostProfile:
         embed: What comes before the first stage.
         stages: Each stage.
         classifier: The backbone's own head.
-        heads: Each inference module, one per exit but the last.
+        heads: Each inference module and what it reads being made of the state, one per exit but the last.
         gates: Each gate, one per exit but the last.
         exit_stages: The stage after which each early exit reads.
+        uncounted: What has no count in some part; all figures of that part are too low by it.
     """
 
     embed: int
@@ -62,6 +194,7 @@ class CostProfile:
     heads: tuple[int, ...] = ()
     gates: tuple[int, ...] = ()
     exit_stages: tuple[int, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def num_exits(self) -> int:

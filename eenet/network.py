@@ -1,6 +1,7 @@
 """An early-exit network: a staged backbone, inference modules at some stages, and gates."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
-from eenet.costs import CostProfile, count_macs
+from eenet.costs import CostProfile, count_operators
 from eenet.errors import UserError
 from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
@@ -190,8 +191,21 @@ def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]
 
 
 def count_costs(network: EarlyExitNetwork) -> CostProfile:
-    """Count the MACs of each part on one example input."""
-    backbone = network.backbone
+    """Count the MACs of each part on one example input; what an exit reads is made, and counted, with its head.
+
+    Operators without a count, and stages and heads whose weights count nothing, are named in the profile and warned of.
+    """
+    backbone, uncounted = network.backbone, list[str]()
+
+    def count(part: str, function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+        found = count_operators(function, *args)
+        idle = not found.macs and found.weighs and part.startswith(("stage", "head"))
+        uncounted.extend(f"{part}: {name}" for name in (found.unknown or (("its weights",) if idle else ())))
+        return found.macs, found.result
+
+    def first_gate(logits: Tensor) -> tuple[Tensor, Memory]:
+        return network.gate.at(0, logits, network.gate.start(logits))
+
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -199,26 +213,31 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         example = torch.utils._pytree.tree_map(
             lambda rows: rows.to(weight if rows.is_floating_point() else weight.device), backbone.example_input()
         )
-        embed, state = count_macs(backbone.embed, example)
+        embed, state = count("embed", backbone.embed, example)
         stages: list[int] = []
         heads: list[int] = []
         gates: list[int] = []
         memory: Memory = ()
         for stage in range(backbone.num_stages):
-            macs, state = count_macs(backbone.run_stage, stage, state)
+            macs, state = count(f"stage {stage}", backbone.run_stage, stage, state)
             stages.append(macs)
             if stage in network.exit_stages:
                 exit = len(heads)
-                macs, logits = count_macs(network.inference_modules[exit], network.read(exit, state))
+                macs, logits = count(f"head {exit}", network.logits_at, exit, state, 0)
                 heads.append(macs)
-                memory = network.gate.start(logits) if exit == 0 else memory
-                macs, (_, memory) = count_macs(network.gate.at, exit, logits, memory)
+                run = (network.gate.at, exit, logits, memory) if exit else (first_gate, logits)
+                macs, (_, memory) = count(f"gate {exit}", *run)
                 gates.append(macs)
-        classifier, _ = count_macs(backbone.classify, state)
+        classifier, _ = count("classifier", backbone.classify, state)
     finally:
         for module, mode in modes:
             module.training = mode
-    return CostProfile(embed, tuple(stages), classifier, tuple(heads), tuple(gates), tuple(network.exit_stages))
+    if uncounted:
+        problem = "has no count; every figure in MACs and BitOPs is too low by it"
+        warnings.warn(f"costs: {', '.join(uncounted)} {problem}", stacklevel=2)
+    return CostProfile(
+        embed, tuple(stages), classifier, tuple(heads), tuple(gates), tuple(network.exit_stages), tuple(uncounted)
+    )
 
 
 def _make_head(

@@ -68,7 +68,10 @@ class StagedBackbone(nn.Module, ABC):
 
     @abstractmethod
     def features(self, i: int, state: State) -> Tensor:
-        """The pooled representation after stage `i`, `(batch, feature_dims[i])`, that a vector head reads."""
+        """The pooled representation after stage `i`, `(batch, feature_dims[i])`, that a vector head reads.
+
+        Its work counts in that head, as a feature map's does.
+        """
 
     def feature_map(self, i: int, state: State) -> Tensor:
         """The unpooled representation after stage `i`, `(batch, map_dims[i], height, width)`, for a pooling head."""

@@ -21,6 +21,8 @@ def results_table(results: Results) -> Table:
     headings = ["accuracy %", "NLL", "ECE %", "Brier", "MACs", "MACs %", *quantized, "stages", "leaving at each exit %"]
     for heading in headings:
         table.add_column(heading, justify="right")
+    if uncounted := results.get("costs", {}).get("uncounted"):
+        table.caption = f"MACs are too low: {', '.join(uncounted)} has no count"
     for row in results["exits"]:
         table.add_row(*_cells(row, ""))
     table.add_section()

@@ -187,6 +187,8 @@ def _costs(values: Mapping[str, Any]) -> CostProfile:
         raise ValueError(f"costs.exit_stages {exits} do not increase below the last of {len(costs.stages)} stages")
     if not len(costs.heads) == len(costs.gates) == len(exits):
         raise ValueError(f"costs of {len(costs.heads)} heads and {len(costs.gates)} gates for {len(exits)} exits")
+    if not all(isinstance(name, str) for name in costs.uncounted):
+        raise TypeError("costs.uncounted are no names")
     _count("costs", costs.cumulative[-1])
     return costs
 
