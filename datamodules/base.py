@@ -10,11 +10,23 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.loader import make_loader
-from datamodules.splits import Labels, Rows, check_classes, check_labels, digest, integer_bytes, stratified_split
+from datamodules.samplers import EpochSampler, Order, training_batches
+from datamodules.splits import (
+    Labels,
+    Rare,
+    Rows,
+    check_classes,
+    check_labels,
+    digest,
+    integer_bytes,
+    single_classes,
+    stratified_split,
+)
 from eenet.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -124,11 +136,14 @@ class SplitData(RunData):
     Subclasses set the attributes and implement `read` and `build`. Data are read once, at first use.
 
     Args:
-        batch_size: Training samples per batch and process.
+        batch_size: Training samples per batch and process; a last batch of one sample joins the one before.
         eval_batch_size: Samples per batch wherever nothing is trained.
         num_workers: Loader processes; 0 loads in the main process.
         validation_fraction: Share of the training samples held out for validation, between 0 and 1.
         seed: Decides the validation split and the order of every epoch.
+        sampler: `shuffled`, or `balanced` to draw training samples with replacement, all classes as likely.
+        rare: What becomes of a class of one sample where a split is cut: an `error`, or it stays in `train`, so that no
+            figure of the splits that are cut off covers it.
     """
 
     def __init__(
@@ -138,6 +153,8 @@ class SplitData(RunData):
         num_workers: int = 0,
         validation_fraction: float = 0.1,
         seed: int = 0,
+        sampler: Order = "shuffled",
+        rare: Rare = "error",
     ) -> None:
         super().__init__()
         check_at_least("data.batch_size", batch_size, 1)
@@ -146,8 +163,12 @@ class SplitData(RunData):
         check_at_least("data.seed", seed, 0)
         if not 0 < validation_fraction < 1:
             raise UserError("data.validation_fraction", validation_fraction, "must lie between 0 and 1")
+        for field, value, known in (("sampler", sampler, get_args(Order)), ("rare", rare, get_args(Rare))):
+            if value not in known:
+                raise UserError(f"data.{field}", value, f"must be one of {', '.join(known)}")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.validation_fraction, self.seed = validation_fraction, seed
+        self.sampler, self.rare = sampler, rare
 
     @abstractmethod
     def read(self) -> tuple[Samples, Samples | None]:
@@ -173,14 +194,22 @@ class SplitData(RunData):
             check_labels(samples.labels, self.num_classes, samples.source)
         rows = np.arange(len(train.labels))
         if test is None:
-            rows, test_rows = stratified_split(train.labels, rows, TEST_FRACTION, seed=0, field="data")
+            rows, test_rows = stratified_split(train.labels, rows, TEST_FRACTION, 0, "data", self.rare)
             test = train
         else:
             test_rows = np.arange(len(test.labels))
         rows = rows[self.keep(train.labels[rows])]
         check_classes(train.labels[rows], self.num_classes, train.source)
         fraction = self.validation_fraction
-        rows, val_rows = stratified_split(train.labels, rows, fraction, self.seed, "data.validation_fraction")
+        alone = single_classes(train.labels[rows])
+        rows, val_rows = stratified_split(
+            train.labels, rows, fraction, self.seed, "data.validation_fraction", self.rare
+        )
+        if len(alone):
+            rank_zero_warn(
+                f"data.rare = 'train': the only sample of class {', '.join(map(str, alone))} stays in training; "
+                f"validation judges {len(set(train.labels[val_rows]))} of {self.num_classes} classes"
+            )
         return {"train": (train, rows), "val": (train, val_rows), "test": (test, test_rows)}
 
     def prepare_data(self) -> None:
@@ -209,7 +238,7 @@ class SplitData(RunData):
     def train_dataloader(self) -> DataLoader:
         """Shuffled training batches; the order of an epoch is a function of the seed and the epoch."""
         dataset = self.train_dataset()
-        return self.load(dataset, batch_size=self.batch_size, sampler=self.train_sampler(dataset))
+        return self.load(dataset, batch_sampler=training_batches(self.train_sampler(dataset), self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches, in data set order; the training batches themselves where the trainer overfits them."""
@@ -231,7 +260,7 @@ class SplitData(RunData):
 
     def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
         """The order of training samples; Lightning sets its epoch and leaves a `DistributedSampler` as it is."""
-        return DistributedSampler(dataset, *self.processes, shuffle=True, seed=self.seed)
+        return EpochSampler(dataset, self.processes, self.seed, self.sampler)
 
     def load(self, dataset: Dataset, **options: Any) -> DataLoader:
         """A loader of a split or of a part of one, with the options of `DataLoader`."""
@@ -245,13 +274,16 @@ class SplitData(RunData):
         return digest([self.name.encode(), rows, labels, *dataset.content()])
 
     def split_record(self) -> dict[str, Any]:
-        """The name, seed, sizes and row digests of the splits, as plain JSON values."""
+        """The name, seed, sizes and row digests of the splits, and classes of one sample, as plain JSON values."""
         rows = {split: rows for split, (_, rows) in self._splits.items()}
+        labels = self._splits["train"][0].labels[np.concatenate([rows["train"], rows["val"]])]
+        alone = single_classes(labels).tolist()
         return {
             "name": self.name,
             "seed": self.seed,
             "sizes": {split: len(rows) for split, rows in rows.items()},
             "digest": {split: hashlib.sha256(integer_bytes(rows)).hexdigest() for split, rows in rows.items()},
+            **({"rare": alone} if alone else {}),
         }
 
 

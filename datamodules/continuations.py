@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import RunData, Split, check_at_least
-from datamodules.features import whole
+from datamodules.features import load_whole
 from datamodules.nlg import NLG
+from datamodules.samplers import training_batches
 from datamodules.splits import digest
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import DecoderNetwork, TokenFeatures
@@ -144,13 +145,14 @@ class Continuations(RunData):
     def loader(self, split: Split) -> DataLoader:
         """Batches of a split's tokens in their order."""
         table = self.table(split)
-        return self._load(table, DistributedSampler(table, *self.processes, shuffle=False), self.eval_batch_size)
+        sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=False)
+        return load_whole(table, sampler=sampler, batch_size=self.eval_batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of tokens; the order of an epoch is a function of the seed and the epoch."""
         table = self.table("train")
         sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=True, seed=self.seed)
-        return self._load(table, sampler, self.batch_size)
+        return load_whole(table, batch_sampler=training_batches(sampler, self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation texts' tokens."""
@@ -181,12 +183,9 @@ class Continuations(RunData):
     def _batches(self, sequences: Sequences) -> Iterator[range]:
         return split_batches(len(sequences), self.text_batch_size)
 
-    def _load(self, table: "TokenTable", sampler: DistributedSampler, size: int) -> DataLoader:
-        return DataLoader(table, batch_size=None, sampler=Chunks(sampler, size), collate_fn=whole)
-
 
 class TokenTable(Dataset):
-    """Tokens as samples; item `rows` is a batch of `TokenFeatures` and labels.
+    """Tokens as samples; a batch is `TokenFeatures` and labels.
 
     Args:
         states: Hidden states at each early exit and after the last layer, `(tokens, exits, dim)`.
@@ -204,26 +203,10 @@ class TokenTable(Dataset):
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.states, self.steps, self.labels, self.texts))
 
-    def __getitem__(self, rows: Tensor) -> tuple[TokenFeatures, Tensor]:
+    def __getitems__(self, rows: list[int]) -> tuple[TokenFeatures, Tensor]:
+        """A batch."""
         *early, final = self.states[rows].unbind(1)
         return TokenFeatures(early, self.steps[rows], final), self.labels[rows]
-
-
-class Chunks(DistributedSampler):
-    """Lists of rows in the order of a sampler; Lightning sets its epoch and leaves it as it is."""
-
-    def __init__(self, sampler: DistributedSampler, size: int) -> None:
-        self.sampler, self.size = sampler, size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, counted from 0."""
-        self.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return -(-len(self.sampler) // self.size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from torch.tensor(list(self.sampler)).split(self.size)
 
 
 def rows(sequences: Sequences, chosen: range) -> Sequences:

@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Split, SplitData
+from datamodules.loader import Loader
+from datamodules.samplers import training_batches
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
 
 
 class Views(Dataset):
-    """A table per augmented view; an epoch reads one of them, item `rows` is a batch."""
+    """A table per augmented view, of which an epoch reads one."""
 
     def __init__(self, tables: list[FeatureTable]) -> None:
         self.tables, self.current = tables, tables[0]
@@ -30,18 +32,19 @@ class Views(Dataset):
     def __len__(self) -> int:
         return len(self.current)
 
-    def __getitem__(self, rows: list[int]) -> tuple[ExitFeatures, Tensor]:
+    def __getitems__(self, rows: list[int]) -> tuple[ExitFeatures, Tensor]:
+        """A batch."""
         return self.current[rows]
 
 
-class Batches(DistributedSampler):
-    """Lists of rows in the order of a sampler.
+class ViewSampler(DistributedSampler):
+    """The order of a sampler, which also tells the views the epoch.
 
     Being a `DistributedSampler` makes Lightning set its epoch and leave it as it is.
     """
 
-    def __init__(self, sampler: DistributedSampler, views: Views, batch_size: int) -> None:
-        self.sampler, self.views, self.batch_size = sampler, views, batch_size
+    def __init__(self, sampler: DistributedSampler, views: Views) -> None:
+        self.sampler, self.views = sampler, views
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the view of an epoch, counted from 0."""
@@ -49,12 +52,10 @@ class Batches(DistributedSampler):
         self.views.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        # A generator, so that the order is settled at the first batch: a resuming trainer makes the iterator before it
-        # sets the epoch.
-        yield from torch.tensor(list(self.sampler)).split(self.batch_size)
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
 
 
 class FeatureData(LightningDataModule):
@@ -91,13 +92,14 @@ class FeatureData(LightningDataModule):
         """Shuffled batches of features, the same samples as the raw batches'."""
         views = range(self.options.views) if self.options.views else [None]
         tables = Views([self.table("train", view) for view in views])
-        return self._load(tables, self.data.train_sampler(self.data.train_dataset()), self.data.batch_size)
+        sampler = ViewSampler(self.data.train_sampler(self.data.train_dataset()), tables)
+        return load_whole(tables, batch_sampler=training_batches(sampler, self.data.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Batches of features in data set order."""
         tables = Views([self.table("val")])
         sampler: DistributedSampler = DistributedSampler(tables, *self.data.processes, shuffle=False)
-        return self._load(tables, sampler, self.data.eval_batch_size)
+        return load_whole(tables, sampler=sampler, batch_size=self.data.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
         """Raw test batches, in data set order."""
@@ -158,10 +160,15 @@ class FeatureData(LightningDataModule):
         """As the wrapped data module's."""
         self.data.load_state_dict(state_dict)
 
-    def _load(self, views: Views, sampler: DistributedSampler, batch_size: int) -> DataLoader:
-        batches = Batches(sampler, views, batch_size)
-        pin = torch.cuda.is_available()
-        return DataLoader(views, batch_size=None, sampler=batches, collate_fn=whole, pin_memory=pin)
+
+def load_whole(dataset: Dataset, **options: Any) -> Loader:
+    """A loader of a data set whose `__getitems__` gives a batch.
+
+    Args:
+        dataset: The data set.
+        options: As for `DataLoader`.
+    """
+    return Loader(dataset, collate_fn=whole, pin_memory=torch.cuda.is_available(), **options)
 
 
 def whole(batch: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
@@ -83,15 +82,6 @@ class ImageSplit(SplitDataset):
         yield from self.inputs.content(self.rows)
 
 
-class EpochSampler(DistributedSampler):
-    """torch's distributed sampler, which also tells an `ImageSplit` which epoch to augment for."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of an epoch, counted from 0."""
-        super().set_epoch(epoch)
-        self.dataset.epoch = epoch  # type: ignore[attr-defined]
-
-
 class ImageData(SplitData):
     """An image data set: resize, normalisation with the set's own mean and deviation, standard augmentation.
 
@@ -155,16 +145,11 @@ class ImageData(SplitData):
         return ImageSplit(samples, rows, self.transform(augmented), self.seed)
 
     def train_dataset(self) -> SplitDataset:
-        """The training split, augmented if `augment` says so."""
-        return self.dataset("train", augmented=self.augment)
-
-    def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
-        """The order of training images, and with it their augmentation."""
-        if not self.augment:
-            return super().train_sampler(dataset)
-        sampler = EpochSampler(dataset, *self.processes, shuffle=True, seed=self.seed)
-        sampler.set_epoch(0)
-        return sampler
+        """The training split, augmented if `augment` says so, by the epoch that the sampler tells."""
+        dataset = self.dataset("train", augmented=self.augment)
+        if self.augment:
+            dataset.epoch = 0  # type: ignore[attr-defined]
+        return dataset
 
 
 def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:

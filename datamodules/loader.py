@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from datamodules.samplers import Batches
 from eenet.errors import UserError
 
 
@@ -13,7 +14,18 @@ class Loader(DataLoader):
     """torch's loader, which raises a `UserError` that a worker gives it in the place of a batch.
 
     torch itself makes a `RuntimeError` of an exception in a worker that has more than one argument.
+
+    Args:
+        dataset: The data set.
+        options: As for `DataLoader`.
     """
+
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        if isinstance(self.batch_sampler, Batches):
+            # Lightning asks a loader's sampler whether processes share the samples already; beside a batch sampler
+            # torch leaves one there that nothing reads, and lets it be set no more.
+            object.__setattr__(self, "sampler", self.batch_sampler.sampler)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -10,9 +11,13 @@ from eenet.errors import UserError
 
 Labels = np.ndarray
 Rows = np.ndarray
+Rare = Literal["error", "train"]
+"""What becomes of a class of one sample, of which only one side of a cut can have any."""
 
 
-def stratified_split(labels: Labels, rows: Rows, fraction: float, seed: int, field: str) -> tuple[Rows, Rows]:
+def stratified_split(
+    labels: Labels, rows: Rows, fraction: float, seed: int, field: str, rare: Rare = "error"
+) -> tuple[Rows, Rows]:
     """Cut a part off some rows, with the same class proportions on both sides.
 
     Args:
@@ -21,23 +26,40 @@ def stratified_split(labels: Labels, rows: Rows, fraction: float, seed: int, fie
         fraction: Share of `rows` that is cut off, between 0 and 1.
         seed: Decides the cut, the same on every machine.
         field: The configuration field to name if the cut cannot be made.
+        rare: Refuse a class of one sample, or let it stay; the fraction is then cut off the others.
 
     Returns:
         The rows that stay and the rows cut off, both ascending.
 
     Raises:
-        UserError: If a class has a single sample, or a side would have fewer samples than there are classes.
+        UserError: If a class has a single sample that may not stay, or a side would have fewer samples than
+            there are classes.
 
     Example:
         >>> stay, part = stratified_split(np.array([0, 0, 1, 1]), np.arange(4), 0.5, seed=0, field="data")
         >>> len(stay), len(part), sorted([*stay, *part]) == [0, 1, 2, 3]
         (2, 2, True)
     """
+    alone = np.isin(labels[rows], single_classes(labels[rows]))
+    if rare == "error" and alone.any():
+        problem = f"{len(rows)} samples cannot be split by class: class {int(labels[rows][alone][0])} has 1"
+        raise UserError(field, fraction, f"{problem}; `data.rare: train` keeps such samples in training")
+    kept, others = rows[alone], rows[~alone]
     try:
-        stay, part = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=seed)
+        stay, part = train_test_split(others, test_size=fraction, stratify=labels[others], random_state=seed)
     except ValueError as error:
         raise UserError(field, fraction, f"{len(rows)} samples cannot be split by class: {error}") from error
-    return np.sort(stay), np.sort(part)
+    return np.sort(np.concatenate([kept, stay])), np.sort(part)
+
+
+def single_classes(labels: Labels) -> np.ndarray:
+    """The classes that have one sample, ascending.
+
+    Example:
+        >>> single_classes(np.array([2, 0, 0, 3])).tolist()
+        [2, 3]
+    """
+    return np.flatnonzero(np.bincount(labels) == 1)
 
 
 def long_tailed(labels: Labels, ratio: float, seed: int) -> Rows:

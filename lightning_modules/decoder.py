@@ -41,6 +41,12 @@ class DecoderRoutine(ExitRoutine):
             raise UserError("model.network", kind, "must be eenet.decoding.network.DecoderNetwork")
         super().setup(stage)
 
+    def on_test_batch_start(self, batch: list[int], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Nothing to check: a batch is numbers of prompts."""
+
+    def on_predict_batch_start(self, batch: list[int], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Nothing to check: a batch is numbers of prompts."""
+
     def on_test_start(self) -> None:
         """Make the operating points ready."""
         self._prepare_points()

@@ -9,7 +9,7 @@ from torch import Tensor
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.network import EarlyExitNetwork
-from eenet.objectives import DeepSupervision, Supervision
+from eenet.objectives import ClassWeights, DeepSupervision, Supervision
 from lightning_modules.methods import method_name
 from lightning_modules.thresholds import ThresholdExits
 
@@ -33,10 +33,13 @@ class DecoupledExits(ThresholdExits):
         final_learning_rate: Where the cosine schedule ends.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
             or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
+        class_weights: Of the cross-entropies: `none`, `balanced` (inversely to the classes' frequencies in
+            the training split), or a list of a weight for each class.
 
     Raises:
         UserError: A learned gate, no early exit, a budget that is outside (0, 1] or below the first exit's cost,
-            features of a backbone that trains, or gradient rescaling in one that does not.
+            features of a backbone that trains, gradient rescaling in one that does not, or class weights that cannot be
+            used.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class DecoupledExits(ThresholdExits):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
         final_learning_rate: float = 2e-4,
         features: Features = "off",
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__(network, freeze_backbone, backbone_checkpoint, features, budgets)
+        self.weigh_classes(class_weights)
         if self.features is not None and not freeze_backbone:
             raise UserError("model.features", self.features.store, "must be off where freeze_backbone is false")
         if network.gradient_rescaling and freeze_backbone:
@@ -72,7 +77,7 @@ class DecoupledExits(ThresholdExits):
         inputs, labels = batch
         logits = self.network.exit_logits(self.extract(inputs))
         trained = logits[:, :-1] if self.freeze_backbone else logits
-        loss = self.supervision.loss(trained, labels, logits[:, -1])
+        loss = self.supervision.loss(trained, labels, logits[:, -1], self.class_weight)
         self.log_losses("inference_modules" if self.freeze_backbone else "network", batch_idx, loss)
         return loss
 

@@ -14,6 +14,7 @@ from eenet.gates import ConfidenceGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.objectives import (
+    ClassWeights,
     GateObjective,
     best_exits,
     exit_weighted_loss,
@@ -55,6 +56,8 @@ class JointExits(ExitRoutine):
         joint: Train the inference modules again after the warm-up; otherwise only the gates.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
             or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
+        class_weights: Of the inference modules' losses, not the gates': `none`, `balanced` (inversely to the classes'
+            frequencies in the training split), or a list of a weight for each class.
 
     Raises:
         UserError: Negative trade-off, unknown objective, no early exit, no learned gate, counts below 1, or neither a
@@ -78,8 +81,10 @@ class JointExits(ExitRoutine):
         rescale: bool = True,
         joint: bool = True,
         features: Features = "off",
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
+        self.weigh_classes(class_weights)
         if not 0 <= tradeoff < float("inf"):
             raise UserError("model.tradeoff", tradeoff, "lambda prices the cost and must be a finite number >= 0")
         if gate_objective not in get_args(GateObjective):
@@ -144,12 +149,12 @@ class JointExits(ExitRoutine):
         early = logits[:, :-1]
         if phase == "warmup":
             weights = torch.arange(self.num_gates + 1, 1, -1, device=early.device, dtype=early.dtype)
-            return weighted_sum_loss(early, labels, weights)
+            return weighted_sum_loss(early, labels, weights, self.class_weight)
         if phase == "gates":
             return gate_loss(self.network.gate(early), self.targets(logits, labels), self.positive_weight)
         with torch.no_grad():
             distribution = exit_distribution(self.network.gate(early))
-        return exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale)
+        return exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale, self.class_weight)
 
     def targets(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Gate targets, `(batch, gates)`."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.metrics import Records, sample_statistics
-from eenet.objectives import weighted_sum_loss
+from eenet.objectives import ClassWeights, weighted_sum_loss
 from eenet.policies import Policy
 from eenet.quantization import (
     Known,
@@ -49,7 +49,7 @@ class Nodes(NamedTuple):
     """Samples at every node.
 
     Attributes:
-        statistics: From `eenet.metrics.sample_statistics`, `(samples, nodes, 4)`.
+        statistics: From `eenet.metrics.sample_statistics`, `(samples, nodes, 6)`.
         known: What the predictor of each early node reads.
     """
 
@@ -83,6 +83,8 @@ class QuEE(ExitRoutine):
         final_learning_rate: Where the cosine schedule ends.
         features: `off`, `memory` or `disk`: run every path of the frozen backbone once per sample and train from what
             its exits read; or a mapping, see `eenet.features.FeatureOptions`.
+        class_weights: Of the cross-entropies: `none`, `balanced` (inversely to the classes' frequencies in the training
+            split), or a list of a weight for each class.
 
     Raises:
         UserError: No early exit, a budget that is not positive, or an empty calibration set.
@@ -104,8 +106,10 @@ class QuEE(ExitRoutine):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
         final_learning_rate: float = 2e-4,
         features: Features = "off",
+        class_weights: ClassWeights = "none",
     ) -> None:
         super().__init__(network, freeze_backbone=True, backbone_checkpoint=backbone_checkpoint, features=features)
+        self.weigh_classes(class_weights)
         if network.num_exits == 1:
             raise UserError("model.network.exits", network.exit_stages, "needs at least one early exit")
         if calibration_batches < 1:
@@ -189,7 +193,8 @@ class QuEE(ExitRoutine):
         """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
         inputs, labels = batch
         logits = self.network.exit_logits(self.extract(inputs))
-        loss = weighted_sum_loss(logits[:, : self.network.tree.num_early], labels, self.weights)
+        trained = logits[:, : self.network.tree.num_early]
+        loss = weighted_sum_loss(trained, labels, self.weights, self.class_weight)
         self.log_losses("inference_modules", batch_idx, loss)
         return loss
 

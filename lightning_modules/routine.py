@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -42,10 +41,14 @@ from eenet.reporting import (
     write_json,
 )
 from eenet.runtime import Routed
+from lightning_modules.batches import DataModel
 from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
 from lightning_modules.losses import LossLog
 
-SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "bitops_fraction", "stages_mean")
+SCALARS = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "brier"),
+    *("macs", "macs_fraction", "bitops_fraction", "stages_mean"),
+)
 """Figures of a result row that are logged where it has them."""
 
 
@@ -57,7 +60,7 @@ FIGURES = {
 """Figures of the results by name."""
 
 
-class ExitRoutine(LightningModule, ABC):
+class ExitRoutine(DataModel, ABC):
     """Trains an early-exit network, judges it and reports it.
 
     Batches are `(inputs, labels)`, or `(ExitFeatures, labels)` where a frozen backbone was run before.
@@ -157,7 +160,11 @@ class ExitRoutine(LightningModule, ABC):
     def inputs(self, split: str, batches: int) -> Iterator[Any]:
         """The first batches of a split in its order, without labels."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = getattr(data, "data", data).loader(split)
+        data = getattr(data, "data", data)
+        if not hasattr(data, "loader"):
+            problem = "has no `loader(split)`, from which activations get their ranges; use a datamodules.SplitData"
+            raise UserError("data", type(data).__name__, problem)
+        loader = data.loader(split)
         return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
 
     def extract(self, inputs: Any) -> ExitFeatures:
@@ -315,7 +322,7 @@ class ExitRoutine(LightningModule, ABC):
         return {
             "schema": SCHEMA,
             "method": self.method,
-            "data": getattr(data, "name", type(data).__name__),
+            "data": getattr(data, "name", None) or ("loaders" if data is None else type(data).__name__),
             "data_split": data.split_record() if hasattr(data, "split_record") else None,
             "backbone": backbone.description(),
             "exit_stages": self.network.exit_stages,

@@ -20,7 +20,7 @@ HPARAMS = "hparams"
 TensorBoard takes every scalar beside a run's hyperparameters for a metric; there, these are the final ones alone.
 """
 
-METRICS = ("accuracy", "nll", "ece", "macs_fraction")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")
 """Figures of the principal operating point in the HPARAMS tab."""
 
 CURVE = "accuracy_at_percent_of_macs"
@@ -33,10 +33,13 @@ LAYOUT = {
     "Training": {"loss of each phase": ["Multiline", ["train/loss/"]]},
     "Exits": {
         "accuracy of each exit": ["Multiline", [f"val/accuracy/{_EXITS}"]],
+        "balanced accuracy of each exit": ["Multiline", [f"val/balanced_accuracy/{_EXITS}"]],
         "NLL of each exit (nats)": ["Multiline", [f"val/nll/{_EXITS}"]],
     },
     "Routed": {
         "accuracy": ["Multiline", [f"val/accuracy/{_ROUTED}"]],
+        "balanced accuracy": ["Multiline", [f"val/balanced_accuracy/{_ROUTED}"]],
+        "macro F1": ["Multiline", [f"val/macro_f1/{_ROUTED}"]],
         "mean MACs (fraction of the full network)": ["Multiline", [f"val/macs_fraction/{_ROUTED}"]],
         "share leaving at each exit": ["Multiline", ["val/share_leaving/"]],
         "accuracy at mean MACs (step: % of the full network)": ["Multiline", [f"(val|test)/{CURVE}/"]],

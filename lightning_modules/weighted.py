@@ -13,6 +13,7 @@ from eenet.features import Features
 from eenet.gates import confidence
 from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.objectives import WeightNetwork, assign_exits, assigned_loss, cross_entropies, geometric_shares
+from lightning_modules.batches import normalises_batches
 from lightning_modules.methods import method_name
 from lightning_modules.thresholds import ThresholdExits
 
@@ -73,11 +74,11 @@ class WeightedExits(ThresholdExits):
             raise UserError("trainer.devices", self.trainer.world_size, "sample weights are learned on one device")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Both halves of the batch in turn; a batch of one sample has no other half and is left out."""
+        """Both halves of the batch in turn; a batch whose halves are too small to be learned from is left out."""
         inputs, labels = batch
         extracted = self.extract(inputs)
         halves = torch.arange(len(labels), device=labels.device).chunk(2)
-        if len(halves) < 2:
+        if len(halves) < 2 or (len(halves[1]) == 1 and normalises_batches(self.network)):
             return
         for rows, judges in (halves, halves[::-1]):
             sample = select(extracted, rows), labels[rows]

@@ -13,7 +13,7 @@ CALIBRATED = ("nll", "ece", "ece_mass", "brier")
 
 
 def calibrated_figures(statistics: Tensor) -> dict[str, float]:
-    """The figures of `CALIBRATED`, from `sample_statistics` of tempered logits, `(samples, 4)`."""
+    """The figures of `CALIBRATED`, from `sample_statistics` of tempered logits, `(samples, 6)`."""
     figures = summarise(statistics)
     return {key: figures[key] for key in CALIBRATED}
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -55,7 +55,7 @@ class EenetCLI(LightningCLI):
     def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
         super().__init__(
             ExitRoutine,
-            RunData,
+            LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=FitConfig,
@@ -126,6 +126,11 @@ class EenetCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
         data = self.datamodule
+        if not isinstance(data, RunData):
+            remedy = (
+                "has no recorded split; write its `read` and `build` as a datamodules.SplitData, or fit from Python"
+            )
+            raise UserError("data", type(data).__name__, remedy)
         if isinstance(data, Continuations) or isinstance(self.model, DecoderRoutine):
             connect(data, self.model)
         else:

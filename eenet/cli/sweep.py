@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser
 from eenet.errors import UserError
 
 COMMAND = [sys.executable, "-m", "eenet"]
-FIGURES = ("accuracy", "nll", "ece", "macs_fraction")
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")
 """Columns of the table that come from each operating point."""
 
 
@@ -180,7 +180,7 @@ def report(folder: Path, runs: list[Run]) -> None:
     from eenet.reporting import make_console, read_results, write_text
 
     rows = [
-        {**run.values, "operating_point": point["name"], **{name: point[name] for name in FIGURES}}
+        {**run.values, "operating_point": point["name"], **{name: point.get(name, float("nan")) for name in FIGURES}}
         for run in runs
         for point in read_results(run.folder / "results.json")["operating_points"]
     ]

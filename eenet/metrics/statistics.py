@@ -1,6 +1,6 @@
-"""Accuracy, NLL, calibration errors, Brier score and AURC from four numbers per sample and exit.
+"""Accuracy, F1, NLL, calibration errors, Brier score and AURC from a few numbers per sample and exit.
 
-Four numbers per sample are enough for the metrics of every exit and of every policy, so a validation set is run once
+Those of `STATISTICS` are enough for the metrics of every exit and of every policy, so a validation set is run once
 and any number of thresholds can be judged on it without its logits.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STATISTICS = ("confidence", "correct", "nll", "brier")
+STATISTICS = ("confidence", "correct", "nll", "brier", "prediction", "label")
 """Columns of `sample_statistics`."""
 
 NUM_BINS = 15
@@ -19,19 +19,20 @@ NUM_BINS = 15
 
 
 def sample_statistics(logits: Tensor, labels: Tensor) -> Tensor:
-    """Confidence, correctness, negative log-likelihood (nats) and Brier score of every prediction.
+    """Confidence, correctness, negative log-likelihood (nats), Brier score and classes of every prediction.
 
     Args:
         logits: `(batch, ..., classes)`.
         labels: `(batch,)`.
 
     Returns:
-        `(batch, ..., 4)`, columns as in `STATISTICS`, float32. The Brier score is the squared distance of the
-        probabilities from the one-hot label, from 0 to 2.
+        `(batch, ..., 6)`, columns as in `STATISTICS`, float32. The Brier score is the squared distance of the
+        probabilities from the one-hot label, from 0 to 2; the numbers of the predicted and the true class are exact up
+        to 2^24 classes.
 
     Example:
         >>> sample_statistics(torch.zeros(1, 2), torch.tensor([0])).tolist()  # doctest: +ELLIPSIS
-        [[0.5, 1.0, 0.693..., 0.5]]
+        [[0.5, 1.0, 0.693..., 0.5, 0.0, 0.0]]
     """
     log_p = F.log_softmax(logits.float(), dim=-1)
     p = log_p.exp()
@@ -40,24 +41,27 @@ def sample_statistics(logits: Tensor, labels: Tensor) -> Tensor:
     confidence, prediction = p.max(-1)
     correct = (prediction == index.squeeze(-1)).float()
     brier = p.square().sum(-1) - 2 * true_log_p.exp() + 1
-    return torch.stack([confidence, correct, -true_log_p, brier], dim=-1)
+    label = index.squeeze(-1).float()
+    return torch.stack([confidence, correct, -true_log_p, brier, prediction.float(), label], dim=-1)
 
 
 def summarise(statistics: Tensor) -> dict[str, Any]:
     """Metrics of one predictor over a data set.
 
     Args:
-        statistics: Rows of `sample_statistics`, `(samples, 4)`.
+        statistics: Rows of `sample_statistics`, `(samples, 6)`.
 
     Returns:
-        `accuracy`, `nll` in nats, `ece` over 15 equal-width bins (Guo et al. 2017, equation 3), `ece_mass` over 15
+        `accuracy`, `balanced_accuracy` and `macro_f1` (see `class_figures`), `nll` in nats,
+        `ece` over 15 equal-width bins (Guo et al. 2017, equation 3), `ece_mass` over 15
         bins of equally many samples, `brier`, `aurc` (area under the risk-coverage curve), and `bins`: the `count` of
         samples, the mean `confidence` and the `accuracy` of each non-empty equal-width bin, with its number in `index`.
     """
-    confidence, correct, nll, brier = statistics.T.contiguous()
+    confidence, correct, nll, brier, prediction, label = statistics.T.contiguous()
     bins = reliability_bins(confidence, correct)
     return {
         "accuracy": correct.double().mean().item(),
+        **class_figures(prediction.long(), label.long()),
         "nll": nll.double().mean().item(),
         "ece": calibration_error(bins),
         "ece_mass": equal_mass_calibration_error(confidence, correct).item(),
@@ -65,6 +69,33 @@ def summarise(statistics: Tensor) -> dict[str, Any]:
         "aurc": area_under_risk_coverage(confidence, correct).item(),
         "bins": bins,
     }
+
+
+def class_figures(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    """Figures in which every class counts alike, however rare.
+
+    As scikit-learn's `balanced_accuracy_score` and `f1_score(average="macro")`, of as many classes as a vocabulary has.
+
+    Args:
+        predictions: `(samples,)`.
+        labels: `(samples,)`.
+
+    Returns:
+        `balanced_accuracy`, the mean over classes of the share of their samples that is found (Brodersen et al. 2010);
+        classes without samples are left out. `macro_f1`, the mean over classes of `2 TP / (2 TP + FP + FN)`; classes
+        that are neither there nor predicted are left out.
+
+    Example:
+        >>> class_figures(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))  # doctest: +ELLIPSIS
+        {'balanced_accuracy': 0.5, 'macro_f1': 0.428...}
+    """
+    classes = int(torch.maximum(predictions, labels).max()) + 1
+    hits = predictions == labels
+    found, there, predicted = (
+        torch.bincount(rows, minlength=classes).double() for rows in (labels[hits], labels, predictions)
+    )
+    recall, f1 = found / there, 2 * found / (there + predicted)
+    return {"balanced_accuracy": recall.nanmean().item(), "macro_f1": f1.nanmean().item()}
 
 
 def reliability_bins(confidence: Tensor, correct: Tensor) -> dict[str, list]:

@@ -1,6 +1,7 @@
 """Objectives: pure functions from logits, labels and exit probabilities to losses and gate targets."""
 
 from eenet.objectives.boosting import boost
+from eenet.objectives.classes import ClassWeights, balanced_weights, batch_mean, check_class_weights
 from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
 from eenet.objectives.gradients import fork, scale_gradient
 from eenet.objectives.losses import cross_entropies, exit_weighted_loss, weighted_sum_loss
@@ -20,6 +21,7 @@ from eenet.objectives.weighting import (
 )
 
 __all__ = [
+    "ClassWeights",
     "DeepSupervision",
     "GateObjective",
     "SelfDistillation",
@@ -27,9 +29,12 @@ __all__ = [
     "WeightNetwork",
     "assign_exits",
     "assigned_loss",
+    "balanced_weights",
+    "batch_mean",
     "best_exits",
     "boost",
     "centred_weights",
+    "check_class_weights",
     "cross_entropies",
     "distillation_losses",
     "exit_weighted_loss",

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eenet.objectives.classes import batch_mean
+
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every exit.
@@ -20,21 +22,28 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), repeated, reduction="none").view(batch, exits)
 
 
-def weighted_sum_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum_loss(logits: Tensor, labels: Tensor, weights: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Deep supervision: the weighted sum over exits of the mean cross-entropy.
 
     Args:
         logits: `(batch, exits, classes)`.
         labels: `(batch,)`.
         weights: One per exit, `(exits,)`.
+        class_weights: One per class, `(classes,)`, for the mean over the batch; `None` for all alike.
 
     Returns:
         A scalar.
     """
-    return cross_entropies(logits, labels).mean(0) @ weights
+    return batch_mean(cross_entropies(logits, labels), labels, class_weights) @ weights
 
 
-def exit_weighted_loss(logits: Tensor, labels: Tensor, exit_probabilities: Tensor, rescale: bool = True) -> Tensor:
+def exit_weighted_loss(
+    logits: Tensor,
+    labels: Tensor,
+    exit_probabilities: Tensor,
+    rescale: bool = True,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """The inference modules' objective, the mean over samples of `sum_l P_l CE(f_l, y)` (JEI-DNN, section 4.2).
 
     Args:
@@ -44,6 +53,7 @@ def exit_weighted_loss(logits: Tensor, labels: Tensor, exit_probabilities: Tenso
         rescale: Scale each sample's weights so that its weighted loss equals `sum_l CE(f_l, y)`, which keeps every
             module's gradient alive; the scale is a constant to the gradient. A sample whose weights are all zero (it
             surely leaves at an exit that is not trained) adds nothing.
+        class_weights: One per class, `(classes,)`, for the mean over samples; `None` for all alike.
 
     Returns:
         A scalar.
@@ -60,4 +70,4 @@ def exit_weighted_loss(logits: Tensor, labels: Tensor, exit_probabilities: Tenso
         weighted = (weights * values).sum(1, keepdim=True)
         tiny = torch.finfo(values.dtype).tiny
         weights = torch.where(weighted > tiny, weights * values.sum(1, keepdim=True) / weighted.clamp_min(tiny), 0.0)
-    return (weights * losses).sum(1).mean()
+    return batch_mean((weights * losses).sum(1), labels, class_weights)

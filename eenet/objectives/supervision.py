@@ -23,13 +23,14 @@ class Supervision(ABC):
     name: str
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """A scalar.
 
         Args:
             logits: Of the exits that are trained, `(batch, exits, classes)`.
             labels: `(batch,)`.
             teacher: The last exit's logits, `(batch, classes)`, taken as constants.
+            class_weights: Of what the labels teach, `(classes,)`; `None` for all alike.
         """
 
 
@@ -49,11 +50,11 @@ class DeepSupervision(Supervision):
         self.weights = weights
         self.name = "" if weights == "uniform" else f"deep_supervision_{weights}"
 
-    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Cross-entropies; the teacher is not asked."""
         exits = logits.shape[1]
         weights = linear_weights(exits) if self.weights == "linear" else torch.ones(exits)
-        return weighted_sum_loss(logits, labels, weights.to(logits))
+        return weighted_sum_loss(logits, labels, weights.to(logits), class_weights)
 
 
 class SelfDistillation(Supervision):
@@ -78,11 +79,11 @@ class SelfDistillation(Supervision):
             raise UserError("model.supervision.temperature", temperature, "must be a finite number above 0")
         self.weight, self.temperature = weight, temperature
 
-    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Sum over exits of both terms; the last exit, where it is trained, equals its teacher and adds the first."""
         ones = logits.new_ones(logits.shape[1])
         divergence = distillation_losses(logits, teacher, self.temperature).mean(0).sum()
-        return weighted_sum_loss(logits, labels, ones) + self.weight * divergence
+        return weighted_sum_loss(logits, labels, ones, class_weights) + self.weight * divergence
 
 
 def linear_weights(exits: int) -> Tensor:

@@ -27,7 +27,7 @@ def path_row(
     Args:
         network: The network.
         name: Of the operating point.
-        statistics: Of the predictions that samples left with, `(samples, 4)`, see `eenet.metrics.sample_statistics`.
+        statistics: Of the predictions that samples left with, `(samples, 6)`, see `eenet.metrics.sample_statistics`.
         nodes: Where they left, `(samples,)`.
         policy: The operating point.
 
@@ -78,7 +78,7 @@ def uniform_rows(network: QuantizedNetwork, statistics: Tensor, width: int) -> l
 
     Args:
         network: The network.
-        statistics: Of every node, `(samples, nodes, 4)`.
+        statistics: Of every node, `(samples, nodes, 6)`.
         width: Throughout.
     """
     rows = []

@@ -20,7 +20,10 @@ from eenet.reporting.results import Results, read_results
 Row = dict[str, Any]
 """A row of `exits` or `operating_points` of a `results.json`; its fractions of the cost have one denominator."""
 
-FIGURES = ("accuracy", "nll", "ece", "brier", "aurc", "macs", "macs_fraction", "bitops_fraction", "gain")
+FIGURES = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "brier", "aurc"),
+    *("macs", "macs_fraction", "bitops_fraction", "gain"),
+)
 """Figures of a row that are compared; one that a row lacks is left out. Random routing alone has `gain`."""
 
 MIXTURES = ("accuracy", "nll", "brier")

@@ -12,6 +12,8 @@ from eenet.reporting.table import si
 
 FORMATS = {
     "accuracy": (100, ".2f"),
+    "balanced_accuracy": (100, ".2f"),
+    "macro_f1": (100, ".2f"),
     "nll": (1, ".3f"),
     "ece": (100, ".2f"),
     "brier": (1, ".3f"),
@@ -22,8 +24,16 @@ FORMATS = {
 }
 """Factor and format of each figure."""
 
-HEADINGS = {"accuracy": "accuracy %", "nll": "NLL", "ece": "ECE %", "brier": "Brier", "aurc": "AURC %"}
-PAGE_ONLY = ("random NLL", "leaving at each exit %")
+HEADINGS = {
+    "accuracy": "accuracy %",
+    "balanced_accuracy": "balanced %",
+    "macro_f1": "F1 %",
+    "nll": "NLL",
+    "ece": "ECE %",
+    "brier": "Brier",
+    "aurc": "AURC %",
+}
+PAGE_ONLY = ("Brier", "AURC %", "random NLL", "leaving at each exit %")
 DASH = "–"
 
 
@@ -67,6 +77,8 @@ def definitions(comparison: Comparison) -> dict[str, str]:
         "static exits": "the network cut at one exit for all samples",
         "static models": "backbones of other sizes trained alone, of runs of the method `backbone`",
         "accuracy %": "share of the samples whose predicted class is right",
+        "balanced %": "balanced accuracy: mean over the classes with samples of the share of theirs that is right",
+        "F1 %": "macro F1: mean over classes of the harmonic mean of precision and recall",
         "over random": "accuracy minus that of random routing, in percentage points",
         "NLL": "mean negative log-likelihood of the true class, in nats",
         "ECE %": "expected calibration error, 15 equal-width confidence bins",

@@ -1,7 +1,8 @@
 """The results of a run on one split, as plain JSON values.
 
 Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split`, `operating_points`, `exits`,
-`versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `nll` (nats), `ece` (15 equal-width
+`versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `balanced_accuracy` (the mean over
+classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width
 bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
 `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
 reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities, and
@@ -35,7 +36,7 @@ def evaluate(
     """Rows of all static exits and operating points, from all exits' records of a data set.
 
     Args:
-        statistics: Of every exit, from `sample_statistics`, `(samples, exits, 4)`.
+        statistics: Of every exit, from `sample_statistics`, `(samples, exits, 6)`.
         predictions: Predicted classes, `(samples, exits)`.
         scores: Gate scores, `(samples, exits - 1)`.
         policies: Operating points by name.
@@ -55,7 +56,7 @@ def static_exits(statistics: Tensor, costs: CostProfile) -> list[dict[str, Any]]
     """A row for each static exit: a network cut there, which runs no other head and no gate.
 
     Args:
-        statistics: Of every exit, `(samples, exits, 4)`.
+        statistics: Of every exit, `(samples, exits, 6)`.
         costs: The network's cost profile.
     """
     identity = torch.eye(costs.num_exits)
@@ -70,7 +71,7 @@ def operating_point(name: str, statistics: Tensor, exits: Tensor, costs: CostPro
 
     Args:
         name: Of the operating point.
-        statistics: Of the predictions that samples left with, `(samples, 4)`.
+        statistics: Of the predictions that samples left with, `(samples, 6)`.
         exits: Where they left, `(samples,)`.
         costs: The network's cost profile.
     """

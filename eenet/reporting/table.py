@@ -14,11 +14,12 @@ def make_console() -> Console:
 
 
 def results_table(results: Results) -> Table:
-    """Accuracy, calibration and cost of every static exit and operating point."""
+    """Accuracy, also with classes counted alike (balanced, macro F1), calibration and cost of every row."""
     table = Table(title=f"{results['method']} on {results['data']}, {results['split']} split, seed {results['seed']}")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     quantized = ["BitOPs %"] if any("bitops_fraction" in row for row in results["operating_points"]) else []
-    headings = ["accuracy %", "NLL", "ECE %", "Brier", "MACs", "MACs %", *quantized, "stages", "leaving at each exit %"]
+    headings = ["accuracy %", "balanced %", "F1 %", "NLL", "ECE %", "Brier", "MACs", "MACs %", *quantized, "stages"]
+    headings.append("leaving at each exit %")
     for heading in headings:
         table.add_column(heading, justify="right")
     if uncounted := results.get("costs", {}).get("uncounted"):
@@ -84,7 +85,7 @@ def _change(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
 def _cells(row: dict[str, Any], shares: str) -> list[str]:
     return [
         row["name"],
-        f"{100 * row['accuracy']:.2f}",
+        *(f"{100 * row[key]:.2f}" for key in ("accuracy", "balanced_accuracy", "macro_f1")),
         f"{row['nll']:.3f}",
         f"{100 * row['ece']:.2f}",
         f"{row['brier']:.3f}",

@@ -154,6 +154,11 @@ def test_every_key_of_a_config_is_explained(path: Path) -> None:
         ("--data.init_args.validation_fraction=2", "data.validation_fraction = 2"),
         ("--data.init_args.batch_size=0", "data.batch_size = 0"),
         ("--data=datamodules.CIFAR10", "data.root"),
+        (
+            "--data=lightning.pytorch.demos.boring_classes.BoringDataModule",
+            "data = 'BoringDataModule': has no recorded split",
+        ),
+        ("--data.init_args.sampler=weighted", "sampler"),
         ("--ckpt_path=nowhere.ckpt", "ckpt_path = 'nowhere.ckpt'"),
         ("--model.init_args.backbone_checkpoint=nowhere", "model.backbone_checkpoint = 'nowhere'"),
         ("--trainer.max_epochs=-1", "trainer.max_epochs"),

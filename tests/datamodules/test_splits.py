@@ -25,11 +25,24 @@ def test_a_split_is_the_same_on_every_machine():
 
 @pytest.mark.parametrize(
     ("labels", "fraction", "message"),
-    [(np.array([0, 0, 0, 1]), 0.5, "1"), (np.tile(np.arange(10), 3), 0.1, "classes = 10")],
+    [
+        (np.array([0, 0, 0, 1]), 0.5, "class 1 has 1; `data.rare: train`"),
+        (np.tile(np.arange(10), 3), 0.1, "classes = 10"),
+    ],
 )
 def test_an_impossible_split_names_the_field(labels, fraction, message):
     with pytest.raises(UserError, match=r"data\.validation_fraction = .*" + message):
         stratified_split(labels, np.arange(len(labels)), fraction, 0, "data.validation_fraction")
+
+
+def test_a_class_of_one_sample_may_stay_and_the_others_are_cut_as_without_it():
+    labels = np.array([3, *LABELS, 4])
+    stay, part = stratified_split(labels, np.arange(102), 0.1, 3, "data", rare="train")
+    assert sorted([*stay, *part]) == list(range(102))
+    assert {0, 101} <= set(stay)
+    assert stay.tolist() == sorted(stay)
+    without = stratified_split(labels, np.arange(1, 101), 0.1, 3, "data")[1]
+    assert part.tolist() == without.tolist()
 
 
 def test_the_long_tail_has_the_sizes_of_the_formula():

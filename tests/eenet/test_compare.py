@@ -180,7 +180,15 @@ def test_aurc_is_shown_where_it_is_and_other_new_fields_are_left_out() -> None:
     assert [row[column] for rows in sheet.sections.values() for row in rows] == ["12.50", "–"]
     assert "AURC %" not in points_sheet(compared(b=make_results())).headings
     assert "AURC %" not in exits_sheet(compared(a=results)).headings
-    assert set(compared(a=results).curves[0].points("operating_points")[0][1].figures) == {*FIGURES} - {"gain"}
+    assert set(compared(a=results).curves[0].points("operating_points")[0][1].figures) == {*FIGURES} - {
+        *("gain", "balanced_accuracy", "macro_f1")
+    }
+    for row in results["operating_points"]:
+        row |= {"balanced_accuracy": 0.25, "macro_f1": 0.125}
+    sheet = points_sheet(compared(a=results, b=make_results(method="decoupled")))
+    for heading, value in (("balanced %", "25.00"), ("F1 %", "12.50")):
+        column = sheet.headings.index(heading)
+        assert [row[column] for rows in sheet.sections.values() for row in rows] == [value, "–"]
 
 
 def make_paths(seed: int) -> dict[str, Any]:

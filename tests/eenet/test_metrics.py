@@ -7,9 +7,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from eenet.metrics import (
@@ -17,6 +24,7 @@ from eenet.metrics import (
     STATISTICS,
     Records,
     area_under_risk_coverage,
+    class_figures,
     equal_mass_calibration_error,
     per_class,
     sample_statistics,
@@ -44,6 +52,8 @@ def test_metrics_of_every_exit_against_scikit_learn(logits: torch.Tensor, labels
         p = (p / p.sum(1, keepdim=True)).numpy()
         found = summarise(statistics[:, exit])
         assert found["accuracy"] == pytest.approx(accuracy_score(labels, p.argmax(1)))
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, p.argmax(1)))
+        assert found["macro_f1"] == pytest.approx(f1_score(labels, p.argmax(1), average="macro"))
         assert found["nll"] == pytest.approx(log_loss(labels, p), rel=1e-5)
         one_hot = np.eye(CLASSES)[labels]
         brier = sum(brier_score_loss(one_hot[:, c], p[:, c]) for c in range(CLASSES))
@@ -75,7 +85,7 @@ def test_the_error_is_guos_equation_over_his_bins(rows: list[tuple[int, bool]], 
         ]
         error += abs(sum(right for _, right in inside) - sum(p for p, _ in inside)) / len(rows)
     found = torch.tensor(
-        [[p, right, 0, 0] for p, (_, right) in zip(confidence, rows, strict=True)], dtype=torch.float64
+        [[p, right, 0, 0, right, 1] for p, (_, right) in zip(confidence, rows, strict=True)], dtype=torch.float64
     )
     assert summarise(found)["ece"] == pytest.approx(error, abs=1e-12)
 
@@ -84,7 +94,7 @@ def test_certain_samples_share_the_last_bin() -> None:
     """A bin of their own would give 3.4 %."""
     confidence = torch.tensor([1.0] * 60 + [0.94] * 40)
     correct = torch.tensor([1.0] * 59 + [0.0] + [1.0] * 40)
-    found = summarise(torch.stack([confidence, correct, correct, correct], dim=1))
+    found = summarise(torch.stack([confidence, *[correct] * 5], dim=1))
     assert found["ece"] == pytest.approx(0.014)
     assert found["bins"]["index"] == [NUM_BINS - 1]
 
@@ -176,3 +186,29 @@ def test_per_class_against_scikit_learn(logits: torch.Tensor, labels: torch.Tens
     _, recall, _, support = precision_recall_fscore_support(labels, predictions)
     assert found["support"] == [*support, 0]
     assert found["accuracy"] == [*map(pytest.approx, recall), None]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=30))
+def test_classes_that_are_not_there_count_as_in_scikit_learn(rows: list[tuple[int, int]]) -> None:
+    predictions, labels = torch.tensor(rows).T
+    found = class_figures(predictions, labels)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+
+
+def test_accuracy_that_finds_no_positive_is_told_from_one_that_does() -> None:
+    labels = (torch.arange(1000) < 11).long()
+    blind = summarise(sample_statistics(torch.tensor([[9.0, 0.0]]).expand(1000, 2), labels))
+    assert blind["accuracy"] == pytest.approx(0.989)
+    assert blind["balanced_accuracy"] == 0.5
+    assert blind["macro_f1"] == pytest.approx(0.989 / 1.989)
+
+
+def test_predictions_and_labels_of_a_vocabulary_are_exact() -> None:
+    labels = torch.tensor([128_255, 49_151])
+    logits = torch.zeros(2, 128_256).scatter(1, labels.unsqueeze(1), 5.0)
+    statistics = sample_statistics(logits, labels)
+    assert statistics[:, 4].tolist() == statistics[:, 5].tolist() == labels.tolist()
+    assert summarise(statistics)["macro_f1"] == 1

@@ -1,0 +1,94 @@
+"""The order of training samples, shuffled or balanced, and how it is cut into batches."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+Order = Literal["shuffled", "balanced"]
+"""How the samples of an epoch are drawn."""
+
+
+class EpochSampler(DistributedSampler):
+    """torch's distributed sampler, which also tells an augmented data set its epoch and can balance the classes.
+
+    Balanced, an epoch draws as many samples as there are, with replacement, so that every class is as likely: the
+    class-balanced sampling of Kang et al., "Decoupling Representation and Classifier", ICLR 2020, equation 1 at q = 0.
+    Either way the order is a function of the seed and the epoch, and processes share it.
+
+    Args:
+        dataset: With `labels`, `(items,)`; one whose `epoch` is a number is given the epoch.
+        processes: Number of processes and the number of this one.
+        seed: Of the order.
+        order: Shuffled or balanced.
+    """
+
+    def __init__(self, dataset: Dataset, processes: tuple[int, int], seed: int, order: Order = "shuffled") -> None:
+        super().__init__(dataset, *processes, shuffle=True, seed=seed)
+        self.order = order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of an epoch, counted from 0."""
+        super().set_epoch(epoch)
+        if getattr(self.dataset, "epoch", None) is not None:
+            self.dataset.epoch = epoch  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[int]:
+        if self.order == "shuffled":
+            return super().__iter__()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        labels = torch.from_numpy(self.dataset.labels)  # type: ignore[attr-defined]
+        likely = labels.bincount().double().reciprocal()[labels]
+        drawn = likely.multinomial(self.total_size, replacement=True, generator=generator)
+        return iter(drawn[self.rank :: self.num_replicas].tolist())
+
+
+class Batches(BatchSampler):
+    """Training batches of rows; a last one of a single row joins the one before.
+
+    Normalisation over a batch has no variance to learn from in a batch of one. The rule holds for every training
+    loader, so that features and raw inputs, and all methods, train on the same batches.
+
+    Args:
+        sampler: The order of the rows.
+        batch_size: Rows per batch; the last may have fewer, or one more.
+        drop_last: As torch's; Lightning passes it when it makes a sampler anew.
+
+    Example:
+        >>> [len(batch) for batch in Batches(range(9), 4)], [len(batch) for batch in Batches(range(10), 4)]
+        ([4, 5], [4, 4, 2])
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the last batch has one more row than the others."""
+        samples = len(self.sampler)  # type: ignore[arg-type]
+        return not self.drop_last and self.batch_size > 1 and samples > 1 and samples % self.batch_size == 1
+
+    def __len__(self) -> int:
+        return super().__len__() - self.joined
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that the order is settled at the first batch: a resuming trainer makes the iterator before it
+        # sets the epoch.
+        batches, left = super().__iter__(), len(self)
+        for batch in batches:
+            left -= 1
+            yield batch + next(batches) if left == 0 and self.joined else batch
+
+
+def training_batches(sampler: DistributedSampler, batch_size: int) -> Batches:
+    """The batches of a training loader; warns where the last batch is one larger than asked for."""
+    batches = Batches(sampler, batch_size)
+    if batches.joined:
+        rank_zero_warn(
+            f"data.batch_size = {batch_size}: {len(sampler)} training samples per process would leave a last batch of "
+            f"one, which joins the batch before it ({batch_size + 1} samples)"
+        )
+    return batches

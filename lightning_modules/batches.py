@@ -1,0 +1,194 @@
+"""What a routine asks of its data: batches of inputs and class numbers, and the classes' weights in the loss."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+from torch.utils.data import BatchSampler, DataLoader
+
+from eenet.backbones import StagedBackbone
+from eenet.errors import UserError
+from eenet.network import EarlyExitNetwork
+from eenet.objectives import ClassWeights, balanced_weights, check_class_weights
+
+PAIR = "must be a pair (inputs, labels); return one from the data set's __getitem__, or make it in a collate_fn"
+
+
+class DataModel(LightningModule):
+    """Checks every batch before a step is made of it, and finds the classes' weights before a training.
+
+    Attributes:
+        class_weights: Of the losses that labels teach: `none`, `balanced` (`n / (C n_c)` in the training split), or a
+            list of a weight for each class.
+        class_weight: The weights, `(classes,)`; `None` where all are alike, and outside a training.
+    """
+
+    network: EarlyExitNetwork
+    class_weights: ClassWeights = "none"
+    class_weight: Tensor | None = None
+
+    def weigh_classes(self, weights: ClassWeights) -> None:
+        """Take the weights that the user asks for.
+
+        Raises:
+            UserError: They cannot be used.
+        """
+        self.class_weights = check_class_weights(weights, self.network.backbone.num_classes)
+
+    def on_fit_start(self) -> None:
+        """Find the classes' weights.
+
+        Raises:
+            UserError: Balanced weights of data that have no training labels to count.
+        """
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(data, "data", data)
+        if self.class_weights == "none":
+            return
+        if getattr(data, "sampler", None) == "balanced":
+            rank_zero_warn(
+                "model.class_weights weigh classes that data.sampler balances already; one of them is enough"
+            )
+        if self.class_weights != "balanced":
+            self.class_weight = torch.tensor(self.class_weights, device=self.device)
+            return
+        if not hasattr(data, "dataset"):
+            problem = f"{type(data).__name__} has no training labels to count; give a list of a weight for each class"
+            raise UserError("model.class_weights", self.class_weights, problem)
+        labels = torch.from_numpy(data.dataset("train").labels)
+        self.class_weight = balanced_weights(labels, self.network.backbone.num_classes).to(self.device)
+
+    def on_train_start(self) -> None:
+        """Refuse a last batch of one sample now, where a loader tells its size, rather than at the end of the epoch."""
+        super().on_train_start()
+        for loader in pytree.tree_leaves(self.trainer.train_dataloader):
+            whole = isinstance(loader, DataLoader) and self.trainer.num_training_batches == len(loader)
+            if whole and type(loader.batch_sampler) is BatchSampler and not loader.drop_last:
+                self.check_size(len(loader.sampler) % loader.batch_sampler.batch_size)  # type: ignore[arg-type]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Refuse a batch that cannot be trained on."""
+        check_batch(batch, self.network.backbone, batch_idx)
+        self.check_size(len(batch[1]))
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refuse a batch that cannot be judged."""
+        check_batch(batch, self.network.backbone, batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refuse a batch that cannot be judged."""
+        check_batch(batch, self.network.backbone, batch_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refuse a batch without inputs that can be read."""
+        check_inputs(batch, self.network.backbone)
+
+    def check_size(self, samples: int) -> None:
+        """Refuse a training batch of one sample where it is normalised over.
+
+        Raises:
+            UserError: There is a batch normalisation in training mode.
+        """
+        if samples == 1 and normalises_batches(self.network):
+            problem = "training batches normalised over their samples need two or more; a loader with a last one of one"
+            raise UserError("data.batch_size", samples, f"{problem} takes drop_last=True")
+
+
+def normalises_batches(network: nn.Module) -> bool:
+    """Whether a batch normalisation of a network is in training mode."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
+
+
+def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0) -> None:
+    """Refuse a batch that is not one of inputs and class numbers.
+
+    Args:
+        batch: What a loader gives.
+        backbone: Reads the inputs.
+        batch_idx: Of the batch in its epoch. Classes are compared with their number in the first batch and, where that
+            costs no synchronisation, in all.
+
+    Raises:
+        UserError: The batch is no pair, the labels are no class numbers, or the inputs do not fit the backbone.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise UserError("data", describe(batch), f"a batch {PAIR}")
+    labels = batch[1]
+    check_class_numbers(labels, check_inputs(batch, backbone), backbone.num_classes)
+    if batch_idx == 0 or labels.device.type == "cpu":
+        low, high = (value.item() for value in labels.aminmax())
+        if low < 0 or high >= backbone.num_classes:
+            problem = f"a label is not one of the {backbone.num_classes} classes, counted from 0; renumber the labels"
+            raise UserError("data", low if low < 0 else high, f"{problem} or set the backbone's num_classes")
+
+
+def check_inputs(batch: Any, backbone: StagedBackbone) -> int:
+    """Refuse a batch whose first part a backbone cannot read.
+
+    Args:
+        batch: What a loader gives; what comes after the inputs is not looked at.
+        backbone: Reads the inputs.
+
+    Returns:
+        The number of inputs.
+
+    Raises:
+        UserError: The batch is no tuple or list, or its inputs hold no tensor or do not fit the backbone.
+    """
+    if not isinstance(batch, tuple | list) or not batch:
+        raise UserError("data", describe(batch), f"a batch {PAIR}")
+    inputs, shape = batch[0], backbone.input_shape
+    rows = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not rows:
+        raise UserError("data", describe(inputs), "the inputs of a batch hold no tensor")
+    if isinstance(inputs, Tensor) and shape is not None:
+        if tuple(inputs.shape[1:]) != tuple(shape):
+            problem = f"a batch's inputs must be (batch, {', '.join(map(str, shape))}), as the backbone is made for"
+            raise UserError("data", describe(inputs), problem)
+        double = inputs.dtype == torch.float64 and next(backbone.parameters()).dtype == torch.float32
+        if double or not inputs.is_floating_point():
+            raise UserError("data", describe(inputs), "a batch's inputs must be float32; make them so in the data set")
+    return len(rows[0])
+
+
+def check_class_numbers(labels: Any, samples: int, num_classes: int) -> None:
+    """Refuse labels that are not one whole number, int64, for each sample of a batch.
+
+    Args:
+        labels: `(batch,)`.
+        samples: Number of inputs.
+        num_classes: Number of classes.
+
+    Raises:
+        UserError: With what makes class numbers of them, where that is known.
+    """
+    wanted = f"a batch's labels must be {samples} class numbers from 0 to {num_classes - 1}, int64"
+    if not isinstance(labels, Tensor):
+        raise UserError("data", describe(labels), wanted)
+    if labels.shape == (samples, num_classes) and num_classes > 1:
+        raise UserError("data", describe(labels), f"{wanted}; of one-hot rows, labels.argmax(1) are such")
+    if labels.shape != (samples,):
+        remedy = "; labels.squeeze(1) are such" if labels.shape == (samples, 1) else ""
+        raise UserError("data", describe(labels), wanted + remedy)
+    if labels.dtype != torch.int64:
+        raise UserError("data", describe(labels), f"{wanted}; labels.long() are such if they hold whole numbers")
+
+
+def describe(value: Any) -> str:
+    """A part of a batch in a few words.
+
+    Example:
+        >>> describe({"x": 1, "y": 2}), describe(torch.zeros(2, 3)), describe([1, 2, 3])
+        ('dict of x, y', 'float32 (2, 3)', 'list of 3')
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        return f"{kind} of {', '.join(map(str, value))}"
+    return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
