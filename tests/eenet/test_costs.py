@@ -219,6 +219,13 @@ def test_bitops_of_fused_layers_are_those_of_their_macs() -> None:
     assert costs.full == bitops(network.costs.full)
 
 
+def test_a_model_that_counts_nothing_is_refused() -> None:
+    backbone = Layered(lambda: nn.LayerNorm(D), lambda norm, x: norm(x))
+    backbone.head = nn.Identity()
+    with pytest.raises(UserError, match=r"network.backbone = 'Layered': counts 0 MACs"):
+        _ = EarlyExitNetwork(backbone, exits=[]).costs
+
+
 def test_a_stage_whose_weights_count_nothing_is_said() -> None:
     def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
         return (x.unsqueeze(-2) * layer.weight).sum(-1)
