@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -186,6 +187,7 @@ class CostProfile:
         gates: Each gate, one per exit but the last.
         exit_stages: The stage after which each early exit reads.
         uncounted: What has no count in some part; all figures of that part are too low by it.
+        boosted: Each early exit adds the logits of those before it, and so needs their heads.
     """
 
     embed: int
@@ -195,6 +197,7 @@ class CostProfile:
     gates: tuple[int, ...] = ()
     exit_stages: tuple[int, ...] = ()
     uncounted: tuple[str, ...] = ()
+    boosted: bool = False
 
     @property
     def num_exits(self) -> int:
@@ -222,10 +225,11 @@ class CostProfile:
 
     @property
     def static(self) -> list[int]:
-        """MACs of a static network cut at each exit: the stages and that exit's head, no other head and no gate."""
+        """MACs of a static network cut at each exit: the stages and that exit's head (boosted: and those before)."""
+        heads = accumulate(self.heads) if self.boosted else self.heads
         early = [
             self.embed + sum(self.stages[: stage + 1]) + head
-            for stage, head in zip(self.exit_stages, self.heads, strict=True)
+            for stage, head in zip(self.exit_stages, heads, strict=True)
         ]
         return [*early, self.full]
 

@@ -235,9 +235,20 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
     if uncounted:
         problem = "has no count; every figure in MACs and BitOPs is too low by it"
         warnings.warn(f"costs: {', '.join(uncounted)} {problem}", stacklevel=2)
-    return CostProfile(
-        embed, tuple(stages), classifier, tuple(heads), tuple(gates), tuple(network.exit_stages), tuple(uncounted)
+    profile = CostProfile(
+        embed,
+        tuple(stages),
+        classifier,
+        tuple(heads),
+        tuple(gates),
+        tuple(network.exit_stages),
+        tuple(uncounted),
+        network.boosted,
     )
+    if not profile.full:
+        problem = "counts 0 MACs, of which exits could save none; the model has to multiply matrices, or convolve"
+        raise UserError("network.backbone", type(backbone).__name__, problem)
+    return profile
 
 
 def _make_head(

@@ -155,11 +155,11 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             state = twin.run_stage(stage, state)
         return state
 
-    def exit_logits_at(self, exit: int, width: int, state: State) -> Tensor:
-        """Logits of an early exit after a segment at some width, `(batch, classes)`."""
+    def exit_logits_at(self, exit: int, width: int, features: Tensor) -> Tensor:
+        """Logits of an early exit, `(batch, classes)`, from what it reads after a segment at some width."""
         head = self.inference_modules[exit]
         assert isinstance(head, WidthHeads)
-        return head.at(width)(self.read(exit, state))
+        return head.at(width)(features)
 
     def extract(self, inputs: Any) -> ExitFeatures:
         """What the heads read at every node, each segment run once per beginning of a path.
@@ -189,9 +189,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         """Logits of all nodes, `(batch, nodes, classes)`."""
         early, logits = extracted.features[: self.tree.num_early], []
         for path, features in zip(self.tree.nodes, early, strict=False):
-            head = self.inference_modules[len(path) - 1]
-            assert isinstance(head, WidthHeads)
-            logits.append(head.at(path[-1])(features))
+            logits.append(self.exit_logits_at(len(path) - 1, path[-1], features))
         full = [*extracted.features[self.tree.num_early :], extracted.final_logits]
         return torch.stack([*logits, *(rows.to(full[-1].dtype) for rows in full)], dim=1)
 

@@ -64,9 +64,9 @@ def route_paths(network: QuantizedNetwork, inputs: Any, policy: PathPolicy) -> R
             if segment == tree.segments - 1:
                 found, after = network.backbone.classify(state), here
             else:
-                found = network.exit_logits_at(segment, width, state)
-                features = pooled(network.read(segment, state))
-                after = _decide(network, here, Known(found, features), policy.tradeoff)
+                features = network.read(segment, state)
+                found = network.exit_logits_at(segment, width, features)
+                after = _decide(network, here, Known(found, pooled(features)), policy.tradeoff)
             if logits is None:
                 logits = found.new_empty(len(rows), found.shape[1])
             logits[own], nodes[own] = found.to(logits.dtype), after

@@ -77,12 +77,15 @@ def nobody_leaves(network: EarlyExitNetwork, compile: bool = False) -> Contender
 
 
 def run_static(network: EarlyExitNetwork, exit: int, inputs: Any) -> Tensor:
-    """Logits of one early exit, `(batch, classes)`, without what the other exits need."""
-    backbone = network.backbone
+    """Logits of one early exit, `(batch, classes)`, without what others need; a boosted one needs earlier heads."""
+    backbone, logits = network.backbone, None
     state = backbone.embed(inputs)
     for stage in range(network.exit_stages[exit] + 1):
         state = backbone.run_stage(stage, state)
-    return network.heads[exit](network.read(exit, state))
+        if stage == network.exit_stages[exit] or (network.boosted and stage in network.exit_stages):
+            logits = network.logits_at(network.exit_stages.index(stage), state, logits)
+    assert logits is not None
+    return logits
 
 
 def _compiled(name: str, network: EarlyExitNetwork, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:

@@ -16,9 +16,13 @@ from eenet.backbones import StagedBackbone, TimmBackbone
 from eenet.backbones.image import ImageBackbone
 from eenet.costs import CostProfile, count_macs, count_operators, mean_cost
 from eenet.errors import UserError
+from eenet.inference_modules import MLPHead
 from eenet.network import EarlyExitNetwork, count_costs
+from eenet.policies import FixedExit
 from eenet.quantization.bitops import bitops
 from eenet.quantization.network import QuantizedNetwork
+from eenet.quantization.policy import PathPolicy
+from eenet.quantization.routing import route_paths
 from eenet.reporting.table import results_table
 from tests._dummies import make_network, make_resnet, make_vit
 
@@ -219,6 +223,13 @@ def test_bitops_of_fused_layers_are_those_of_their_macs() -> None:
     assert costs.full == bitops(network.costs.full)
 
 
+def test_a_model_that_counts_nothing_is_refused() -> None:
+    backbone = Layered(lambda: nn.LayerNorm(D), lambda norm, x: norm(x))
+    backbone.head = nn.Identity()
+    with pytest.raises(UserError, match=r"network.backbone = 'Layered': counts 0 MACs"):
+        _ = EarlyExitNetwork(backbone, exits=[]).costs
+
+
 def test_a_stage_whose_weights_count_nothing_is_said() -> None:
     def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
         return (x.unsqueeze(-2) * layer.weight).sum(-1)
@@ -241,6 +252,30 @@ def test_pooling_counts_in_the_head_that_reads_it(frozen: bool) -> None:
     assert costs.heads == (pooling + dim * 10,) * 3
     assert costs.classifier == pooling + dim * 10
     assert costs.full == count_macs(vit.eval(), vit.example_input())[0] == count_macs(vit.model, vit.example_input())[0]
+
+
+@pytest.mark.parametrize("exit", range(4))
+@pytest.mark.parametrize("boosted", [False, True])
+def test_routing_runs_what_it_says_it_costs(boosted: bool, exit: int) -> None:
+    vit = make_vit(global_pool="map", class_token=False)
+    network = EarlyExitNetwork(vit, inference_module=MLPHead, boosted=boosted).eval()
+    expected = network.costs.cumulative[exit]
+    macs, routed = count_macs(network.route, vit.example_input(), FixedExit(exit))
+    assert macs == routed.macs.item() == expected
+
+
+def test_routing_over_paths_runs_what_it_says_it_costs() -> None:
+    vit = make_vit(global_pool="map", class_token=False).eval()
+    network = QuantizedNetwork(vit, [0, 2], widths=[32, 8]).eval()
+    network.calibrate([torch.randn(4, 1, 8, 8)])
+    exits, _ = set(), (network.node_macs, network.node_costs)
+    for tradeoff in (0.0, 0.5, 5.0):
+        for width in (32, 8):
+            policy = PathPolicy(width, tradeoff)
+            macs, routed = count_macs(route_paths, network, torch.randn(1, 1, 8, 8), policy)
+            assert macs == routed.macs.item()
+            exits.add(routed.exits.item())
+    assert len(exits) > 1
 
 
 def test_a_network_of_lstms_by_hand() -> None:

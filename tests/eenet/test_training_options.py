@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from eenet.backbones import StagedBackbone
+from eenet.costs import count_macs
 from eenet.gates import ConfidenceGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import fork
 from eenet.policies import FixedExit, Policy, SequentialGates, Threshold
+from eenet.runtime.contenders import run_static
 from tests._dummies import make_network
 
 
@@ -51,7 +53,11 @@ def test_boosted_logits_are_sums_over_early_exits_and_cost_nothing() -> None:
     for exit in range(3):
         torch.testing.assert_close(boosted[:, exit], sum(alone[:, i] for i in range(exit + 1)))
     assert torch.equal(boosted[:, 3], alone[:, 3])
-    assert network.costs == plain.costs
+    assert network.costs.cumulative == plain.costs.cumulative
+    head = plain.costs.heads[0]
+    assert network.costs.static == [plain.costs.static[exit] + exit * head for exit in range(3)] + [plain.costs.full]
+    torch.testing.assert_close(run_static(network, 2, inputs), boosted[:, 2])
+    assert count_macs(run_static, network, 2, inputs)[0] == 5 * network.costs.static[2]
 
 
 def test_the_loss_of_a_boosted_exit_trains_its_own_head_only() -> None:

@@ -104,8 +104,10 @@ def test_every_node_is_its_path_run_alone() -> None:
         state = network.backbone.embed(rows)
         for segment, width in enumerate(path):
             state = network.run_segment(segment, width, state)
-        last = len(path) == 3
-        alone = network.backbone.classify(state) if last else network.exit_logits_at(len(path) - 1, path[-1], state)
+        if len(path) == 3:
+            alone = network.backbone.classify(state)
+        else:
+            alone = network.exit_logits_at(len(path) - 1, path[-1], network.read(len(path) - 1, state))
         torch.testing.assert_close(logits[:, node], alone)
     torch.testing.assert_close(logits[:, network.tree.index[(32, 32, 32)]], network.backbone(rows))
 
