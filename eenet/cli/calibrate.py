@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.table import Table
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.calibrate_paths import WISH as PATH_WISH
 from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.deciders import decider
+from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
@@ -58,7 +58,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, no such run, or a wish that the validation split cannot meet.
     """
-    parser = ArgumentParser(prog="eenet calibrate", description="Choose operating points on the validation split.")
+    parser = Parser(prog="eenet calibrate", description="Choose operating points on the validation split.")
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")

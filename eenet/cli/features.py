@@ -7,6 +7,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
 from rich.table import Table
 
+from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 from eenet.features import FeatureStore
 from eenet.reporting import make_console
@@ -14,7 +15,9 @@ from eenet.reporting import make_console
 
 def main(args: list[str]) -> None:
     """Run `eenet features` with some arguments."""
-    auto_cli({"list": list_stores, "remove": remove, "verify": verify}, args=args, prog="eenet features")
+    auto_cli(
+        {"list": list_stores, "remove": remove, "verify": verify}, args=args, prog="eenet features", parser_class=Parser
+    )
 
 
 def list_stores(folder: str = "features") -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
+from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 
 COMMAND = [sys.executable, "-m", "eenet"]
@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
         UserError: Wrong arguments, or the folder holds a sweep of other configurations.
         SystemExit: With status 1 if a run failed.
     """
-    parser = ArgumentParser(prog="eenet sweep", description="Train and test a grid of runs.")
+    parser = Parser(prog="eenet sweep", description="Train and test a grid of runs.")
     parser.add_argument("--config", action="append", required=True, type=str, help="configuration of `eenet fit`")
     parser.add_argument(
         "--vary", action="append", default=[], type=str, help="field=value,value,...; several give all combinations"
