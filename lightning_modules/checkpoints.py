@@ -66,14 +66,16 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
     Raises:
         UserError: The file is damaged, or no checkpoint of eenet.
     """
+    name = "" if value in (None, str(file)) else f"{file} "
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        found = isinstance(checkpoint[IDENTITY], dict) and isinstance(checkpoint["state_dict"], dict)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError, ValueError) as error:
-        problem = f"{file} is no checkpoint of eenet, or damaged ({type(error).__name__})"
+    except PermissionError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        problem = f"{name}is damaged, or no checkpoint of eenet ({type(error).__name__})"
         raise UserError(field, value or str(file), problem) from error
-    if not found:
-        raise UserError(field, value or str(file), f"{file} is no checkpoint of eenet")
+    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
+        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
     return checkpoint
 
 

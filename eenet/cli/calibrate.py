@@ -31,7 +31,7 @@ from eenet.cli.deciders import decider
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.metrics import choice_shares
 from eenet.policies import Policy, RandomExits
@@ -209,7 +209,8 @@ def report(points: dict[str, OperatingPoint], path: Path, samples: int) -> None:
         asked = ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
         table.add_row(name, asked, f"{100 * point.got['accuracy']:.2f}", f"{100 * point.got['macs_fraction']:.1f}")
     make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {path.parent}/config.yaml --point all")
+    use = command("test", "--config", path.parent / "config.yaml", "--point", "all").strip("`")
+    print(f"calibration: {path}\nuse it with: {use}")
 
 
 def numbers(field: str, text: str) -> list[float]:

@@ -8,7 +8,7 @@ from jsonargparse import auto_cli
 from rich.table import Table
 
 from eenet.cli.parsing import Parser
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.features import FeatureStore
 from eenet.reporting import make_console
 
@@ -87,5 +87,7 @@ def find_stores(folder: str, key: str = "all") -> list[FeatureStore]:
     stores = [FeatureStore.open(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
     found = [store for store in stores if key == "all" or store.folder.name.startswith(key)]
     if not found and key != "all":
-        raise UserError("key", key, f"no store in {folder} has it; see `eenet features list --folder {folder}`")
+        raise UserError(
+            "key", key, f"no store in {folder} has it; see {command('features', 'list', '--folder', folder)}"
+        )
     return sorted(found, key=lambda store: store.name)

@@ -71,6 +71,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning leaves with status 1
             raise SystemExit(INTERRUPTED) from end
         raise
+    except BrokenPipeError as error:  # of a reader that has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
     except Exception as error:
         mistake = users_mistake(error, given)
         if mistake is None or os.environ.get("EENET_DEBUG"):

@@ -51,7 +51,9 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
     said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
     if isinstance(error, OSError) and error.errno in (*FULL, *FORBIDDEN):
         remedy = "free some space" if error.errno in FULL else "change its rights"
-        return UserError("file", error.filename, f"{error.strerror}; {remedy}, or choose another place")
+        return UserError(
+            "file", error.filename2 or error.filename, f"{error.strerror}; {remedy}, or choose another place"
+        )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         remedy = "lower it, or raise trainer.accumulate_grad_batches in its place"
         return about("data.init_args.batch_size", args, f"this machine's memory is too small ({said}); {remedy}")
@@ -82,8 +84,9 @@ def refuses(error: BaseException) -> bool:
 
 
 def setting(said: str, args: Sequence[str]) -> str:
-    """The trainer's setting that a message speaks of: one that was given and whose name or else value it holds."""
-    words = re.findall(r"\w+", said)
+    """The setting that a message speaks of: one that was given, and whose name or else value it holds."""
+    words = re.findall(r"-?\w+(?:\.\w+)*", said)
+    options = [text.lstrip("-").partition("=")[0] for text in args if text.startswith("--")]
     named = (f"trainer.{word}" for word in words if find_given(args, f"trainer.{word}"))
-    meant = (key for key in DEVICES if (found := find_given(args, key)) and str(found.value) in words)
+    meant = (key for key in (*DEVICES, *options) if (found := find_given(args, key)) and str(found.value) in words)
     return next(chain(named, meant), "config")

@@ -69,6 +69,11 @@ def main(args: list[str]) -> None:
     for field, count in (("seeds", options.seeds), ("processes", options.processes)):
         if count < 1:
             raise UserError(field, count, "must be at least 1")
+    for text in options.calibrate:
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate)
