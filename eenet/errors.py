@@ -1,4 +1,6 @@
-"""The one error that a user's mistake raises; the command line prints it without a traceback."""
+"""The one error that a user's mistake raises, printed without a traceback, and how it quotes commands."""
+
+import shlex
 
 
 class UserError(Exception):
@@ -21,3 +23,13 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.field, self.value, self.problem)
+
+
+def command(*words: object) -> str:
+    """A command of eenet between backticks, quoted so that a shell takes it.
+
+    Example:
+        >>> command("calibrate", "my runs/a", "--budget", 0.5)
+        "`eenet calibrate 'my runs/a' --budget 0.5`"
+    """
+    return f"`{shlex.join(['eenet', *map(str, words)])}`"

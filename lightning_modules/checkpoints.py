@@ -55,6 +55,30 @@ def last_checkpoint(run: str | Path) -> Path:
     return Path(run) / "checkpoints" / "last.ckpt"
 
 
+def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint of any routine; its tensors stay in the file until they are used.
+
+    Args:
+        file: The checkpoint.
+        field: The configuration field that asks for it.
+        value: What the field holds, the file by default.
+
+    Raises:
+        UserError: The file is damaged, or no checkpoint of eenet.
+    """
+    name = "" if value in (None, str(file)) else f"{file} "
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        problem = f"{name}is damaged, or no checkpoint of eenet ({type(error).__name__})"
+        raise UserError(field, value or str(file), problem) from error
+    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
+        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
+    return checkpoint
+
+
 def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backbone_checkpoint") -> None:
     """Load a backbone's weights from the checkpoint of any routine.
 
@@ -70,11 +94,8 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
     file = last_checkpoint(path) if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(field, path, f"there is no checkpoint {file}; train the backbone first with `eenet fit`")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        found = checkpoint[IDENTITY]["backbone"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise UserError(field, path, f"{file} is no checkpoint of eenet ({type(error).__name__})") from error
+    checkpoint = read_checkpoint(file, field, path)
+    found = checkpoint[IDENTITY]["backbone"]
     wanted = backbone.description()
     if found != wanted:
         differences = ", ".join(

@@ -102,6 +102,8 @@ def _torchvision_resnet(
     try:
         model = torchvision.models.get_model(name, weights=weights, **overrides)
     except (OSError, RuntimeError) as error:
+        if pretrained is not True:  # nothing was downloaded: memory, say
+            raise
         remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
         raise UserError("backbone.pretrained", pretrained, f"{remedy} ({type(error).__name__}: {error})") from error
     if in_channels != 3:

@@ -27,6 +27,8 @@ def create_model(
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError("backbone", {"name": name, **arguments}, f"timm refuses it: {error}") from error
     except (OSError, RuntimeError) as error:
+        if pretrained is not True:  # nothing was downloaded: memory, say
+            raise
         remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
         raise UserError("backbone.pretrained", pretrained, f"{remedy} ({type(error).__name__}: {error})") from error
     if isinstance(pretrained, str):

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch.utils.data import Subset
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
+from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
@@ -26,7 +26,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, or no run with early exits to time.
     """
-    parser = ArgumentParser(
+    parser = Parser(
         prog="eenet bench",
         description="Time the full network, the static exits and the routed network in turns on test samples.",
     )

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.table import Table
 from torch import Tensor
 
@@ -29,9 +28,10 @@ from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.calibrate_paths import WISH as PATH_WISH
 from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.deciders import decider
+from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.metrics import choice_shares
 from eenet.policies import Policy, RandomExits
@@ -58,7 +58,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, no such run, or a wish that the validation split cannot meet.
     """
-    parser = ArgumentParser(prog="eenet calibrate", description="Choose operating points on the validation split.")
+    parser = Parser(prog="eenet calibrate", description="Choose operating points on the validation split.")
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
@@ -209,7 +209,8 @@ def report(points: dict[str, OperatingPoint], path: Path, samples: int) -> None:
         asked = ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
         table.add_row(name, asked, f"{100 * point.got['accuracy']:.2f}", f"{100 * point.got['macs_fraction']:.1f}")
     make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {path.parent}/config.yaml --point all")
+    use = command("test", "--config", path.parent / "config.yaml", "--point", "all").strip("`")
+    print(f"calibration: {path}\nuse it with: {use}")
 
 
 def numbers(field: str, text: str) -> list[float]:

@@ -23,7 +23,7 @@ from eenet.cli.deciders import decider
 from eenet.cli.runs import Run
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.policies import Policy
 from eenet.reporting import gather_exits, make_console
@@ -73,7 +73,8 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     found.points.update(new)
     found.add_to(path)
     report(new, found.samples)
-    print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
+    use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
+    print(f"calibration: {path}\nuse it with: {use}")
     return found
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.runs import Run
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.policies import Policy
 from eenet.quantization import PathPolicy, point_for_budget
@@ -53,5 +53,6 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
         setting, (accuracy, bitops) = point.policy.arguments(), (100 * value for value in point.got.values())
         table.add_row(name, f"{setting['first_width']}", f"{setting['tradeoff']:g}", f"{accuracy:.2f}", f"{bitops:.2f}")
     make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
+    use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
+    print(f"calibration: {path}\nuse it with: {use}")
     return found

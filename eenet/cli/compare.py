@@ -3,8 +3,7 @@
 import shlex
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 from eenet.reporting import make_console, save_figure, write_json, write_text
 from eenet.reporting.compare import load_runs
@@ -20,7 +19,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: A run cannot be read or compared, wrong budgets, or an output folder that holds a run.
     """
-    parser = ArgumentParser(
+    parser = Parser(
         prog="eenet compare",
         description="Compare tested runs: accuracy, calibration and cost, with mean and deviation over seeds.",
     )

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+import yaml
+
 import eenet
 from eenet.errors import UserError
 
@@ -34,6 +36,23 @@ def find_config(text: str) -> Path | None:
     return next(filter(Path.is_file, candidates), None)
 
 
+def check_yaml(path: Path) -> None:
+    """Refuse a configuration that cannot be read.
+
+    Raises:
+        UserError: It is no YAML, or holds no keys and values.
+    """
+    try:
+        values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError("config", str(path), f"{where}{said}; this is no YAML") from error
+    if not isinstance(values, dict):
+        raise UserError("config", str(path), "must hold keys and values, as `trainer:` and `model:`")
+
+
 def with_paths(args: list[str]) -> list[str]:
     """Arguments of a command, with the paths of the configurations that they name.
 
@@ -60,6 +79,8 @@ def _with_paths(args: list[str]) -> Iterator[str]:
 def _path(option: str, text: str) -> str:
     found = find_config(text)
     if found is not None:
+        if option != "--data":
+            check_yaml(found)
         return str(found)
     if option == "--data" or ":" in text:  # a class, or YAML itself
         return text

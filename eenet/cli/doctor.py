@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.markup import escape
 from rich.table import Table
 
 from datamodules.fashion_mnist import PACKAGE, debian_folder, find_files
 from datamodules.text import package_folder
 from eenet.backbones.smollm2 import INSTALL as SMOLLM2
+from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 from eenet.reporting import make_console
 
@@ -41,7 +41,7 @@ class Check:
 
 def main(args: list[str]) -> None:
     """Run `eenet doctor` with some arguments; what is missing is no failure."""
-    ArgumentParser(prog="eenet doctor", description="Say what optional parts this machine has.").parse_args(args)
+    Parser(prog="eenet doctor", description="Say what optional parts this machine has.").parse_args(args)
     table = Table("", "what", "for", "found, or how to get it")
     for section in (data_and_models(), packages(), machine()):
         for check in section:

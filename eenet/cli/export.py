@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 from torch.utils import _pytree as pytree
 
+from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.export import Description, export_network
@@ -21,7 +21,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, no such run or point, or a network that has no form in the format.
     """
-    parser = ArgumentParser(prog="eenet export", description="Write a run as a folder of programs and weights.")
+    parser = Parser(prog="eenet export", description="Write a run as a folder of programs and weights.")
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--out", type=str, required=True, help="new folder")
     parser.add_argument("--format", type=str, default="torch", help=", ".join(get_args(Format)))

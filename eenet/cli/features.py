@@ -7,14 +7,17 @@ from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
 from rich.table import Table
 
-from eenet.errors import UserError
+from eenet.cli.parsing import Parser
+from eenet.errors import UserError, command
 from eenet.features import FeatureStore
 from eenet.reporting import make_console
 
 
 def main(args: list[str]) -> None:
     """Run `eenet features` with some arguments."""
-    auto_cli({"list": list_stores, "remove": remove, "verify": verify}, args=args, prog="eenet features")
+    auto_cli(
+        {"list": list_stores, "remove": remove, "verify": verify}, args=args, prog="eenet features", parser_class=Parser
+    )
 
 
 def list_stores(folder: str = "features") -> None:
@@ -84,5 +87,7 @@ def find_stores(folder: str, key: str = "all") -> list[FeatureStore]:
     stores = [FeatureStore.open(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
     found = [store for store in stores if key == "all" or store.folder.name.startswith(key)]
     if not found and key != "all":
-        raise UserError("key", key, f"no store in {folder} has it; see `eenet features list --folder {folder}`")
+        raise UserError(
+            "key", key, f"no store in {folder} has it; see {command('features', 'list', '--folder', folder)}"
+        )
     return sorted(found, key=lambda store: store.name)

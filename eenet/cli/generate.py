@@ -11,6 +11,7 @@ from jsonargparse import auto_cli
 
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer
+from eenet.cli.parsing import Parser
 from eenet.decoding import (
     DecoderNetwork,
     Executor,
@@ -31,7 +32,7 @@ from eenet.reporting import write_json
 
 def main(args: list[str]) -> None:
     """Run `eenet generate` with some arguments."""
-    auto_cli(generate, args=args, prog="eenet generate")
+    auto_cli(generate, args=args, prog="eenet generate", parser_class=Parser)
 
 
 def generate(

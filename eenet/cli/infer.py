@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from eenet.backbones.base import to_device
 from eenet.cli.inputs import Item, Unreadable, batches, items, reader_of
 from eenet.cli.outputs import Parts, Row
+from eenet.cli.parsing import Parser
 from eenet.cli.runs import Chosen, Run, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.files import sha256
@@ -22,7 +22,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, no such run, or an input or output that cannot be used.
     """
-    parser = ArgumentParser(prog="eenet infer", description="Route new inputs through a run, batch by batch.")
+    parser = Parser(prog="eenet infer", description="Route new inputs through a run, batch by batch.")
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--input", type=str, required=True, help="folder of images or texts, or a .csv or .jsonl file")
     parser.add_argument("--output", type=str, required=True, help="new file ending in .parquet, .csv or .jsonl")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from jsonargparse import ArgumentParser
 from rich.table import Table as RichTable
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +19,7 @@ from datamodules.nlg import NLG
 from datamodules.text import READERS
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.huggingface import load_tokenizer
+from eenet.cli.parsing import Parser
 from eenet.decoding.costs import count_decoder
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
 from eenet.decoding.observe import Table
@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, a model or data that cannot be used, or a folder that another study is using.
     """
-    parser = ArgumentParser(prog="eenet layers", description="Study layer selection in a decoder.")
+    parser = Parser(prog="eenet layers", description="Study layer selection in a decoder.")
     parser.add_argument("model", type=str, help="`smollm2`, or a model's folder or name")
     parser.add_argument(
         "--data", type=str, required=True, help="configuration (configs/nlg) or JSONL, CSV, Parquet file"
@@ -94,7 +94,7 @@ def load_data(path: str) -> NLG:
         raise UserError("data", path, "there is no such file; configurations are in configs/nlg")
     if Path(path).suffix in READERS:
         return NLG(train=path, test=None)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser()
     parser.add_subclass_arguments(NLG, "data")
     try:
         config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text())})

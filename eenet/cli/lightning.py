@@ -7,16 +7,18 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Continuations, RunData
 from datamodules.features import feature_data
 from eenet.backbones import StagedBackbone
 from eenet.calibration import Calibration
+from eenet.cli.parsing import Refusals
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
 from lightning_modules import DecoderRoutine, ExitRoutine
 from lightning_modules.callbacks import RandomState
-from lightning_modules.checkpoints import last_checkpoint
+from lightning_modules.checkpoints import last_checkpoint, read_checkpoint
 from lightning_modules.tensorboard import TensorBoardReport, show_config
 
 
@@ -41,6 +43,10 @@ class FitConfig(SaveConfigCallback):
         show_config(trainer.logger, self.parser.dump(self.config, skip_none=False))
 
 
+class LightningParser(Refusals, LightningArgumentParser):
+    """The parser of Lightning's commands."""
+
+
 class EenetCLI(LightningCLI):
     """The command line; model and data are given by `class_path` and `init_args`.
 
@@ -63,6 +69,8 @@ class EenetCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=LightningParser,
+            parser_kwargs={"prog": "eenet"},
             trainer_defaults={"default_root_dir": "runs/default"},
             args=args,
             run=run,
@@ -72,6 +80,9 @@ class EenetCLI(LightningCLI):
         """What `test` and `predict` may be asked for beside the configuration."""
         parser.add_argument("--point", type=str | None, help="points of `eenet calibrate`, as budget-0.5; or `all`")
         parser.add_argument("--per_class", type=bool, default=False, help="report the accuracy of every class too")
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no configuration from a checkpoint: those of eenet have none, and others' are refused."""
 
     def before_instantiate_classes(self) -> None:
         """Settle the checkpoint and guard the run folder before any work is done."""
@@ -95,6 +106,8 @@ class EenetCLI(LightningCLI):
             config.ckpt_path = str(last)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise UserError("ckpt_path", config.ckpt_path, "there is no such checkpoint; `eenet fit` makes it")
+        if config.ckpt_path is not None:
+            read_checkpoint(Path(config.ckpt_path), "ckpt_path")
 
     def choose_points(self) -> None:
         """Give the routine the operating points that are asked for.
@@ -121,7 +134,11 @@ class EenetCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # gates, warmed-up inference modules and alternating phases leave parameters without gradients
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""

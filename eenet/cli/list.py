@@ -14,11 +14,12 @@ WIDTH = 180
 
 def main(args: list[str]) -> None:
     """Run `eenet list` with some arguments."""
-    from jsonargparse import ArgumentParser
     from rich.console import Console
     from rich.table import Table
 
-    ArgumentParser(prog="eenet list", description="Print the shipped configurations.").parse_args(args)
+    from eenet.cli.parsing import Parser
+
+    Parser(prog="eenet list", description="Print the shipped configurations.").parse_args(args)
     table = Table("configuration", "routine", "backbone", "data", "what it is")
     for column in table.columns:
         column.no_wrap = True

@@ -1,6 +1,10 @@
-"""Entry point: run a command, and print a user's mistake as one line instead of a traceback."""
+"""Entry point: run a command, and print a user's mistake as one line instead of a traceback.
+
+What nobody foresaw keeps its traceback; `EENET_DEBUG=1` shows that of a mistake too.
+"""
 
 import ast
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +15,9 @@ from pathlib import Path
 
 from eenet import __version__
 from eenet.cli.configs import with_paths
+from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError
+from eenet.errors import command as quoted
 
 LIGHTNING = {
     "fit": "train what a configuration describes",
@@ -36,6 +42,9 @@ COMMANDS = {
 }
 """Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
 
+INTERRUPTED = 130
+"""Status after Ctrl-C, as shells have it."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the `eenet` command.
@@ -44,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments; those of the process when `None`.
 
     Raises:
-        SystemExit: With status 2 after a user's mistake.
+        SystemExit: With status 2 after a user's mistake, 130 after Ctrl-C.
     """
     for expected in (
         "Found .* in eval mode",
@@ -53,11 +62,21 @@ def main(args: Sequence[str] | None = None) -> None:
         "LightningCLI's args parameter",
     ):
         warnings.filterwarnings("ignore", expected)
+    given = list(sys.argv[1:] if args is None else args)
     try:
-        run(list(sys.argv[1:] if args is None else args))
+        run(given)
+    except KeyboardInterrupt as interrupt:
+        raise SystemExit(INTERRUPTED) from interrupt
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning leaves with status 1
+            raise SystemExit(INTERRUPTED) from end
+        raise
+    except BrokenPipeError as error:  # of a reader that has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
     except Exception as error:
-        mistake = users_mistake(error)
-        if mistake is None:
+        mistake = users_mistake(error, given)
+        if mistake is None or os.environ.get("EENET_DEBUG"):
             raise
         print(f"eenet: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -75,15 +94,17 @@ def run(args: list[str]) -> None:
     elif command == "--version":
         print(f"eenet {__version__}")
     elif command in COMMANDS:
-        import_module(COMMANDS[command]).main(with_paths(args[1:]))
+        args = with_paths(args[1:])
+        import_module(COMMANDS[command]).main(args)
     elif command in LIGHTNING or command.startswith("-"):
+        args = with_paths(args)
         from eenet.cli.lightning import EenetCLI
 
-        EenetCLI(args=with_paths(args))
+        EenetCLI(args=args)
     else:
         near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
-        meant = f"; did you mean `eenet {near[0]}`?" if near else ";"
-        raise UserError("command", command, f"there is no such command{meant} `eenet --help` lists them all")
+        meant = f"; did you mean {quoted(near[0])}?" if near else ";"
+        raise UserError("command", command, f"there is no such command{meant} {quoted('--help')} lists them all")
 
 
 def usage() -> str:
@@ -110,10 +131,3 @@ def purpose(module: str) -> str:
     assert spec.origin is not None
     documentation = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
     return documentation.splitlines()[0].partition(": ")[2].rstrip(".")
-
-
-def users_mistake(error: BaseException | None) -> UserError | None:
-    """The user's mistake that caused an exception, if one did; jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error

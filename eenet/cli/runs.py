@@ -14,7 +14,7 @@ from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
 from lightning_modules import ExitRoutine
-from lightning_modules.checkpoints import last_checkpoint
+from lightning_modules.checkpoints import last_checkpoint, read_checkpoint
 
 
 @dataclass
@@ -59,7 +59,7 @@ def open_run(folder: str, read_data: bool = True) -> Run:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
     model, device = cli.model, cli.trainer.strategy.root_device
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(checkpoint, "run")
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"])
     data = cli.datamodule

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
+from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 
 COMMAND = [sys.executable, "-m", "eenet"]
@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
         UserError: Wrong arguments, or the folder holds a sweep of other configurations.
         SystemExit: With status 1 if a run failed.
     """
-    parser = ArgumentParser(prog="eenet sweep", description="Train and test a grid of runs.")
+    parser = Parser(prog="eenet sweep", description="Train and test a grid of runs.")
     parser.add_argument("--config", action="append", required=True, type=str, help="configuration of `eenet fit`")
     parser.add_argument(
         "--vary", action="append", default=[], type=str, help="field=value,value,...; several give all combinations"
@@ -69,6 +69,11 @@ def main(args: list[str]) -> None:
     for field, count in (("seeds", options.seeds), ("processes", options.processes)):
         if count < 1:
             raise UserError(field, count, "must be at least 1")
+    for text in options.calibrate:
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate)

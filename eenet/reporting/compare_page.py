@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from html import escape
 
 from eenet import __version__
+from eenet.errors import command as quoted
 from eenet.reporting.compare_curves import Comparison
 from eenet.reporting.compare_table import Sheet, areas_sheet, definitions, exits_sheet, points_sheet
 
@@ -99,7 +100,7 @@ def _runs(comparison: Comparison, command: str) -> str:
             run.results["method"],
             str(run.results.get("seed")),
             ", ".join(f"{name} {version}" for name, version in run.results["versions"].items()),
-            f"eenet test --config {run.folder / 'config.yaml'}",
+            quoted("test", "--config", run.folder / "config.yaml").strip("`"),
         ]
         for run in comparison.runs
     ]

@@ -10,9 +10,10 @@ those of operating points `asked`, `got` on the validation split, and `conformal
 """
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +100,41 @@ def write_json(path: Path, values: Any) -> None:
     """Write JSON beside the path and rename it, so that the file is whole or not there.
 
     Raises:
-        ValueError: A value is not finite; JSON has no such number.
+        UserError: A value is not finite; JSON has no such number.
     """
+    for name, value in numbers(values):
+        if not math.isfinite(value):
+            problem = "is no number, so that the file is not written; are the weights finite? lower the learning rate"
+            raise UserError(f"{path}: {name}", value, problem)
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def numbers(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """All floats in plain values, with where they stand.
+
+    Example:
+        >>> list(numbers({"exits": [{"nll": 0.5}]}))
+        [('exits[0].nll', 0.5)]
+    """
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        for place, value in enumerate(values):
+            yield from numbers(value, f"{name}[{place}]")
+    elif isinstance(values, float):
+        yield name, values
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text beside the path and rename it, so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with (beside := Path(folder, path.name)).open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
 
 
 def read_results(path: Path) -> Results:

@@ -1,0 +1,92 @@
+"""Which exceptions are a user's mistake: those of eenet, of a full machine, and what Lightning and torch refuse."""
+
+import errno
+import linecache
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from eenet.cli.configs import with_paths
+from eenet.cli.given import Given, find_given
+from eenet.errors import UserError, command
+
+REFUSING = ("lightning.", "torch.optim", "torch.utils.data")
+"""Modules whose own `raise` speaks of what they were given."""
+
+LONGEST = 300
+"""Characters of another library's message that are shown."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
+"""Settings that Lightning refuses without naming them."""
+
+
+def users_mistake(error: BaseException, args: Sequence[str]) -> UserError | None:
+    """The user's mistake that caused an exception, if one did; jsonargparse wraps what a constructor raises.
+
+    Args:
+        error: The exception.
+        args: The arguments of `eenet`.
+    """
+    causes = list(causes_of(error))
+    own = next((cause for cause in causes if isinstance(cause, UserError)), None)
+    if own is not None:
+        return own
+    args = with_paths(list(args))
+    return next(filter(None, (translate(cause, args) for cause in causes)), None)
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
+    """What another library's exception says of the user's arguments or machine, `None` where it may be a bug."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
+    if isinstance(error, OSError) and error.errno in (*FULL, *FORBIDDEN):
+        remedy = "free some space" if error.errno in FULL else "change its rights"
+        return UserError(
+            "file", error.filename2 or error.filename, f"{error.strerror}; {remedy}, or choose another place"
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        remedy = "lower it, or raise trainer.accumulate_grad_batches in its place"
+        return about("data.init_args.batch_size", args, f"this machine's memory is too small ({said}); {remedy}")
+    if said.startswith("Error(s) in loading state_dict"):
+        return about("ckpt_path", args, f"is of another model than the configuration's: {said.partition(': ')[2]}")
+    if refuses(error):
+        key = setting(said, args)
+        machine = f"; {command('doctor')} says what this machine has" if key in DEVICES else ""
+        return about(key, args, said + machine)
+    return None
+
+
+def about(key: str, args: Sequence[str], problem: str) -> UserError:
+    """A mistake in a key, with the value that the arguments give it and its place."""
+    found = find_given(args, key) or Given(None)
+    return UserError(key, found.value, problem + found.place)
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether a library raised an exception by a `raise` of its own and not by a fault on its way."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    return trace.tb_frame.f_globals.get("__name__", "").startswith(REFUSING) and line.strip().startswith("raise")
+
+
+def setting(said: str, args: Sequence[str]) -> str:
+    """The setting that a message speaks of: one that was given, and whose name or else value it holds."""
+    words = re.findall(r"-?\w+(?:\.\w+)*", said)
+    options = [text.lstrip("-").partition("=")[0] for text in args if text.startswith("--")]
+    named = (f"trainer.{word}" for word in words if find_given(args, f"trainer.{word}"))
+    meant = (key for key in (*DEVICES, *options) if (found := find_given(args, key)) and str(found.value) in words)
+    return next(chain(named, meant), "config")
