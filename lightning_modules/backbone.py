@@ -12,6 +12,7 @@ from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Policy
 from lightning_modules.routine import ExitRoutine
+from lightning_modules.schedules import one_cycle
 
 
 class BackboneTraining(ExitRoutine):
@@ -21,7 +22,7 @@ class BackboneTraining(ExitRoutine):
         backbone: The backbone.
         backbone_checkpoint: Run folder or checkpoint that training starts from; `null` for the backbone's own weights.
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
-        warmup: Share of all steps over which the learning rate rises linearly, before it falls as a cosine.
+        warmup: Share of all steps over which the learning rate rises to its peak; both ways are cosines.
         label_smoothing: Probability mass spread over all classes.
 
     Raises:
@@ -58,12 +59,5 @@ class BackboneTraining(ExitRoutine):
     def configure_optimizers(self) -> Any:
         """The optimizer, under a one-cycle schedule over all steps."""
         optimizer = self.optimizer(self.parameters())
-        steps = int(self.trainer.estimated_stepping_batches) + 1  # the schedule takes a step after the last batch
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=max(self.warmup, 2 / steps),
-            cycle_momentum=False,
-        )
+        schedule = one_cycle(optimizer, self.warmup, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -43,6 +43,8 @@ class WeightedExits(ThresholdExits):
             ratio that is not positive, a width below 1, a strength outside [0, 1), or more than one device.
     """
 
+    updates = 4  # both optimizers in each half
+
     def __init__(
         self,
         network: EarlyExitNetwork,
