@@ -3,7 +3,7 @@
 from eenet.objectives.boosting import boost
 from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
 from eenet.objectives.gradients import fork, scale_gradient
-from eenet.objectives.losses import cross_entropies, exit_weighted_loss, weighted_sum_loss
+from eenet.objectives.losses import cross_entropies, exit_weighted_loss, warmup_weights, weighted_sum_loss
 from eenet.objectives.supervision import (
     DeepSupervision,
     SelfDistillation,
@@ -40,5 +40,6 @@ __all__ = [
     "linear_weights",
     "positive_weights",
     "scale_gradient",
+    "warmup_weights",
     "weighted_sum_loss",
 ]

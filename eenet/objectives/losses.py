@@ -34,6 +34,19 @@ def weighted_sum_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor
     return cross_entropies(logits, labels).mean(0) @ weights
 
 
+def warmup_weights(exits: int) -> Tensor:
+    """Weights `3 (L - l) / L` of the early exits `l = 0 .. L - 2` of `L`, earlier exits heavier, `(exits - 1,)`.
+
+    JEI-DNN's warm-up weighs by `L - l`, whose steps grow with the number of exits. Scaled to 3 at the first exit, the
+    weights are the same for three exits and no larger for more [inferred].
+
+    Example:
+        >>> warmup_weights(3).tolist()
+        [3.0, 2.0]
+    """
+    return 3 * torch.arange(exits, 1, -1) / exits
+
+
 def exit_weighted_loss(logits: Tensor, labels: Tensor, exit_probabilities: Tensor, rescale: bool = True) -> Tensor:
     """The inference modules' objective, the mean over samples of `sum_l P_l CE(f_l, y)` (JEI-DNN, section 4.2).
 
