@@ -13,6 +13,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights
 from eenet.policies import FixedExit, Policy
 from lightning_modules.routine import ExitRoutine
+from lightning_modules.schedules import one_cycle
 
 
 class BackboneTraining(ExitRoutine):
@@ -22,7 +23,7 @@ class BackboneTraining(ExitRoutine):
         backbone: The backbone.
         backbone_checkpoint: Run folder or checkpoint that training starts from; `null` for the backbone's own weights.
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
-        warmup: Share of all steps over which the learning rate rises linearly, before it falls as a cosine.
+        warmup: Share of all steps over which the learning rate rises to its peak; both ways are cosines.
         label_smoothing: Probability mass spread over all classes.
         class_weights: Of the cross-entropy: `none`, `balanced` (inversely to the classes' frequencies in
             the training split), or a list of a weight for each class.
@@ -64,12 +65,5 @@ class BackboneTraining(ExitRoutine):
     def configure_optimizers(self) -> Any:
         """The optimizer, under a one-cycle schedule over all steps."""
         optimizer = self.optimizer(self.parameters())
-        steps = int(self.trainer.estimated_stepping_batches) + 1  # the schedule takes a step after the last batch
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=max(self.warmup, 2 / steps),
-            cycle_momentum=False,
-        )
+        schedule = one_cycle(optimizer, self.warmup, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,11 +1,11 @@
-"""The random state that makes a resumed run the same run."""
+"""Callbacks: the random state that makes a resumed run the same run, and a warm-up that no callback judges."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RandomState(Callback):
@@ -30,3 +30,38 @@ class RandomState(Callback):
         torch.set_rng_state(state_dict["torch"])
         if len(state_dict["cuda"]) == torch.cuda.device_count() > 0:
             torch.cuda.set_rng_state_all(state_dict["cuda"])
+
+
+class WarmUp(Callback):
+    """Keeps callbacks that monitor routed figures out of a routine's warm-up, whose gates are untrained.
+
+    They are taken off the trainer before its first batch and put back at the first validation after the warm-up, so
+    that `EarlyStopping` counts none of its epochs and `ModelCheckpoint` keeps none of its weights.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Callback] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Let them rest. The list is replaced, since Lightning is going through it."""
+        if pl_module.warming_up:
+            self.all = trainer.callbacks  # type: ignore[attr-defined]
+            watching = [call for call in self.all if not pl_module.is_routed(getattr(call, "monitor", None))]
+            trainer.callbacks = watching  # type: ignore[attr-defined]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Wake them at the first figures of trained gates."""
+        if not pl_module.warming_up:
+            self._wake(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the trainer as it was."""
+        self._wake(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        self._wake(trainer)
+
+    def _wake(self, trainer: Trainer) -> None:
+        if self.all is not None:
+            trainer.callbacks, self.all = self.all, None  # type: ignore[attr-defined]

@@ -50,6 +50,17 @@ def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNe
         raise UserError("data", data, f"the checkpoint was trained on {trained_on}; use the data it was made with")
 
 
+def check_epochs(checkpoint: dict[str, Any], max_epochs: int | None) -> None:
+    """Refuse to continue a run to an epoch that it has passed.
+
+    Raises:
+        UserError: It has.
+    """
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs is not None and 0 <= max_epochs < done:
+        raise UserError("trainer.max_epochs", max_epochs, f"the checkpoint has trained for {done} epochs already")
+
+
 def last_checkpoint(run: str | Path) -> Path:
     """The last checkpoint of a run's folder."""
     return Path(run) / "checkpoints" / "last.ckpt"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -21,9 +22,12 @@ from eenet.objectives import (
     gate_loss,
     gate_targets,
     positive_weights,
+    warmup_weights,
     weighted_sum_loss,
 )
 from eenet.policies import Policy, SequentialGates, exit_distribution
+from lightning_modules.callbacks import WarmUp
+from lightning_modules.checkpoints import IDENTITY
 from lightning_modules.methods import method_name
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.warmup import EarlyStopping
@@ -45,13 +49,16 @@ class JointExits(ExitRoutine):
         network: The network; its gate must be a learned one.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         tradeoff: lambda, the price of the full network's cost in units of the loss; larger leaves earlier.
-        gate_objective: Loss of the best exit: `ce`, `zero_one` or `prob` (minus the true class's probability).
-        optimizer: Makes the two optimizers, of the inference modules and of the gates.
+        gate_objective: Loss of the best exit: `ce`, `zero_one` or `prob` (minus the true class's probability). Under
+            `zero_one` lambda only breaks ties until its price of running on is an error, that is at least 1; a smaller
+            one is warned of.
+        optimizer: Makes the optimizer, from a group of the inference modules' parameters and one of the gates'.
         final_learning_rate: Where the cosine schedule ends.
-        warmup_epochs: Most epochs of the warm-up, within the trainer's `max_epochs`; it ends before when every
-            inference module has stopped. [inferred]
+        warmup_epochs: Most epochs of training that warm up, within the trainer's `max_epochs` and however often it
+            validates; the warm-up ends before when every inference module has stopped. [inferred]
         warmup_patience: Epochs without a better validation accuracy after which an inference module stops.
-        phase_batches: Batches of each phase after the warm-up.
+        phase_batches: Batches of each phase after the warm-up. Where gradients are accumulated, a phase ends with the
+            optimizer step that its last batch takes part in.
         rescale: Rescale each sample's exit weights, see `eenet.objectives.exit_weighted_loss`.
         joint: Train the inference modules again after the warm-up; otherwise only the gates.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
@@ -100,7 +107,6 @@ class JointExits(ExitRoutine):
         if isinstance(network.gate, ConfidenceGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")
-        self.automatic_optimization = False
         self.method = method_name({"jei_dnn": joint, "decoupled_gates": not joint, "boosted": network.boosted})
         self.tradeoff, self.gate_objective, self.rescale = tradeoff, gate_objective, rescale
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
@@ -108,14 +114,31 @@ class JointExits(ExitRoutine):
         self.num_gates = network.num_exits - 1
         self.early_stopping = EarlyStopping(self.num_gates, warmup_patience)
         self.warming_up = warmup_epochs > 0
-        self.joint_batches = 0
+        self.joint_batches = self._pending = 0
         self._targets = Records(["targets"])
         self.register_buffer("positive_weight", torch.ones(self.num_gates))
         self.register_buffer("costs", network.costs.normalised().float(), persistent=False)
 
+    def setup(self, stage: str) -> None:
+        """Say where a trade-off does nothing."""
+        super().setup(stage)
+        enough = 1 / (self.costs[-1] - self.costs[0]).item()
+        if stage == "fit" and self.gate_objective == "zero_one" and self.tradeoff < enough:
+            remedy = f"only breaks ties under zero_one; every value below {enough:.2f} trains the same gates"
+            warnings.warn(f"model.tradeoff = {self.tradeoff:g}: {remedy}, and larger ones leave earlier", stacklevel=2)
+
     def policies(self) -> dict[str, Policy]:
         """The learned gates."""
         return {"learned": SequentialGates()}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the one that keeps the warm-up from callbacks that monitor routed figures."""
+        return [WarmUp()]
+
+    def is_routed(self, figure: str | None) -> bool:
+        """Whether a figure of the validation is an operating point's, which means nothing before the gates train."""
+        parts = (figure or "").split("/")
+        return parts[0] == "val" and (len(parts) == 2 or bool({*parts[1:]} & {*self.policies()}))
 
     @property
     def phase(self) -> Phase:
@@ -124,48 +147,48 @@ class JointExits(ExitRoutine):
             return "warmup"
         return "inference_modules" if self.joint and self.joint_batches // self.phase_batches % 2 else "gates"
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One step of the phase's optimizer."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The phase's loss; what it does not train gets no gradient, and the optimizer leaves it alone."""
         inputs, labels = batch
         phase = self.phase
         loss = self.phase_loss(phase, self.extract(inputs), labels)
-        modules_optimizer, gates_optimizer = self.optimizers()  # type: ignore[attr-defined]
-        optimizer = gates_optimizer if phase == "gates" else modules_optimizer
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        if phase == "warmup":
-            self._hold_stopped()
-        else:
-            self.joint_batches += 1
-        optimizer.step()
+        if phase != "warmup":
+            self._pending += 1
+            if self.trainer.is_last_batch or (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+                self.joint_batches, self._pending = self.joint_batches + self._pending, 0
         self.log_losses(phase, batch_idx, loss)
+        return loss
 
     def phase_loss(self, phase: Phase, extracted: ExitFeatures, labels: Tensor) -> Tensor:
-        """The loss of a phase.
+        """The loss of a phase; the last exit is frozen and left out.
 
-        The warm-up weighs exit `l` of `L` by `L - l`, counted from 0. The last exit is frozen and left out.
+        What `rescale` sums over the early exits is scaled to two of them, as `warmup_weights` are to three exits: steps
+        that grow with the number of exits diverge. [inferred]
         """
-        logits = self.network.exit_logits(extracted)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and phase != "gates"):
+            logits = self.network.exit_logits(extracted)
         early = logits[:, :-1]
         if phase == "warmup":
-            weights = torch.arange(self.num_gates + 1, 1, -1, device=early.device, dtype=early.dtype)
+            weights = warmup_weights(self.num_gates + 1).to(early)
             return weighted_sum_loss(early, labels, weights, self.class_weight)
         if phase == "gates":
-            return gate_loss(self.network.gate(early), self.targets(logits, labels), self.positive_weight)
+            return gate_loss(self.network.gate(early), self.targets(logits, labels), self.positive_weight, rarer=True)
         with torch.no_grad():
             distribution = exit_distribution(self.network.gate(early))
-        return exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale, self.class_weight)
+        loss = exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale, self.class_weight)
+        return loss * 2 / self.num_gates if self.rescale else loss
 
     def targets(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Gate targets, `(batch, gates)`."""
         best = best_exits(logits.detach(), labels, self.costs, self.tradeoff, self.gate_objective)
         return gate_targets(best, self.num_gates)
 
-    def _hold_stopped(self) -> None:
-        for module, stopped in zip(self.network.inference_modules, self.early_stopping.stopped, strict=True):
-            if stopped:
-                for parameter in module.parameters():
-                    parameter.grad = None
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hold the modules that have stopped."""
+        if self.warming_up:
+            for module, stopped in zip(self.network.inference_modules, self.early_stopping.stopped, strict=True):
+                if stopped:
+                    module.zero_grad()
 
     def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
         """Record the gate targets too, whose frequencies give the positive weights."""
@@ -173,7 +196,7 @@ class JointExits(ExitRoutine):
         self._targets.update(targets=self.targets(outputs.logits, labels))
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
-        """Refresh the positive weights; in the warm-up, stop the modules that no longer gain."""
+        """Refresh the positive weights; in the warm-up, judge the modules."""
         targets = self._targets.compute()["targets"]
         self._targets.reset()
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
@@ -182,28 +205,31 @@ class JointExits(ExitRoutine):
         self.log_dict({f"train/positive_weight/gate_{i}": w for i, w in enumerate(self.positive_weight)})
         if self.warming_up:
             accuracies = records["statistics"][:, :-1, 1].double().mean(0).tolist()
-            modules = list(self.network.inference_modules)
-            self.early_stopping.update(modules, accuracies)
-            if all(self.early_stopping.stopped) or self.current_epoch + 1 >= self.warmup_epochs:
-                self.warming_up = False
-                self.early_stopping.restore(modules)
-                self.optimizers()[0].optimizer.state.clear()  # type: ignore[index]
+            self.early_stopping.update(list(self.network.inference_modules), accuracies, self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Give the modules that have stopped their best weights, and all of them where the warm-up is over.
+
+        Not before, so that what was validated last is what the epoch's checkpoint holds.
+        """
+        if not self.warming_up:
+            return
+        self.warming_up = self.current_epoch < self.warmup_epochs and not all(self.early_stopping.stopped)
+        self.early_stopping.restore(list(self.network.inference_modules), stopped_only=self.warming_up)
+        if not self.warming_up:
+            self.optimizers().optimizer.state.clear()  # type: ignore[union-attr]
 
     def on_train_epoch_end(self) -> None:
-        """Step the schedules; log the phase: 0 in the warm-up, 1 for gates, 2 for inference modules."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # gates rest in the warm-up
-            for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-                schedule.step()
+        """Log the phase: 0 in the warm-up, 1 for gates, 2 for inference modules."""
+        if self.warming_up:
+            self.early_stopping.end_epoch(self.current_epoch)
         self.log("train/phase", float(get_args(Phase).index(self.phase)))
 
     def configure_optimizers(self) -> Any:
-        """Optimizers of the inference modules and of the gates, each under a cosine schedule."""
-        optimizers = [
-            self.optimizer(self.network.inference_modules.parameters()),
-            self.optimizer(self.network.gate.parameters()),
-        ]
-        return optimizers, [self.cosine(optimizer, self.final_learning_rate) for optimizer in optimizers]
+        """One optimizer of two groups, the inference modules' and the gates', under a cosine schedule."""
+        parts = self.network.inference_modules, self.network.gate
+        optimizer = self.optimizer([{"params": list(part.parameters())} for part in parts])
+        return {"optimizer": optimizer, "lr_scheduler": self.cosine(optimizer, self.final_learning_rate)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the schedule's state."""
@@ -215,8 +241,16 @@ class JointExits(ExitRoutine):
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue the schedule."""
+        """Continue the schedule.
+
+        Raises:
+            UserError: Training would continue that of an earlier version.
+        """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["jei_dnn"]
         self.warming_up, self.joint_batches = state["warming_up"], state["joint_batches"]
-        self.early_stopping.load_state_dict(state["early_stopping"])
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            if len(checkpoint["optimizer_states"]) > 1:
+                version = checkpoint[IDENTITY]["version"]
+                raise UserError("ckpt_path", f"of eenet {version}", "has two optimizers, not one; train anew")
+            self.early_stopping.load_state_dict(state["early_stopping"])

@@ -42,8 +42,9 @@ from eenet.reporting import (
 )
 from eenet.runtime import Routed
 from lightning_modules.batches import DataModel
-from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
+from lightning_modules.checkpoints import IDENTITY, check_epochs, check_identity, identity, load_backbone
 from lightning_modules.losses import LossLog
+from lightning_modules.schedules import cosine, end_schedules
 
 SCALARS = (
     *("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "brier"),
@@ -73,6 +74,7 @@ class ExitRoutine(DataModel, ABC):
 
     Attributes:
         method: Name of the method in results.
+        updates: Optimizer steps that Lightning counts for each batch.
         figures: Draw the results, by name; in files after a test, in TensorBoard after every validation and test.
         results: The last validation's or test's results, without the heading fields during validation.
         calibration: What `eenet calibrate` found, of which `calibrated_points` are tested.
@@ -81,6 +83,7 @@ class ExitRoutine(DataModel, ABC):
     """
 
     method: str
+    updates = 1
     figures: Mapping[str, Callable[[Results], Figure]] = FIGURES
 
     def __init__(
@@ -100,6 +103,7 @@ class ExitRoutine(DataModel, ABC):
         self.calibrated_points: dict[str, OperatingPoint] = {}
         self.per_class = False
         self.losses = LossLog()
+        self._continued = False
         self._records = Records(["statistics", "predictions", "scores"])
         self._tempered = Records(["statistics"])
         self._points: dict[str, tuple[OperatingPoint, EarlyExitNetwork]] = {}
@@ -136,16 +140,25 @@ class ExitRoutine(DataModel, ABC):
         return self
 
     def setup(self, stage: str) -> None:
-        """Count the costs, check the policies and, before a new training, load the backbone and choose its ranges."""
+        """Count the costs and check the policies."""
         for policy in self.policies().values():
             policy.check(self.network.num_exits)
         _ = self.network.costs
+        self._continued = False
         if stage == "fit":
             self.train()
-            if self.trainer.ckpt_path is None:
-                if self.backbone_checkpoint is not None:
-                    load_backbone(self.network.backbone, self.backbone_checkpoint)
-                self.choose_ranges()
+            if self.trainer.strategy.restore_checkpoint_after_setup:
+                self._begin()  # before the weights are sharded, whose checkpoint comes too late to ask for
+
+    def on_fit_start(self) -> None:
+        """Before a new training, load the backbone and choose its ranges; a continued one has them."""
+        if not (self._continued or self.trainer.strategy.restore_checkpoint_after_setup):
+            self._begin()
+
+    def _begin(self) -> None:
+        if self.backbone_checkpoint is not None:
+            load_backbone(self.network.backbone, self.backbone_checkpoint)
+        self.choose_ranges()
 
     def choose_ranges(self) -> None:
         """Before a new training, give a quantized backbone the ranges of its activations."""
@@ -156,6 +169,9 @@ class ExitRoutine(DataModel, ABC):
         """Take ranges from batches of training inputs, and choose among them on as many validation inputs."""
         twins.calibrate(self.inputs("train", batches))
         twins.choose_ranges(self.inputs("val", batches))
+        ranges, methods = self.trainer.strategy.broadcast((twins.ranges, twins.range_methods))  # the same everywhere
+        twins.ranges.copy_(ranges)
+        twins.range_methods.copy_(methods)
 
     def inputs(self, split: str, batches: int) -> Iterator[Any]:
         """The first batches of a split in its order, without labels."""
@@ -290,19 +306,23 @@ class ExitRoutine(DataModel, ABC):
         checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse the checkpoint of another network or data set."""
+        """Refuse the checkpoint of another network or data set, or one that has trained for longer than is asked."""
         check_identity(dict(checkpoint), self.method, self.network, self.data_name)
+        self._continued = True
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            check_epochs(dict(checkpoint), self._trainer.max_epochs)
 
     def cosine(self, optimizer: torch.optim.Optimizer, final: float) -> torch.optim.lr_scheduler.LRScheduler:
-        """Cosine decay per epoch from the optimizer's learning rate to a final one at the trainer's last epoch.
+        """Cosine decay per epoch from the optimizer's learning rate to a final one at the training's last epoch.
 
         Raises:
-            UserError: The trainer has no last epoch.
+            UserError: The training has no end.
         """
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise UserError("trainer.max_epochs", epochs, "the learning rate's schedule needs a last epoch, at least 1")
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
+        return cosine(optimizer, final, self.trainer)
+
+    def on_train_start(self) -> None:
+        """Let the learning rates end with this training, which may continue another."""
+        end_schedules(self.trainer, self.updates)
 
     @property
     def data_name(self) -> str | None:

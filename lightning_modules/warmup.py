@@ -6,54 +6,62 @@ from typing import Any
 
 from torch import Tensor, nn
 
+STATE = ("judged", "stopped", "best", "best_epoch", "weights")
+"""What a checkpoint keeps of an `EarlyStopping`."""
+
 
 class EarlyStopping:
-    """Each module stops after some evaluations without a better accuracy, and goes back to its best weights.
+    """Each module stops after some epochs of training without a better accuracy, however often it is judged.
 
     Args:
         count: Number of modules.
-        patience: Evaluations without a better accuracy after which a module stops.
+        patience: Epochs without a better accuracy after which a module stops.
     """
 
     def __init__(self, count: int, patience: int) -> None:
         self.patience = patience
-        self.best = [float("-inf")] * count
-        self.stale = [0] * count
+        self.judged = False
+        self.stopped = [False] * count
+        self.best, self.best_epoch = [float("-inf")] * count, [-1] * count
         self.weights: list[dict[str, Tensor]] = [{} for _ in range(count)]
 
-    @property
-    def stopped(self) -> list[bool]:
-        """Which modules have stopped."""
-        return [stale >= self.patience for stale in self.stale]
-
-    def update(self, modules: Sequence[nn.Module], accuracies: Sequence[float]) -> None:
-        """Judge the modules that still train; one that stops gets its best weights back.
+    def update(self, modules: Sequence[nn.Module], accuracies: Sequence[float], epoch: int) -> None:
+        """Keep the weights of the modules that still train and are better than before.
 
         Args:
             modules: One per exit.
             accuracies: Their accuracies on the validation split.
+            epoch: The epoch of training, counted from 0.
         """
+        self.judged = True
         for i, (module, accuracy) in enumerate(zip(modules, accuracies, strict=True)):
-            if self.stopped[i]:
-                continue
-            if accuracy > self.best[i]:
-                self.best[i], self.stale[i] = accuracy, 0
+            if not self.stopped[i] and accuracy > self.best[i]:
+                self.best[i], self.best_epoch[i] = accuracy, epoch
                 self.weights[i] = copy.deepcopy(module.state_dict())
-            else:
-                self.stale[i] += 1
-                if self.stopped[i]:
-                    module.load_state_dict(self.weights[i])
 
-    def restore(self, modules: Sequence[nn.Module]) -> None:
-        """Give every module its best weights, where there are any."""
-        for module, weights in zip(modules, self.weights, strict=True):
-            if weights:
+    def end_epoch(self, epoch: int) -> None:
+        """Stop the modules that have not become better for too long, where the epoch judged them at all."""
+        if self.judged:
+            late = [epoch - best >= self.patience for best in self.best_epoch]
+            self.stopped = [before or now for before, now in zip(self.stopped, late, strict=True)]
+        self.judged = False
+
+    def restore(self, modules: Sequence[nn.Module], stopped_only: bool = False) -> None:
+        """Give modules their best weights, where there are any.
+
+        Args:
+            modules: One per exit.
+            stopped_only: Leave out those that still train.
+        """
+        for module, weights, stopped in zip(modules, self.weights, self.stopped, strict=True):
+            if weights and (stopped or not stopped_only):
                 module.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
-        return {"best": self.best, "stale": self.stale, "weights": self.weights}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.best, self.stale, self.weights = state["best"], state["stale"], state["weights"]
+        for name in STATE:
+            setattr(self, name, state[name])

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.func import functional_call
@@ -44,6 +45,8 @@ class WeightedExits(ThresholdExits):
             ratio that is not positive, a width below 1, a strength outside [0, 1), or more than one device.
     """
 
+    updates = 4  # both optimizers in each half
+
     def __init__(
         self,
         network: EarlyExitNetwork,
@@ -66,10 +69,25 @@ class WeightedExits(ThresholdExits):
         self.weight_network = WeightNetwork(network.num_exits, network.num_exits - 1, weight_hidden, weight_strength)
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
         self.weight_optimizer = weight_optimizer
+        self._clip: float | None = None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Take gradient clipping over, which Lightning refuses with steps that are taken by hand.
+
+        Raises:
+            UserError: Gradients are to be accumulated.
+        """
+        trainer: Any = self.trainer
+        if trainer.accumulate_grad_batches != 1:
+            remedy = "must be 1, since each half of a batch takes its own steps; set a larger data.batch_size instead"
+            raise UserError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, remedy)
+        self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None  # until that check is over
+        return []
 
     def setup(self, stage: str) -> None:
         """Refuse several devices: gradients through the virtual step are not averaged over them."""
         super().setup(stage)
+        self.trainer.gradient_clip_val = self._clip
         if stage == "fit" and self.trainer.world_size > 1:
             raise UserError("trainer.devices", self.trainer.world_size, "sample weights are learned on one device")
 
@@ -97,8 +115,7 @@ class WeightedExits(ThresholdExits):
         optimizer.zero_grad()
         rate = modules_optimizer.param_groups[0]["lr"]
         loss = self.meta_loss(self.virtual_step(*sample, rate), *judges)
-        self.manual_backward(loss)
-        optimizer.step()
+        self._step(loss, optimizer)
         return loss
 
     def train_modules(self, extracted: ExitFeatures, labels: Tensor) -> Tensor:
@@ -106,9 +123,13 @@ class WeightedExits(ThresholdExits):
         optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         optimizer.zero_grad()
         loss = self.weighted_loss(extracted, labels, train_weights=False)
-        self.manual_backward(loss)
-        optimizer.step()
+        self._step(loss, optimizer)
         return loss
+
+    def _step(self, loss: Tensor, optimizer: Any) -> None:
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer)
+        optimizer.step()
 
     def weighted_loss(self, extracted: ExitFeatures, labels: Tensor, train_weights: bool) -> Tensor:
         """Sum over early exits of the mean weighted cross-entropy; the last exit only informs the weights.

@@ -4,7 +4,7 @@ from eenet.objectives.boosting import boost
 from eenet.objectives.classes import ClassWeights, balanced_weights, batch_mean, check_class_weights
 from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
 from eenet.objectives.gradients import fork, scale_gradient
-from eenet.objectives.losses import cross_entropies, exit_weighted_loss, weighted_sum_loss
+from eenet.objectives.losses import cross_entropies, exit_weighted_loss, warmup_weights, weighted_sum_loss
 from eenet.objectives.supervision import (
     DeepSupervision,
     SelfDistillation,
@@ -45,5 +45,6 @@ __all__ = [
     "linear_weights",
     "positive_weights",
     "scale_gradient",
+    "warmup_weights",
     "weighted_sum_loss",
 ]

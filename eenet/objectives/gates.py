@@ -54,33 +54,45 @@ def gate_targets(best: Tensor, num_gates: int) -> Tensor:
     return (best.unsqueeze(1) <= torch.arange(num_gates, device=best.device)).float()
 
 
-def positive_weights(positives: Tensor, total: Tensor | int, limit: float = 5.0) -> Tensor:
-    """Weight of a gate's positive targets, `#0 / #1`, at most `limit`; `limit` where there is no positive.
+def positive_weights(positives: Tensor, total: Tensor | int, limit: float = 5.0, least: float = 0.05) -> Tensor:
+    """Weight of a gate's positive targets, `#0 / #1`, within `least` and `limit`; `limit` where there is no positive.
+
+    It is below 1 where most targets are positive, and never 0, which would stop the gate; the paper limits it from
+    above alone [inferred].
 
     Args:
         positives: Number of positive targets of each gate, `(gates,)`.
         total: Number of samples.
         limit: Largest weight.
+        least: Smallest weight.
 
     Returns:
         `(gates,)`.
 
     Example:
-        >>> positive_weights(torch.tensor([5.0, 0.0, 1.0]), 10).tolist()
-        [1.0, 5.0, 5.0]
+        >>> positive_weights(torch.tensor([5.0, 0.0, 8.0]), 10).tolist()
+        [1.0, 5.0, 0.25]
     """
-    return ((total - positives) / positives).clamp(max=limit)
+    return ((total - positives) / positives).clamp(least, limit)
 
 
-def gate_loss(gate_logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def gate_loss(gate_logits: Tensor, targets: Tensor, weights: Tensor, rarer: bool = False) -> Tensor:
     """Binary cross-entropy with a positive weight per gate, the mean over samples and gates (JEI-DNN, section 4.3).
 
     Args:
         gate_logits: `(batch, gates)`.
         targets: `(batch, gates)`.
         weights: Positive weights, `(gates,)`.
+        rarer: Where a weight is below 1, weigh the negative targets by its inverse instead: the same balance, from
+            steps that do not get smaller as the targets agree. [inferred]
 
     Returns:
         A scalar.
+
+    Example:
+        >>> loss = gate_loss(torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0.05]), rarer=True)
+        >>> round(loss.item(), 3)
+        0.693
     """
-    return F.binary_cross_entropy_with_logits(gate_logits, targets, pos_weight=weights)
+    scale = 1 / weights.clamp(max=1) if rarer else None
+    return F.binary_cross_entropy_with_logits(gate_logits, targets, scale, pos_weight=weights)
