@@ -83,7 +83,7 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
     except PermissionError:
         raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        problem = f"{name}is damaged, or no checkpoint of eenet ({type(error).__name__})"
+        problem = f"{name}is no checkpoint of eenet, or damaged ({type(error).__name__})"
         raise UserError(field, value or str(file), problem) from error
     if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
         raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
