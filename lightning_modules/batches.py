@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
@@ -46,7 +46,7 @@ class DataModel(LightningModule):
             UserError: Balanced weights of data that have no training labels to count.
         """
         super().on_fit_start()
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         data = getattr(data, "data", data)
         if self.class_weights == "none":
             return
@@ -67,8 +67,9 @@ class DataModel(LightningModule):
         """Refuse a last batch of one sample now, where a loader tells its size, rather than at the end of the epoch."""
         super().on_train_start()
         for loader in pytree.tree_leaves(self.trainer.train_dataloader):
-            whole = isinstance(loader, DataLoader) and self.trainer.num_training_batches == len(loader)
-            if whole and type(loader.batch_sampler) is BatchSampler and not loader.drop_last:
+            if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.drop_last:
+                continue
+            if type(loader.batch_sampler) is BatchSampler and self.trainer.num_training_batches == len(loader):
                 self.check_size(len(loader.sampler) % loader.batch_sampler.batch_size)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

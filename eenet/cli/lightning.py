@@ -143,7 +143,7 @@ class EenetCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
         data = self.datamodule
-        if not isinstance(data, RunData):
+        if not isinstance(self.datamodule, RunData):
             remedy = (
                 "has no recorded split; write its `read` and `build` as a datamodules.SplitData, or fit from Python"
             )

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from datamodules import Digits
 from datamodules.features import feature_data
@@ -46,6 +46,13 @@ class Dicts(Dataset):
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         return {"pixel_values": INPUTS[item], "labels": LABELS[item]}
+
+
+class Stream(IterableDataset):
+    """Samples of which nobody knows how many there are."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(INPUTS, LABELS, strict=True))
 
 
 class Plain(LightningDataModule):
@@ -137,6 +144,7 @@ def test_a_loaders_last_batch_of_one_is_refused_where_it_is_normalised_over(tmp_
     make_trainer(tmp_path, limit_train_batches=1).fit(BackboneTraining(make_resnet()), odd)
     frozen = DecoupledExits(EarlyExitNetwork(make_resnet(), gate=ConfidenceGate), budgets=[1.0])
     make_trainer(tmp_path).fit(frozen, odd)
+    make_trainer(tmp_path).fit(frozen, DataLoader(Stream(), 8))
 
 
 def lopsided(kind: str, **arguments: Any) -> ExitRoutine:
