@@ -133,7 +133,8 @@ class JointExits(ExitRoutine):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the one that keeps the warm-up from callbacks that monitor routed figures."""
-        return [WarmUp()]
+        others: Any = super().configure_callbacks()
+        return [*others, WarmUp()]
 
     def is_routed(self, figure: str | None) -> bool:
         """Whether a figure of the validation is an operating point's, which means nothing before the gates train."""

@@ -82,7 +82,8 @@ class WeightedExits(ThresholdExits):
             remedy = "must be 1, since each half of a batch takes its own steps; set a larger data.batch_size instead"
             raise UserError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, remedy)
         self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None  # until that check is over
-        return []
+        others: Any = super().configure_callbacks()
+        return list(others)
 
     def setup(self, stage: str) -> None:
         """Refuse several devices: gradients through the virtual step are not averaged over them."""

@@ -14,6 +14,7 @@ from datamodules import Digits
 from datamodules.features import feature_data
 from eenet.inference_modules import LinearHead
 from eenet.network import EarlyExitNetwork
+from eenet.objectives import cross_entropies
 from lightning_modules import JointExits
 from tests._dummies import make_network, make_vit
 
@@ -42,7 +43,9 @@ def fit(routine: JointExits, folder: Path, epochs: int, **settings: Any) -> Join
 def test_a_larger_lambda_leaves_earlier(tmp_path: Path) -> None:
     costs = []
     for tradeoff in (0, 1, 10, 30, 100):
-        routine = fit(make_routine(6, [1, 3], tradeoff=tradeoff, warmup_epochs=4), tmp_path, 16)
+        routine = make_routine(6, [1, 3], tradeoff=tradeoff, warmup_epochs=2)
+        torch.nn.init.constant_(routine.network.gate.bias, -3)  # nobody leaves before the gates learn
+        fit(routine, tmp_path, 10)
         costs.append(routine.results["operating_points"][0]["macs_fraction"])
     assert all(later <= earlier for earlier, later in pairwise(costs)), costs
     least = routine.results["exits"][0]["macs_fraction"]
@@ -58,6 +61,15 @@ def test_the_first_of_many_exits_trains_like_the_first_of_three(tmp_path: Path) 
     found, wanted = (routine.results["exits"] for routine in (many, few))
     assert found[0]["nll"] < wanted[0]["nll"] + 0.1
     assert max(row["nll"] for row in found) < 2.7
+
+
+@pytest.mark.parametrize("exits", [[1], [0, 1], "all"])
+def test_rescaled_losses_do_not_grow_with_the_number_of_exits(exits: Any) -> None:
+    routine = JointExits(make_network(exits=exits), rescale=True)
+    extracted, labels = routine.extract(torch.randn(5, 1, 8, 8)), torch.arange(5)
+    losses = cross_entropies(routine.network.exit_logits(extracted), labels)[:, :-1]
+    found = routine.phase_loss("inference_modules", extracted, labels)
+    torch.testing.assert_close(found, 2 * losses.mean())
 
 
 @pytest.mark.parametrize(("tradeoff", "warns"), [(0.0, True), (0.003, True), (0.99, True), (1.0, True), (2.0, False)])
