@@ -152,6 +152,7 @@ class ExitRoutine(DataModel, ABC):
 
     def on_fit_start(self) -> None:
         """Before a new training, load the backbone and choose its ranges; a continued one has them."""
+        super().on_fit_start()
         if not (self._continued or self.trainer.strategy.restore_checkpoint_after_setup):
             self._begin()
 
@@ -322,6 +323,7 @@ class ExitRoutine(DataModel, ABC):
 
     def on_train_start(self) -> None:
         """Let the learning rates end with this training, which may continue another."""
+        super().on_train_start()
         end_schedules(self.trainer, self.updates)
 
     @property
