@@ -113,6 +113,16 @@ class JointExits(ExitRoutine):
         return {"learned": SequentialGates()}
 
     @property
+    def untrained(self) -> str | None:
+        """That no phase has trained the gates."""
+        return None if self.joint_batches else "its gates have never trained: training ended within the warm-up"
+
+    @property
+    def wish(self) -> str:
+        """A policy that needs no gates."""
+        return "--policy max_probability --budget 0.5"
+
+    @property
     def phase(self) -> Phase:
         """What the next batch trains."""
         if self.warming_up:

@@ -62,6 +62,8 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     for wish, values in wishes.items():
         if values and wish not in WISHES:
             raise UserError(wish, values, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
+    if policy == "own" and (why := run.model.untrained) is not None:
+        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
     chooser = TokenChooser(run, policy)
     path = run.folder / CALIBRATION
     found = Calibration(sha256(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
@@ -147,7 +149,7 @@ class TokenChooser:
             "macs_fraction": self.scored.cost(policy),
         }
         asked = {wish: value, "delta": delta} if wish == "risk" else {wish: value}
-        return OperatingPoint(policy, self.gate, asked, got)
+        return OperatingPoint(policy, self.gate, asked, got, chosen_on=self.run.chosen_on(len(self.scored.scores)))
 
     def within_perplexity(self, percent: float) -> Policy:
         """The cheapest setting whose perplexity of the full model's text is at most some percent above its own."""
