@@ -203,7 +203,8 @@ class ChoosesPoints(LightningModule):
         """Warn of points that are not chosen, and of those at which no validation sample leaves early."""
         for name, why in self.objections(self.operating_points(), self.split).items():
             rank_zero_warn(f"{name} is not chosen: {why}; {self.remedy(self.trainer.default_root_dir)}")
-        warn_nobody_leaves(self.results.get("operating_points", []))
+        rows = self.results.get("operating_points", [])
+        warn_nobody_leaves({row["name"]: row["exit_fractions"] for row in rows if row["chosen"]})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the last whole validation."""
@@ -220,12 +221,15 @@ def chosen(row: Row, point: OperatingPoint) -> Row:
     return {**row, "chosen": True, "chosen_on": None if point.chosen_on is None else point.chosen_on.to_dict()}
 
 
-def warn_nobody_leaves(rows: list[Row]) -> None:
-    """Warn of points of a network with early exits that no sample leaves by."""
-    for row in rows:
-        shares = row.get("exit_fractions", [])
-        if len(shares) > 1 and shares[-1] == 1:
-            rank_zero_warn(f"at {row['name']} no validation sample leaves early: it costs more than the full network")
+def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
+    """Warn of points that no sample leaves early at.
+
+    Args:
+        shares: Of the validation samples that leave at each exit, by the name of the point.
+    """
+    for name, found in shares.items():
+        if len(found) > 1 and found[-1] == 1:
+            rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")
 
 
 class WholeValidation(Callback):

@@ -37,6 +37,7 @@ from eenet.metrics import choice_shares
 from eenet.policies import Policy, RandomExits
 from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
 from eenet.reporting import gather_exits, make_console
+from lightning_modules.choosing import warn_nobody_leaves
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
 """What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
@@ -181,6 +182,7 @@ class Chooser:
         }
         if self.quantized:
             got["bitops_fraction"] = self.bitops[exits].mean().item()
+        warn_nobody_leaves({point_name(self.name, wish, value): choice_shares(exits, self.costs.num_exits).tolist()})
         return OperatingPoint(chosen, self.gate, asked, got, conformal, self.chosen_on)
 
     def choose(self, wish: str, value: float, delta: float) -> Policy:

@@ -16,6 +16,7 @@ from datamodules import Digits
 from datamodules.features import feature_data
 from eenet.calibration import ChosenOn, policy_for_budget, weights_digest
 from eenet.calibration.search import Scored
+from eenet.cli.lightning import last_epoch_checkpoint
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
 from eenet.gates import ConfidenceGate
@@ -88,10 +89,11 @@ ENDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("arguments", ENDS.values(), ids=ENDS)
 def test_points_are_those_of_the_whole_split_on_the_final_weights(arguments: dict[str, Any], tmp_path: Path) -> None:
-    routine = fitted(tmp_path, **arguments)
+    last = last_epoch_checkpoint()
+    last.dirpath = str(tmp_path)
+    routine = fitted(tmp_path, callbacks=[last], **arguments)
     check_chosen(routine)
-    (path,) = tmp_path.rglob("*.ckpt")
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["validated_on"] == routine.validated_on.to_dict()  # type: ignore[union-attr]
     assert torch.equal(saved["state_dict"]["thresholds"], routine.thresholds)
 
