@@ -264,9 +264,7 @@ def test_points_that_nothing_has_chosen_are_left_out_with_a_warning(tmp_path: Pa
     some, none = make_results(), make_results([])
     some["operating_points"].append(unchosen)
     none["operating_points"].append(unchosen)
-    with pytest.warns(
-        UserWarning, match=r"left out: not chosen: budget-0\.5: no whole validation .*; do this"
-    ):
+    with pytest.warns(UserWarning, match=r"left out: not chosen: budget-0\.5: no whole validation .*; do this"):
         (run,) = load_runs([write_run(tmp_path / "some", some)])
     assert [row["name"] for row in run.results["operating_points"]] == ["learned"]
     with pytest.raises(UserError, match=r"not chosen: budget-0\.5: no whole validation has chosen it"):
