@@ -94,7 +94,10 @@ class ChoosesPoints(LightningModule):
         return f"the validation saw {seen:g} of {whole:g} batches" if seen < whole else None
 
     def remember(self, samples: int) -> None:
-        """The present validation was one of the whole split."""
+        """The present validation was one of the whole split, of so many samples with those that fill up processes."""
+        if self.trainer.world_size > 1:
+            loaders = pytree.tree_leaves(self.trainer.val_dataloaders)
+            samples = min(samples, sum(len(loader.dataset) for loader in loaders))
         self.validated_on = ChosenOn(self._judged, self.split, samples)
 
     @property

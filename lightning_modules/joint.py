@@ -115,7 +115,7 @@ class JointExits(ExitRoutine):
     @property
     def untrained(self) -> str | None:
         """That no phase has trained the gates."""
-        return None if self.joint_batches else "its gates have never trained: training ended within the warm-up"
+        return None if self.joint_batches else "its gates have never trained: the warm-up has not ended"
 
     @property
     def wish(self) -> str:

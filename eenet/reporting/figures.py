@@ -42,7 +42,8 @@ def exit_histogram_figure(results: Results) -> Figure:
     axes.set_xlabel("exit")
     axes.set_ylabel(f"samples of {results['split']} leaving there (%)")
     axes.set_xticks(range(len(results["exits"])))
-    axes.legend()
+    if points:
+        axes.legend()
     return figure
 
 

@@ -103,7 +103,7 @@ def test_gates_that_never_trained_are_not_calibrated(tmp_path: Path, capsys: pyt
     main(["fit", "--config", str(tiny(tmp_path / "j.yaml", "JointExits", folder, warmup_epochs=5)), *QUIET])
     for policy in ("own", "random"):
         printed = failure(capsys, "calibrate", str(folder), "--budget", "0.5", "--policy", policy)
-        assert "its gates have never trained: training ended within the warm-up; choose points with" in printed
+        assert "its gates have never trained: the warm-up has not ended; choose points with" in printed
     main(["calibrate", str(folder), "--budget", "0.5", "--policy", "max_probability"])
     main(["test", *config(folder), "--point", "all"])
     assert [row["chosen"] for row in rows(folder)] == [True]
