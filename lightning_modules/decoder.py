@@ -8,7 +8,8 @@ from rich.table import Table
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
 from eenet.errors import UserError
-from eenet.reporting import make_console, write_json
+from eenet.reporting import make_console, not_chosen_lines, write_json
+from lightning_modules.choosing import chosen
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.joint import JointExits
 from lightning_modules.routine import ExitRoutine
@@ -64,8 +65,10 @@ class DecoderRoutine(ExitRoutine):
     def on_test_epoch_end(self) -> None:
         """Log the figures, write `results.json` and print the table."""
         full, layers = self._rows["full"], self.network.backbone.num_stages
-        points = {name: summarise_rows(rows, full, layers) for name, rows in self._rows.items()}
-        self.log_dict({f"test/{key}/{name}": row[key] for name, row in points.items() for key in COLUMNS})
+        rows = {name: summarise_rows(rows, full, layers) for name, rows in self._rows.items()}
+        self.log_dict({f"test/{key}/{name}": row[key] for name, row in rows.items() for key in COLUMNS})
+        marked = {name: chosen(rows[name], point) for name, (point, _) in self._points.items()}
+        points = {"full": rows["full"]} | dict(zip(self.operating_points(), self.all_rows(marked), strict=True))
         results = {**self._heading("test"), "prompts": len(full), "points": points, "texts": self._rows}
         self._report(results)
 
@@ -81,9 +84,15 @@ class DecoderRoutine(ExitRoutine):
         title = f"{self.method} on {results['prompts']} test prompts of {results['data']}, seed {results['seed']}"
         table = Table("", *COLUMNS.values(), title=title)
         for name, row in results["points"].items():
+            if not row.get("chosen", True):
+                table.add_row(f"{name} (not chosen)", *["-"] * len(COLUMNS))
+                continue
             figures = (row[key] * (1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
             table.add_row(name, *(f"{figure:.2f}" for figure in figures))
-        make_console().print(table)
+        console = make_console()
+        console.print(table)
+        for line in not_chosen_lines(results["points"].values()):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_json(self.run_folder / "results.json", results)
             print(f"results: {self.run_folder / 'results.json'}")

@@ -142,6 +142,16 @@ class JointExits(ExitRoutine):
         return parts[0] == "val" and (len(parts) == 2 or bool({*parts[1:]} & {*self.policies()}))
 
     @property
+    def untrained(self) -> str | None:
+        """That no phase has trained the gates."""
+        return None if self.joint_batches else "its gates have never trained: the warm-up has not ended"
+
+    @property
+    def wish(self) -> str:
+        """A policy that needs no gates."""
+        return "--policy max_probability --budget 0.5"
+
+    @property
     def phase(self) -> Phase:
         """What the next batch trains."""
         if self.warming_up:

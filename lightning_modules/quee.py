@@ -1,11 +1,13 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from eenet.calibration import ChosenOn, OperatingPoint
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.metrics import Records, sample_statistics
@@ -32,7 +34,9 @@ from eenet.quantization.curves import THRESHOLDS, TRADEOFFS
 from eenet.quantization.figures import accuracy_bitops_figure, path_histogram_figure, predictor_figure
 from eenet.quantization.results import curve_rows, halves_at_budget, path_row, uniform_rows
 from eenet.reporting import gather_exits
-from lightning_modules.routine import FIGURES, ExitRoutine, predicted
+from lightning_modules.choosing import chosen
+from lightning_modules.predictions import predicted
+from lightning_modules.routine import FIGURES, ExitRoutine
 
 PATH_FIGURES = {
     "accuracy_bitops": accuracy_bitops_figure,
@@ -69,10 +73,10 @@ class Nodes(NamedTuple):
 class QuEE(ExitRoutine):
     """Train inference modules on the features of every path, then error predictors on the validation split.
 
-    The activations' ranges come from training inputs without labels before anything is trained. At the last epoch's
-    validation one random half of the validation split teaches the predictors; the other half chooses the number of
-    clusters and the weights, and gives the curve on which each budget finds its first width and lambda. Budgets may
-    differ at test time: the whole curve is in the checkpoint.
+    The activations' ranges come from training inputs without labels before anything is trained. At the validation of
+    the whole split on the final weights one random half of the split teaches the predictors; the other half chooses the
+    number of clusters and the weights, and gives the curve on which each budget finds its first width and lambda.
+    Budgets may differ at test time: the whole curve is in the checkpoint.
 
     Args:
         network: The network; its backbone is frozen.
@@ -91,6 +95,7 @@ class QuEE(ExitRoutine):
     """
 
     method = "quee"
+    chooses = True
     network: QuantizedNetwork
     figures = {**FIGURES, **PATH_FIGURES}
     path_points: Tensor
@@ -129,7 +134,7 @@ class QuEE(ExitRoutine):
         sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
         for name, size in sizes.items():
             self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
-        self._paths: dict[str, PathPolicy] = {}
+        self._paths: dict[str, OperatingPoint] = {}
         self.register_buffer("clusters", torch.zeros(network.tree.num_early, dtype=torch.long))
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
@@ -144,40 +149,35 @@ class QuEE(ExitRoutine):
         super().setup(stage)
 
     def policies(self) -> dict[str, Policy]:
-        """None that looks at exits alone; see `path_policies`."""
+        """None that looks at exits alone; see `own_points`."""
         return {}
 
-    def path_policies(self) -> dict[str, PathPolicy]:
+    def own_points(self) -> dict[str, OperatingPoint]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
-        Points that were asked for by name come instead.
+        Before the predictors are fitted, points that nothing has chosen.
 
         Raises:
-            UserError: The predictors are not fitted, or no point keeps the budget.
+            UserError: No point keeps the budget.
         """
-        self.check_fitted(self.trainer.ckpt_path)
-        if self.calibrated_points:
-            return {name: cast(PathPolicy, point.policy) for name, point in self.calibrated_points.items()}
         found = {}
         for budget in self.budgets:
-            point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
-            found[f"budget-{budget:g}"] = PathPolicy(point.width, point.knob)
+            policy, chosen_on = PathPolicy(self.network.widths[0], 0.0), None
+            if self.fitted:
+                point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
+                policy, chosen_on = PathPolicy(point.width, point.knob), self.validated_on
+            found[f"budget-{budget:g}"] = OperatingPoint(cast(Policy, policy), chosen_on=chosen_on)
         return found
+
+    @property
+    def wish(self) -> str:
+        """The budgets."""
+        return f"--budget-bitops {','.join(f'{budget:g}' for budget in self.budgets)}"
 
     @property
     def fitted(self) -> bool:
         """Whether the predictors have been fitted."""
         return bool(self.path_points[:, 0].any())
-
-    def check_fitted(self, where: Any) -> None:
-        """Refuse a run whose predictors are not fitted.
-
-        Raises:
-            UserError: They are not.
-        """
-        if not self.fitted:
-            problem = "training has not come to its last epoch, where the predictors are fitted; continue it"
-            raise UserError("ckpt_path", where, f"{problem} with `eenet fit ... --ckpt_path last`")
 
     def curves(self) -> dict[str, list[Point]]:
         """The curves on validation samples: QuEE's, early exits by confidence (all widths; widest) and static ones."""
@@ -223,14 +223,18 @@ class QuEE(ExitRoutine):
         return Nodes(sample_statistics(found["logits"], found["labels"]), known)
 
     def on_validation_epoch_end(self) -> None:
-        """Judge static networks; after the last epoch, unless it is a trial run, fit the predictors and judge them."""
+        """Judge static networks; fit the predictors on a whole validation of the final weights, and judge them.
+
+        A training's validations before its last epoch fit nothing.
+        """
         with torch.inference_mode(False):
-            nodes = self.finish_nodes()
-            trial = self.trainer.sanity_checking or self.trainer.fast_dev_run  # type: ignore[attr-defined]
-            if self.trainer.state.fn == "fit" and not trial and self.current_epoch + 1 == self.trainer.max_epochs:
+            nodes, trial, fn = self.finish_nodes(), self.trial(), self.trainer.state.fn
+            ends = fn != "fit" or self.current_epoch + 1 == self.trainer.max_epochs
+            if trial is None and ends and not self.current:
                 self.fit_predictors(nodes)
-            if self.fitted:
-                self._judge("val", nodes, self._reference_rows(nodes))
+                self.remember(len(nodes.statistics))
+            if self.fitted and self.current and not self.trainer.sanity_checking:
+                self._judge("val", nodes, self.mark(self._reference_rows(nodes), trial))
                 return
             rows = {width: uniform_rows(self.network, nodes.statistics, width) for width in self.network.widths}
         for width, exits in rows.items():
@@ -239,7 +243,7 @@ class QuEE(ExitRoutine):
         self.log("val/accuracy", nodes.statistics[..., 1].mean(), prog_bar=True, rank_zero_only=True)
 
     def fit_predictors(self, nodes: Nodes) -> None:
-        """Fit the predictors on one half of some samples, and take the curves of the other half.
+        """Fit the predictors on one half of the validation samples, and take the curves of the other half.
 
         Raises:
             UserError: Too few samples.
@@ -258,6 +262,23 @@ class QuEE(ExitRoutine):
         for name, points in zip(("path", "threshold", "static"), self._curves(second), strict=True):
             getattr(self, f"{name}_points").copy_(torch.tensor(points, dtype=torch.float64))
 
+    def fit_on(self, batches: Iterable[Any], split: str | None) -> None:
+        """Fit the predictors outside a training, on all batches of the validation split.
+
+        Args:
+            batches: `(inputs, labels)` on the routine's device.
+            split: Fingerprint of the split.
+
+        Raises:
+            UserError: Too few samples.
+        """
+        with torch.no_grad():
+            for inputs, labels in batches:
+                self.record_nodes(inputs, labels)
+        nodes = self.finish_nodes()
+        self.fit_predictors(nodes)
+        self.validated_on = ChosenOn(self.network_digest(), split, len(nodes.statistics))
+
     def _curves(self, nodes: Nodes) -> tuple[list[Point], list[Point], list[Point]]:
         network, correct = self.network, 1 - nodes.errors
         predicted = predicted_errors(network, nodes.known)
@@ -270,7 +291,8 @@ class QuEE(ExitRoutine):
 
     def _reference_rows(self, nodes: Nodes) -> list[dict[str, Any]]:
         predicted, rows = predicted_errors(self.network, nodes.known), []
-        for name, policy in self.path_policies().items():
+        for name, point in self.own_points().items():
+            policy = cast(PathPolicy, point.policy)
             ends = final_nodes(self.network, predicted, policy)
             rows.append(path_row(self.network, name, gather_exits(nodes.statistics, ends), ends, policy))
         return rows
@@ -299,8 +321,13 @@ class QuEE(ExitRoutine):
             self._print_results()
 
     def on_test_start(self) -> None:
-        """Make room for each operating point's records."""
-        self._paths = self.path_policies()
+        """Make room for the records of each operating point.
+
+        Raises:
+            UserError: They were chosen on other weights, on another split, or never: there are no predictors then.
+        """
+        self.require_principal()
+        self._paths = self.usable_points()
         self._routed = nn.ModuleDict({str(i): Records(["statistics", "nodes"]) for i in range(len(self._paths))})
         self._routed.to(self.device)
 
@@ -308,26 +335,31 @@ class QuEE(ExitRoutine):
         """Record every node, and really route the batch at every operating point."""
         inputs, labels = batch
         self.record_nodes(inputs, labels)
-        for records, policy in zip(self._routed.values(), self._paths.values(), strict=True):
-            routed = route_paths(self.network, inputs, policy)
+        for records, point in zip(self._routed.values(), self._paths.values(), strict=True):
+            routed = route_paths(self.network, inputs, cast(PathPolicy, point.policy))
             records.update(statistics=sample_statistics(routed.logits, labels), nodes=routed.nodes)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
         rows = []
-        for (name, policy), records in zip(self._paths.items(), self._routed.values(), strict=True):
-            found = records.compute()  # type: ignore[operator]
-            rows.append(path_row(self.network, name, found["statistics"], found["nodes"], policy))
+        for (name, point), records in zip(self._paths.items(), self._routed.values(), strict=True):
+            found, policy = records.compute(), cast(PathPolicy, point.policy)  # type: ignore[operator]
+            rows.append(chosen(path_row(self.network, name, found["statistics"], found["nodes"], policy), point))
         self._judge("test", self.finish_nodes(), rows)
         self._write_results()
 
     def on_predict_start(self) -> None:
-        """Choose the operating points."""
-        self._paths = self.path_policies()
+        """Take the principal operating point.
+
+        Raises:
+            UserError: It is not chosen.
+        """
+        self.require_principal()
+        self._paths = self.usable_points()
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Route a batch at the first budget: `labels`, `probabilities`, `exits`, `macs` and `bitops` per sample."""
-        routed = route_paths(self.network, batch[0], next(iter(self._paths.values())))
+        routed = route_paths(self.network, batch[0], cast(PathPolicy, next(iter(self._paths.values())).policy))
         return {**predicted(routed), "bitops": routed.bitops}
 
     def configure_optimizers(self) -> Any:

@@ -21,7 +21,7 @@ from eenet.features import Features, feature_options
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
-from eenet.quantization import QuantizedBackbone, RoutedPaths
+from eenet.quantization import QuantizedBackbone
 from eenet.quantization.results import bitops_fields
 from eenet.quantization.twins import Twins
 from eenet.reporting import (
@@ -29,10 +29,12 @@ from eenet.reporting import (
     Results,
     accuracy_cost_figure,
     calibration_table,
+    chosen_rows,
     conformal_table,
     evaluate,
     exit_histogram_figure,
     make_console,
+    not_chosen_lines,
     operating_point,
     reliability_figure,
     results_table,
@@ -40,10 +42,11 @@ from eenet.reporting import (
     static_exits,
     write_json,
 )
-from eenet.runtime import Routed
 from lightning_modules.batches import DataModel
 from lightning_modules.checkpoints import IDENTITY, check_epochs, check_identity, identity, load_backbone
+from lightning_modules.choosing import ChoosesPoints, chosen
 from lightning_modules.losses import LossLog
+from lightning_modules.predictions import predicted
 from lightning_modules.schedules import cosine, end_schedules
 
 SCALARS = (
@@ -61,7 +64,7 @@ FIGURES = {
 """Figures of the results by name."""
 
 
-class ExitRoutine(DataModel, ABC):
+class ExitRoutine(DataModel, ChoosesPoints, ABC):
     """Trains an early-exit network, judges it and reports it.
 
     Batches are `(inputs, labels)`, or `(ExitFeatures, labels)` where a frozen backbone was run before.
@@ -127,10 +130,14 @@ class ExitRoutine(DataModel, ABC):
         if self.network.num_exits == 1:
             raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
 
+    def own_points(self) -> dict[str, OperatingPoint]:
+        """The routine's own policies, with what they were chosen on."""
+        chosen_on = self.validated_on if self.chooses else None
+        return {name: OperatingPoint(policy, chosen_on=chosen_on) for name, policy in self.policies().items()}
+
     def operating_points(self) -> dict[str, OperatingPoint]:
-        """The points that are tested: those of a calibration where asked for, else the routine's own policies."""
-        own = {name: OperatingPoint(policy) for name, policy in self.policies().items()}
-        return self.calibrated_points or own
+        """The points that are tested: those of a calibration where asked for, else the routine's own."""
+        return self.calibrated_points or self.own_points()
 
     def train(self, mode: bool = True) -> "ExitRoutine":
         """Set the mode; a frozen backbone stays in evaluation mode."""
@@ -228,29 +235,46 @@ class ExitRoutine(DataModel, ABC):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Judge every exit and operating point, and log them."""
+        """Judge every exit and operating point, and log them; a validation of the whole split chooses the points.
+
+        On a part of it points that are not chosen yet are tried out, and no more than that.
+        """
         records = self._records.compute()
         self._records.reset()
         self.finish_validation(records)
-        rows = evaluate(**records, policies=self.policies(), costs=self.network.costs)
+        trial = self.trial()
+        with self.kept(trial is not None):
+            if trial is None or not self.current:
+                self.choose_points(records)
+            rows = evaluate(**records, policies=self.policies(), costs=self.network.costs)
+        if self.trainer.sanity_checking:
+            return
+        if trial is None:
+            self.remember(len(records["predictions"]))
         for kind, found in rows.items():
             for row in found:
                 row |= bitops_fields(self.network, row, static=kind == "exits")
+        principal = rows["operating_points"][0]
+        rows["operating_points"] = self.mark(rows["operating_points"], trial)
         self.results = {**self._heading("val"), **rows}
-        self._log_results("val")
+        self._log_results("val", principal)
         if self.trainer.state.fn == "validate":
             self._print_results()
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
-        """Choose what is chosen on validation data, from `statistics`, `predictions` and `scores` of all samples."""
+        """Give the training what it learns from validation: `statistics`, `predictions` and `scores` of all samples."""
+
+    def choose_points(self, records: dict[str, Tensor]) -> None:
+        """Choose the operating points from `statistics`, `predictions` and `scores` of all samples."""
 
     def _prepare_points(self) -> None:
-        self._points = {name: (point, point.network(self.network)) for name, point in self.operating_points().items()}
+        usable = self.usable_points()
+        self._points = {name: (point, point.network(self.network)) for name, point in usable.items()}
         for point, _ in self._points.values():
             point.policy.to(self.device)
 
     def on_test_start(self) -> None:
-        """Make the operating points ready, with room for the records of each."""
+        """Make the operating points ready, with room for the records of each; those that are not chosen do not run."""
         self._prepare_points()
         self._routed = nn.ModuleDict({str(i): Records(["logits", "exits", "labels"]) for i in range(len(self._points))})
         self._routed.to(self.device)
@@ -277,7 +301,7 @@ class ExitRoutine(DataModel, ABC):
             for row, statistics in zip(exits, self._tempered.compute()["statistics"].unbind(1), strict=True):
                 row["calibrated"] = calibrated_figures(statistics)
             self._tempered.reset()
-        points = []
+        points = {}
         for (name, (point, network)), records in zip(self._points.items(), self._routed.values(), strict=True):
             gathered = records.compute()  # type: ignore[operator]
             statistics = sample_statistics(gathered["logits"], gathered["labels"])
@@ -287,14 +311,19 @@ class ExitRoutine(DataModel, ABC):
                 row["per_class"] = per_class(statistics[:, 1], gathered["labels"], gathered["logits"].shape[1])
             if self.calibration is not None:
                 row |= trust(point, self.calibration.temperatures, **gathered)
-            points.append(row)
-        self.results = {**self._heading("test"), "operating_points": points, "exits": exits}
+            points[name] = chosen(row, point)
+        self.results = {**self._heading("test"), "operating_points": self.all_rows(points), "exits": exits}
         self._log_results("test")
         self._print_results()
         self._write_results()
 
     def on_predict_start(self) -> None:
-        """Make the operating points ready."""
+        """Make the operating points ready.
+
+        Raises:
+            UserError: The principal one is not chosen.
+        """
+        self.require_principal()
         self._prepare_points()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
@@ -304,11 +333,13 @@ class ExitRoutine(DataModel, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another network or data set, or one that has trained for longer than is asked."""
         check_identity(dict(checkpoint), self.method, self.network, self.data_name)
+        super().on_load_checkpoint(checkpoint)
         self._continued = True
         if self._trainer is not None and self._trainer.state.fn == "fit":
             check_epochs(dict(checkpoint), self._trainer.max_epochs)
@@ -355,18 +386,20 @@ class ExitRoutine(DataModel, ABC):
             "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
         }
 
-    def _log_results(self, split: str) -> None:
+    def _log_results(self, split: str, principal: dict[str, Any] | None = None) -> None:
+        """Log the figures of exits and chosen points, and those of the principal point, which stopping may watch."""
         values: dict[str, float] = {}
-        for row in self.results["exits"] + self.results["operating_points"]:
+        points = chosen_rows(self.results)
+        for row in self.results["exits"] + points:
             name = row["name"].replace(" ", "_")
             values |= {f"{split}/{key}/{name}": row[key] for key in SCALARS if key in row}
-        for row in self.results["operating_points"]:
+        for row in points:
             for exit, share in enumerate(row["exit_fractions"]):
                 values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share
-        principal = self.results["operating_points"][0]
-        values[f"{split}/macs_fraction"] = principal["macs_fraction"]
+        principal = principal or (self.results["operating_points"][0] if points else {})
+        watched = {f"{split}/{key}": principal[key] for key in ("macs_fraction", "accuracy") if key in principal}
         self.log_dict(values, rank_zero_only=True)
-        self.log(f"{split}/accuracy", principal["accuracy"], prog_bar=True, rank_zero_only=True)
+        self.log_dict(watched, rank_zero_only=True, prog_bar=True)
 
     @rank_zero_only
     def _write_results(self) -> None:
@@ -381,16 +414,7 @@ class ExitRoutine(DataModel, ABC):
     def _print_results(self) -> None:
         console = make_console()
         console.print(results_table(self.results))
+        for line in not_chosen_lines(self.results["operating_points"]):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         if "calibrated" in self.results["exits"][0]:
             console.print(calibration_table(self.results), conformal_table(self.results))
-
-
-def predicted(routed: Routed | RoutedPaths) -> dict[str, Tensor]:
-    """What `predict` returns of routed samples: `labels`, `probabilities`, `exits` and `macs`."""
-    probabilities = routed.logits.softmax(-1)
-    return {
-        "labels": probabilities.argmax(-1),
-        "probabilities": probabilities,
-        "exits": routed.exits,
-        "macs": routed.macs,
-    }

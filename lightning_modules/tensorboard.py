@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from eenet.reporting import Results
+from eenet.reporting import Results, chosen_rows
 from lightning_modules.routine import ExitRoutine
 
 HPARAMS = "hparams"
@@ -101,7 +101,7 @@ def conclude(trainer: Trainer, routine: LightningModule) -> None:
         writer.add_scalar(tag, accuracy, percent)
     with SummaryWriter(str(Path(writer.log_dir, HPARAMS))) as metrics:
         principal = routine.results["operating_points"][0]
-        for name in METRICS:
+        for name in METRICS if principal.get("chosen", True) else ():
             metrics.add_scalar(f"{routine.results['split']}/{name}", principal[name], trainer.global_step)
         _, _, session_end = hparams({}, {})
         metrics._get_file_writer().add_summary(session_end)
@@ -109,7 +109,7 @@ def conclude(trainer: Trainer, routine: LightningModule) -> None:
 
 def curve_points(results: Results) -> Iterator[tuple[str, float, int]]:
     """Tag, accuracy and percent of the full MACs of every static exit and operating point, the cheapest first."""
-    for name, rows in (("static", results["exits"]), ("routed", results["operating_points"])):
+    for name, rows in (("static", results["exits"]), ("routed", chosen_rows(results))):
         for row in sorted(rows, key=lambda row: row["macs_fraction"]):
             yield f"{results['split']}/{CURVE}/{name}", row["accuracy"], round(100 * row["macs_fraction"])
 

@@ -26,6 +26,7 @@ class ThresholdExits(ExitRoutine):
         UserError: A learned gate, no early exit, or a budget that is outside (0, 1] or below the first exit's cost.
     """
 
+    chooses = True
     thresholds: Tensor
 
     def __init__(
@@ -54,6 +55,11 @@ class ThresholdExits(ExitRoutine):
                     "model.budgets", budget, f"the first exit alone costs {least:.3f} of the full network's MACs"
                 )
 
+    @property
+    def wish(self) -> str:
+        """The budgets."""
+        return f"--budget {','.join(f'{budget:g}' for budget in self.budgets)}"
+
     def policies(self) -> dict[str, Policy]:
         """A shared threshold for each budget."""
         gates = self.network.num_exits - 1
@@ -62,7 +68,7 @@ class ThresholdExits(ExitRoutine):
             for budget, value in zip(self.budgets, self.thresholds.tolist(), strict=True)
         }
 
-    def finish_validation(self, records: dict[str, Tensor]) -> None:
+    def choose_points(self, records: dict[str, Tensor]) -> None:
         """Choose the thresholds."""
         predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))
         scored = Scored(predictions, scores, statistics[..., 1] > 0, self.network.costs.fractions())

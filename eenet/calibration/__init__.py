@@ -1,5 +1,6 @@
 """From validation data to operating points: thresholds for a budget, temperatures, conformal sets and risk control."""
 
+from eenet.calibration.chosen import ChosenOn, objection, weights_digest
 from eenet.calibration.conformal import (
     ConformalMode,
     conformal_quantile,
@@ -25,6 +26,7 @@ from eenet.calibration.trust import calibrated_figures, trust
 
 __all__ = [
     "Calibration",
+    "ChosenOn",
     "ConformalMode",
     "OperatingPoint",
     "Scored",
@@ -40,6 +42,7 @@ __all__ = [
     "fit_scheduler",
     "fit_temperatures",
     "fixed_sequence",
+    "objection",
     "policy_for_accuracy",
     "policy_for_budget",
     "policy_for_risk",
@@ -49,4 +52,5 @@ __all__ = [
     "summarise_sets",
     "true_class_scores",
     "trust",
+    "weights_digest",
 ]

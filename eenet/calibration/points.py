@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eenet.calibration.chosen import ChosenOn
 from eenet.errors import UserError
 from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
@@ -17,7 +18,7 @@ from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialG
 from eenet.quantization.policy import PathPolicy
 from eenet.reporting import write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes."""
@@ -38,6 +39,7 @@ class OperatingPoint:
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
         got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
         conformal: Quantiles of conformal sets, `(exits,)`, by mode and miscoverage, such as `("common", 0.1)`.
+        chosen_on: The validation that chose it; `None` where nothing was chosen, as of learned gates.
     """
 
     policy: Policy
@@ -45,6 +47,7 @@ class OperatingPoint:
     asked: dict[str, float] = field(default_factory=dict)
     got: dict[str, float] = field(default_factory=dict)
     conformal: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+    chosen_on: ChosenOn | None = None
 
     def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
         """The network behind the point's gate."""
@@ -61,12 +64,13 @@ class OperatingPoint:
                 {"mode": mode, "alpha": alpha, "quantiles": quantiles.tolist()}
                 for (mode, alpha), quantiles in self.conformal.items()
             ],
+            "chosen_on": None if self.chosen_on is None else self.chosen_on.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
         """The point that `to_dict` wrote."""
-        gate = values["gate"]
+        gate, chosen_on = values["gate"], values["chosen_on"]
         conformal = {(row["mode"], row["alpha"]): torch.tensor(row["quantiles"]) for row in values["conformal"]}
         return cls(
             policy_from_dict(values["policy"]),
@@ -74,6 +78,7 @@ class OperatingPoint:
             dict(values["asked"]),
             dict(values["got"]),
             conformal,
+            None if chosen_on is None else ChosenOn(**chosen_on),
         )
 
 
@@ -94,8 +99,15 @@ class Calibration:
     points: dict[str, OperatingPoint]
 
     def add_to(self, path: Path) -> None:
-        """Write the file with the points that it has for the same checkpoint; one of the same name is replaced."""
-        if path.is_file() and (old := Calibration.load(path)).checkpoint == self.checkpoint:
+        """Write the file with the points that it has for the same checkpoint; one of the same name is replaced.
+
+        A file that cannot be read, as one of an older version, is replaced as a whole.
+        """
+        try:
+            old = Calibration.load(path)
+        except UserError:
+            old = self
+        if old.checkpoint == self.checkpoint:
             self.points = {**old.points, **self.points}
         self.save(path)
 

@@ -118,11 +118,16 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
         names: Separated by commas, or `all`.
 
     Raises:
-        UserError: There is no such point, or they were chosen for another checkpoint.
+        UserError: There is no such point, or it was not chosen for the run's weights and data.
     """
     if (run.folder / CALIBRATION).is_file():
-        return Calibration.of(run.folder, run.checkpoint, names).choose(names)
-    return Calibration("", 0, torch.empty(0), run.model.operating_points()).choose(names)
+        found = Calibration.of(run.folder, run.checkpoint, names)
+    else:
+        found = Calibration("", 0, torch.empty(0), run.model.operating_points())
+    points = found.choose(names)
+    for name, point in points.items():
+        run.model.require_chosen(name, point, run.split, run.folder)
+    return points
 
 
 def sample_rows(data: SplitData, samples: int) -> list[int]:

@@ -37,6 +37,7 @@ from eenet.metrics import choice_shares
 from eenet.policies import Policy, RandomExits
 from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
 from eenet.reporting import gather_exits, make_console
+from lightning_modules.choosing import warn_nobody_leaves
 
 PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
 """What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
@@ -122,6 +123,8 @@ def calibrate(
         raise UserError(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
         )
+    if policy in ("own", "random") and (why := run.model.untrained) is not None:
+        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
     logits, labels = exit_logits(run, "val")
     found = Calibration(sha256(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
     path = run.folder / CALIBRATION
@@ -159,6 +162,7 @@ class Chooser:
         predictions = logits.argmax(-1)
         self.costs = network.costs
         self.scored = Scored(predictions, scores, predictions == labels.unsqueeze(1), self.costs.fractions())
+        self.chosen_on = run.chosen_on(len(labels))
         self.quantized = isinstance(network.backbone, QuantizedBackbone)
         self.bitops = torch.tensor(bitops_profile(network).cumulative).double() / bitops(self.costs.full)
 
@@ -178,7 +182,8 @@ class Chooser:
         }
         if self.quantized:
             got["bitops_fraction"] = self.bitops[exits].mean().item()
-        return OperatingPoint(chosen, self.gate, asked, got, conformal)
+        warn_nobody_leaves({point_name(self.name, wish, value): choice_shares(exits, self.costs.num_exits).tolist()})
+        return OperatingPoint(chosen, self.gate, asked, got, conformal, self.chosen_on)
 
     def choose(self, wish: str, value: float, delta: float) -> Policy:
         """The policy that meets a wish."""

@@ -25,8 +25,10 @@ from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
 from eenet.errors import UserError, command
 from eenet.files import sha256
+from eenet.metrics import choice_shares
 from eenet.policies import Policy
 from eenet.reporting import gather_exits, make_console
+from lightning_modules.choosing import warn_nobody_leaves
 
 WISHES = ("budget", "max-disagreement", "max-perplexity-increase", "max-rouge-drop", "risk")
 """What can be asked of a decoder's exits."""
@@ -62,6 +64,8 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     for wish, values in wishes.items():
         if values and wish not in WISHES:
             raise UserError(wish, values, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
+    if policy == "own" and (why := run.model.untrained) is not None:
+        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
     chooser = TokenChooser(run, policy)
     path = run.folder / CALIBRATION
     found = Calibration(sha256(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
@@ -115,7 +119,7 @@ class TokenChooser:
     """
 
     def __init__(self, run: Run, policy: str) -> None:
-        self.run, self.data = run, cast(Continuations, run.data)
+        self.name, self.run, self.data = policy, run, cast(Continuations, run.data)
         network = cast(DecoderNetwork, run.model.network)
         own = next(iter(run.model.policies().values())).cpu()
         self.gate, self.policy = decider(policy, network.num_exits - 1, own)
@@ -147,8 +151,10 @@ class TokenChooser:
             "layers_fraction": layers / self.network.backbone.num_stages,
             "macs_fraction": self.scored.cost(policy),
         }
+        shares = choice_shares(exits, self.network.num_exits).tolist()
+        warn_nobody_leaves({point_name(self.name, wish, value): shares})
         asked = {wish: value, "delta": delta} if wish == "risk" else {wish: value}
-        return OperatingPoint(policy, self.gate, asked, got)
+        return OperatingPoint(policy, self.gate, asked, got, chosen_on=self.run.chosen_on(len(self.scored.scores)))
 
     def within_perplexity(self, percent: float) -> Policy:
         """The cheapest setting whose perplexity of the full model's text is at most some percent above its own."""

@@ -37,6 +37,8 @@ def main(args: list[str]) -> None:
     network = chosen.point.network(run.model.network.cpu())
     names = class_names(run.data)
     about = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
+    if chosen.point.chosen_on is not None:
+        about["chosen_on"] = chosen.point.chosen_on.to_dict()
     if chosen.temperatures is not None:
         about["temperatures"] = chosen.temperatures.tolist()
     description = Description(None if names is None else tuple(names), about)

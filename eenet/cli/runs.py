@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from datamodules import SplitData
-from eenet.calibration import Calibration, OperatingPoint
+from eenet.calibration import Calibration, ChosenOn, OperatingPoint
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -26,17 +26,23 @@ class Run:
         model: The routine in evaluation mode, on the device that the run's trainer chooses.
         data: Its data.
         device: That device.
+        split: Fingerprint of the validation split, `None` where the data were not read.
     """
 
     folder: Path
     model: ExitRoutine
     data: SplitData
     device: torch.device
+    split: str | None = None
 
     @property
     def checkpoint(self) -> Path:
         """The last checkpoint."""
         return last_checkpoint(self.folder)
+
+    def chosen_on(self, samples: int) -> ChosenOn:
+        """What a point is chosen on by so many samples of the run's validation split."""
+        return ChosenOn(self.model.network_digest(), self.split, samples)
 
 
 def open_run(folder: str, read_data: bool = True) -> Run:
@@ -66,7 +72,8 @@ def open_run(folder: str, read_data: bool = True) -> Run:
     if read_data:
         data.prepare_data()
         data.setup("validate")
-    return Run(Path(folder), model.to(device).eval(), data, device)
+    split = data.fingerprint("val") if read_data else None
+    return Run(Path(folder), model.to(device).eval(), data, device, split)
 
 
 @dataclass
@@ -88,16 +95,19 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
     """A point of `eenet calibrate`, or the run's own where none is named.
 
     Raises:
-        UserError: The run is quantized, has no such point, or was calibrated with another checkpoint.
+        UserError: The run is quantized, has no such point, or it was not chosen for the run's weights and data.
     """
     if isinstance(run.model.network, QuantizedNetwork):
         raise UserError("run", str(run.folder), "its paths change bit-widths; ship one that has one precision")
     if name is None:
-        return Chosen(*next(iter(run.model.operating_points().items())))
-    calibration = Calibration.of(run.folder, run.checkpoint, name)
-    if name not in calibration.points:
-        raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
-    return Chosen(name, calibration.points[name], calibration.temperatures)
+        chosen = Chosen(*next(iter(run.model.operating_points().items())))
+    else:
+        calibration = Calibration.of(run.folder, run.checkpoint, name)
+        if name not in calibration.points:
+            raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
+        chosen = Chosen(name, calibration.points[name], calibration.temperatures)
+    run.model.require_chosen(chosen.name, chosen.point, run.split, run.folder)
+    return chosen
 
 
 def class_names(data: SplitData) -> list[str] | None:

@@ -179,16 +179,20 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
 
 
 def report(folder: Path, runs: list[Run]) -> None:
-    """Write `sweep.csv`, a row for each run and operating point, and print it."""
+    """Write `sweep.csv`, a row for each run and operating point, and print it; say which points are not chosen."""
     from rich.table import Table
 
-    from eenet.reporting import make_console, read_results, write_text
+    from eenet.reporting import chosen_rows, make_console, not_chosen_lines, read_results, write_text
 
+    found = [(run, read_results(run.folder / "results.json")) for run in runs]
     rows = [
         {**run.values, "operating_point": point["name"], **{name: point.get(name, float("nan")) for name in FIGURES}}
-        for run in runs
-        for point in read_results(run.folder / "results.json")["operating_points"]
+        for run, results in found
+        for point in chosen_rows(results)
     ]
+    for run, results in found:
+        for line in not_chosen_lines(results["operating_points"]):
+            print(f"{run.folder.name}: {line}")
     if not rows:
         return
     text = io.StringIO()

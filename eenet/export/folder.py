@@ -39,7 +39,7 @@ class Description:
 
     Attributes:
         labels: Names of the classes.
-        point: Of the operating point: `name`, `asked`, `got`.
+        point: Of the operating point: `name`, `asked`, `got`, and what it was `chosen_on`.
     """
 
     labels: tuple[str, ...] | None = None

@@ -3,9 +3,9 @@
 import hashlib
 import json
 
-import torch
 from torch import nn
 
+from eenet.files import tensor_digest
 from eenet.network import EarlyExitNetwork
 
 
@@ -41,8 +41,4 @@ def content_digest(module: nn.Module) -> str:
         >>> content_digest(one) == content_digest(other)
         True
     """
-    total = hashlib.sha256()
-    for name, values in module.state_dict().items():
-        total.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        total.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+    return tensor_digest(module.state_dict().items())

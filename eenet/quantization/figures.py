@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from eenet.metrics import NUM_BINS
-from eenet.reporting import Results
+from eenet.reporting import Results, chosen_rows
 
 
 def accuracy_bitops_figure(results: Results) -> Figure:
@@ -20,7 +20,7 @@ def accuracy_bitops_figure(results: Results) -> Figure:
             *_points(points, "cost"), "-", color=color, alpha=0.6, label=f"early exit by confidence, {width} bits"
         )
     axes.plot(*_frontier(_points(results["curves"]["quee"], "cost")), "k-", label="QuEE, all lambda")
-    axes.plot(*_points(results["operating_points"], "bitops_fraction"), "k*", markersize=12, label="QuEE, routed")
+    axes.plot(*_points(chosen_rows(results), "bitops_fraction"), "k*", markersize=12, label="QuEE, routed")
     axes.set_xscale("log")
     axes.set_xlabel("mean BitOPs per sample (% of the float network)")
     axes.set_ylabel(f"accuracy on {results['split']} (%)")
@@ -32,7 +32,7 @@ def accuracy_bitops_figure(results: Results) -> Figure:
 
 def path_histogram_figure(results: Results) -> Figure:
     """For every operating point and segment the share of the samples that ran it at each width, or had left."""
-    points, widths = results["operating_points"], results["quantization"]["widths"]
+    points, widths = chosen_rows(results), results["quantization"]["widths"]
     segments = len(results["exits"])
     figure = Figure(figsize=(2.6 * len(points) + 1.2, 3.2), layout="constrained", dpi=72)
     for axes, row in zip(figure.subplots(1, len(points), squeeze=False, sharey=True)[0], points, strict=True):

@@ -4,6 +4,7 @@ from eenet.reporting.figures import accuracy_cost_figure, exit_histogram_figure,
 from eenet.reporting.results import (
     SCHEMA,
     Results,
+    chosen_rows,
     evaluate,
     gather_exits,
     operating_point,
@@ -12,18 +13,20 @@ from eenet.reporting.results import (
     write_json,
     write_text,
 )
-from eenet.reporting.table import calibration_table, conformal_table, make_console, results_table
+from eenet.reporting.table import calibration_table, conformal_table, make_console, not_chosen_lines, results_table
 
 __all__ = [
     "SCHEMA",
     "Results",
     "accuracy_cost_figure",
     "calibration_table",
+    "chosen_rows",
     "conformal_table",
     "evaluate",
     "exit_histogram_figure",
     "gather_exits",
     "make_console",
+    "not_chosen_lines",
     "operating_point",
     "read_results",
     "reliability_figure",

@@ -6,6 +6,7 @@ points, the random routing at each point's exit fractions, and its static exits 
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 from eenet.costs import CostProfile
 from eenet.errors import UserError
 from eenet.quantization.bitops import bitops
-from eenet.reporting.results import Results, read_results
+from eenet.reporting.results import Results, chosen_rows, read_results
+from eenet.reporting.table import not_chosen_lines
 
 Row = dict[str, Any]
 """A row of `exits` or `operating_points` of a `results.json`; its fractions of the cost have one denominator."""
@@ -228,7 +230,8 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
         paths: Run folders or `results.json` files.
 
     Raises:
-        UserError: A file is not there or of another kind, is given twice, or is of other test data than the first.
+        UserError: A file is not there or of another kind, is given twice, has no chosen point, or is of other
+            test data than the first.
     """
     runs: dict[Path, Run] = {}
     for text in paths:
@@ -236,6 +239,8 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
         path = path / "results.json" if path.is_dir() else path
         run = Run(path.parent, read_results(path))
         missing = [field for field in FIELDS if field not in run.results or run.results[field] in (None, {})]
+        if not missing:
+            leave_out_unchosen(run)
         if missing or not run.results["operating_points"]:
             lacks = ", ".join(missing or ["operating_points"])
             raise UserError("RUN", text, f"its results lack {lacks}; write them again with `eenet test`")
@@ -249,6 +254,20 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
                 problem = f"its figures are of {this}, those of {first.folder} of {that}; only runs judged on the same"
                 raise UserError("RUN", str(run.folder), f"{problem} samples can be compared")
     return list(runs.values())
+
+
+def leave_out_unchosen(run: Run) -> None:
+    """Take the points without figures out of a run's results, with a warning.
+
+    Raises:
+        UserError: None is left.
+    """
+    kept = chosen_rows(run.results)
+    for line in not_chosen_lines(run.results["operating_points"]):
+        if not kept:
+            raise UserError("RUN", str(run.folder), line)
+        warnings.warn(f"{run.folder}: left out: {line}", stacklevel=2)
+    run.results["operating_points"] = kept
 
 
 def tested_on(results: Results) -> Iterator[str]:

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eenet.metrics import NUM_BINS
-from eenet.reporting.results import Results
+from eenet.reporting.results import Results, chosen_rows
 
 
 def accuracy_cost_figure(results: Results) -> Figure:
     """Accuracy against MACs: the static exits' curve and every routed operating point."""
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=72)
     axes = figure.subplots()
-    exits, points = results["exits"], results["operating_points"]
+    exits, points = results["exits"], chosen_rows(results)
     axes.plot(_percent(exits, "macs_fraction"), _percent(exits, "accuracy"), "o-", color="0.5", label="static exits")
     for number, row in enumerate(exits):
         at = (100 * row["macs_fraction"], 100 * row["accuracy"])
@@ -34,7 +34,7 @@ def exit_histogram_figure(results: Results) -> Figure:
     """Share of the samples that leave at each exit, for every operating point."""
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=72)
     axes = figure.subplots()
-    points = results["operating_points"]
+    points = chosen_rows(results)
     width = 0.8 / max(len(points), 1)
     for number, row in enumerate(points):
         positions = np.arange(len(row["exit_fractions"])) + (number - (len(points) - 1) / 2) * width
@@ -42,13 +42,14 @@ def exit_histogram_figure(results: Results) -> Figure:
     axes.set_xlabel("exit")
     axes.set_ylabel(f"samples of {results['split']} leaving there (%)")
     axes.set_xticks(range(len(results["exits"])))
-    axes.legend()
+    if points:
+        axes.legend()
     return figure
 
 
 def reliability_figure(results: Results) -> Figure:
     """A reliability diagram for every static exit and every operating point: accuracy by confidence bin."""
-    rows = results["exits"] + results["operating_points"]
+    rows = results["exits"] + chosen_rows(results)
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained", dpi=72)

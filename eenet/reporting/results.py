@@ -7,6 +7,10 @@ bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (a
 `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
 reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities, and
 those of operating points `asked`, `got` on the validation split, and `conformal` sets.
+
+A row of `operating_points` also has `chosen`, and `chosen_on`: digest of the weights, fingerprint and size of the
+validation split that chose it. One that is not chosen for the run's weights has `chosen: false`, `why`, its `name`, and
+no figures.
 """
 
 import json
@@ -83,6 +87,11 @@ def operating_point(name: str, statistics: Tensor, exits: Tensor, costs: CostPro
 def gather_exits(values: Tensor, exits: Tensor) -> Tensor:
     """Each sample's row at its own exit: `(samples, exits, ...)` and `(samples,)` to `(samples, ...)`."""
     return values[torch.arange(len(exits), device=exits.device), exits]
+
+
+def chosen_rows(results: Results) -> list[dict[str, Any]]:
+    """The operating points that are chosen, which alone have figures."""
+    return [row for row in results["operating_points"] if row.get("chosen", True)]
 
 
 def _row(name: str, statistics: Tensor, shares: Tensor, macs: float, costs: CostProfile) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The table printed after `eenet test`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from eenet.reporting.results import Results
+from eenet.reporting.results import Results, chosen_rows
 
 
 def make_console() -> Console:
@@ -28,9 +29,21 @@ def results_table(results: Results) -> Table:
         table.add_row(*_cells(row, ""))
     table.add_section()
     for row in results["operating_points"]:
+        if not row.get("chosen", True):
+            table.add_row(f"{row['name']} (not chosen)", *["-"] * len(headings))
+            continue
         shares = " ".join(f"{100 * share:.0f}" for share in row["exit_fractions"])
         table.add_row(*_cells(row, shares), style="bold")
     return table
+
+
+def not_chosen_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Why points are not chosen and what to do, a line for each reason, to go under the table."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.get("chosen", True):
+            names.setdefault(row["why"], []).append(row["name"])
+    return [f"not chosen: {', '.join(found)}: {why}" for why, found in names.items()]
 
 
 def calibration_table(results: Results) -> Table:
@@ -39,7 +52,7 @@ def calibration_table(results: Results) -> Table:
     table.add_column("")
     for heading in ("asked", "got", "NLL", "ECE %", "ECE, equal mass %", "Brier", "AURC"):
         table.add_column(heading, justify="right")
-    for row in results["exits"] + results["operating_points"]:
+    for row in results["exits"] + chosen_rows(results):
         table.add_row(
             row["name"],
             *_asked_and_got(row),
@@ -57,7 +70,7 @@ def conformal_table(results: Results) -> Table:
     table = Table("", "quantiles", title="conformal sets")
     for heading in ("asked %", "coverage %", "mean set size"):
         table.add_column(heading, justify="right")
-    for row in results["operating_points"]:
+    for row in chosen_rows(results):
         for sets in row["conformal"]:
             figures = (100 * (1 - sets["alpha"]), 100 * sets["coverage"], sets["set_size"])
             table.add_row(

@@ -1,9 +1,11 @@
 """`eenet calibrate --budget-bitops` on a tiny run of QuEE, and `eenet test --point`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from eenet.cli.main import main
@@ -47,6 +49,26 @@ def test_a_budget_in_bitops_is_chosen_on_validation_and_tested(run: Path) -> Non
     setting = points["budget-bitops-0.12"]["policy"]["arguments"]
     assert row["name"] == "budget-bitops-0.12"
     assert (row["first_width"], row["tradeoff"]) == (setting["first_width"], setting["tradeoff"])
+
+
+def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_path: Path) -> None:
+    main(["calibrate", str(run), "--budget-bitops", "0.9,0.12"])
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "calibration.json").unlink()
+    path = copy / "checkpoints" / "last.ckpt"
+    before = torch.load(path, weights_only=True)
+    fitted = [name for name in before["state_dict"] if "predictors." in name or name.endswith("_points")]
+    bare = {name: torch.zeros_like(value) if name in fitted else value for name, value in before["state_dict"].items()}
+    torch.save({**before, "state_dict": bare, "validated_on": None}, path)
+    main(["calibrate", str(copy), "--budget-bitops", "0.9,0.12"])
+    after = torch.load(path, weights_only=True)
+    assert fitted
+    for name, value in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], value)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in ("eenet", "loops", "epoch", "validated_on"))
+    found, expected = (json.loads((folder / "calibration.json").read_text())["points"] for folder in (copy, run))
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_generation_without_leaving_is_the_full_models(runs: dict[str, Path], tm
     main(["calibrate", str(runs["calm"]), "--max-disagreement", "0", "--policy", "max_probability"])
     calibration = Calibration.load(runs["calm"] / CALIBRATION)
     never = calibration.points["max_probability-max-disagreement-0"]
-    calibration.points["never"] = type(never)(Threshold(["inf", "inf"]), never.gate, never.asked, never.got)
+    calibration.points["never"] = replace(never, policy=Threshold(["inf", "inf"]))
     calibration.save(runs["calm"] / CALIBRATION)
     run = open_run(str(runs["calm"]), read_data=False)
     prompt, summary = "the city loses storm", tmp_path / "summary.json"

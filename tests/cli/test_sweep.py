@@ -82,6 +82,20 @@ def test_a_grid_leaves_results_and_one_table(config: Path, capsys: pytest.Captur
     assert "learned" in capsys.readouterr().out
 
 
+def test_points_that_nothing_has_chosen_are_said_and_not_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = sweep.Run(tmp_path / "seed=0", {"seed": 0}, [])
+    good = {"name": "a", "accuracy": 0.9, "nll": 0.1, "ece": 0.1, "macs_fraction": 0.5, "chosen": True}
+    rows = [good, {"name": "b", "chosen": False, "why": "never"}]
+    run.folder.mkdir()
+    (run.folder / "results.json").write_text(json.dumps({"schema": 1, "operating_points": rows}))
+    sweep.report(tmp_path, [run])
+    assert "seed=0: not chosen: b: never\n" in capsys.readouterr().out
+    with open(tmp_path / "sweep.csv") as file:
+        assert [row["operating_point"] for row in csv.DictReader(file)] == ["a"]
+
+
 def test_a_finished_run_is_not_run_again(config: Path) -> None:
     main(arguments(config))
     runs = config.parent / "runs"

@@ -267,6 +267,18 @@ def test_another_training_split_is_accepted(tmp_path: Path) -> None:
     assert [str(run.folder) for run in load_runs([first, f"{second}/results.json"])] == [first, second]
 
 
+def test_points_that_nothing_has_chosen_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    unchosen = {"name": "budget-0.5", "chosen": False, "why": "no whole validation has chosen it; do this"}
+    some, none = make_results(), make_results([])
+    some["operating_points"].append(unchosen)
+    none["operating_points"].append(unchosen)
+    with pytest.warns(UserWarning, match=r"left out: not chosen: budget-0\.5: no whole validation .*; do this"):
+        (run,) = load_runs([write_run(tmp_path / "some", some)])
+    assert [row["name"] for row in run.results["operating_points"]] == ["learned"]
+    with pytest.raises(UserError, match=r"not chosen: budget-0\.5: no whole validation has chosen it"):
+        load_runs([write_run(tmp_path / "none", none)])
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     good = write_run(tmp_path / "good", make_results())
     poor = write_run(tmp_path / "poor", {"schema": 1, "operating_points": []})

@@ -145,6 +145,15 @@ def test_patience_and_shares_that_make_no_sense_are_refused(make: Callable[[], o
         make()
 
 
+def test_infinite_thresholds_can_be_turned() -> None:
+    scores = torch.tensor([[0.2, 0.3], [0.8, 0.4]])
+    policy = Threshold([0.5, float("inf")])
+    knobs = policy.knobs(scores).tolist()
+    assert knobs == pytest.approx([float("-inf"), -0.3, 0.3, float("inf")])
+    exits = [policy.turned(knob).exits(torch.zeros(2, 3), scores).tolist() for knob in knobs]
+    assert exits == [[0, 0], [0, 0], [2, 0], [2, 2]]
+
+
 @given(gate_logits, st.sampled_from([SequentialGates(), Threshold([0.0] * 8), Patience()]))
 def test_knobs_go_from_the_cheapest_policy_to_the_dearest(logits: torch.Tensor, policy: Policy) -> None:
     num_gates = logits.shape[1]

@@ -80,8 +80,8 @@ def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path
 
 def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[QuEE, Path]) -> None:
     routine, folder = run
-    for budget, policy in zip(routine.budgets, routine.path_policies().values(), strict=True):
-        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == tuple(policy))
+    for budget, own in zip(routine.budgets, routine.own_points().values(), strict=True):
+        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == tuple(own.policy))
         assert point.cost <= budget
         assert point.accuracy == max(p.accuracy for p in routine.curves()["quee"] if p.cost <= budget)
     for row in results(folder)["at_budgets"]:
@@ -210,12 +210,19 @@ def test_two_processes_share_one_store(tmp_path: Path) -> None:
     assert torch.equal(routine.network.ranges, single.network.ranges)
 
 
-def test_a_run_without_its_last_epoch_has_no_operating_points(tmp_path: Path) -> None:
+def test_a_run_that_ends_before_its_last_epoch_fits_its_predictors_on_the_whole_split(tmp_path: Path) -> None:
     routine = make_routine()
     trainer = make_trainer(tmp_path, epochs=3, max_steps=1, limit_train_batches=1, limit_val_batches=1)
-    trainer.fit(routine, datamodule=Digits())
-    with pytest.raises(UserError, match="has not come to its last epoch"):
-        trainer.test(routine, datamodule=Digits(), verbose=False)
+    trainer.fit(routine, datamodule=Digits(eval_batch_size=64))
+    assert routine.validated_on is not None
+    assert routine.validated_on.samples == 144
+    trainer.test(routine, datamodule=Digits(), verbose=False)
+    assert all(row["chosen"] for row in routine.results["operating_points"])
+
+
+def test_a_run_without_predictors_is_not_tested(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"budget-0\.5.*not chosen: no whole validation .*--budget-bitops 0\.5,5`"):
+        make_trainer(tmp_path).test(make_routine(), datamodule=Digits(), verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +239,6 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], messa
 
 
 def test_too_few_samples_for_predictors_are_refused(tmp_path: Path) -> None:
-    data = Digits(eval_batch_size=16)
-    with pytest.raises(UserError, match=r"data\.validation_fraction = 16: gives 16 samples"):
-        make_trainer(tmp_path, epochs=1, limit_train_batches=1, limit_val_batches=1).fit(
-            make_routine(), datamodule=data
-        )
+    data = Digits(validation_fraction=0.015)
+    with pytest.raises(UserError, match=r"data\.validation_fraction = 22: gives 22 samples"):
+        make_trainer(tmp_path, epochs=1, limit_train_batches=1).fit(make_routine(), datamodule=data)

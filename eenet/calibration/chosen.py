@@ -1,0 +1,76 @@
+"""What an operating point was chosen on, and whether that is what it is about to be used with."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.files import tensor_digest
+
+
+@dataclass(frozen=True)
+class ChosenOn:
+    """The validation that chose an operating point.
+
+    Attributes:
+        weights: Digest of the network's weights, from `weights_digest`.
+        split: Fingerprint of the validation split; `None` where the data have none.
+        samples: How many samples it had.
+    """
+
+    weights: str
+    split: str | None
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def objection(chosen: ChosenOn | None, weights: str, split: str | None) -> str | None:
+    """Why a point is not to be used with some weights and data; `None` where it may be.
+
+    Args:
+        chosen: What the point was chosen on.
+        weights: Digest of the weights that are there.
+        split: Fingerprint of the validation split that is there, `None` where that is not known.
+
+    Example:
+        >>> objection(ChosenOn("ab", "cd", 100), "ab", "cd"), objection(ChosenOn("ab", "cd", 100), "ba", "cd")
+        (None, 'it was chosen on other weights')
+    """
+    if chosen is None:
+        return "no whole validation has chosen it"
+    if chosen.weights != weights:
+        return "it was chosen on other weights"
+    if None not in (chosen.split, split) and chosen.split != split:
+        return "it was chosen on another validation split"
+    return None
+
+
+def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
+    """SHA-256 of a network's weights in the order of their names; half precision counts as the same values in float32.
+
+    Predictors of QuEE are left out: they are chosen on validation data as thresholds are, on top of the weights.
+
+    Args:
+        state: The network's state, or that of a whole routine.
+        prefix: Of the network's names in it.
+
+    Example:
+        >>> one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
+        >>> half = {"network.b": torch.tensor(3), "network.a": torch.tensor([1.0, 2.0]).bfloat16(), "other": one["a"]}
+        >>> weights_digest(one) == weights_digest(half, "network.")
+        True
+        >>> weights_digest(one) == weights_digest({**one, "a": torch.tensor([1.0, 2.5])})
+        False
+    """
+    names = sorted(name for name in state if name.startswith(prefix))
+    kept = ((name.removeprefix(prefix), state[name]) for name in names)
+    return tensor_digest((name, _widened(values)) for name, values in kept if not name.startswith("predictors."))
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

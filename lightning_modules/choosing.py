@@ -1,0 +1,305 @@
+"""What a routine's operating points were chosen on, and which of them may be used."""
+
+import shlex
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils import _pytree as pytree
+
+from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
+from eenet.errors import UserError
+from eenet.policies import SequentialGates
+from eenet.reporting import Results
+
+Row = dict[str, Any]
+"""A row of results."""
+
+NETWORK = "network."
+"""What the names of the network's weights begin with in a routine's state."""
+
+VALIDATED_ON = "validated_on"
+"""Key of a checkpoint under which its last whole validation stands."""
+
+
+class ChoosesPoints(LightningModule):
+    """Remembers the last validation of the whole split, which alone chooses operating points, and on which weights.
+
+    Attributes:
+        chooses: Whether the routine's own operating points are chosen on validation data.
+        validated_on: What that validation was on.
+    """
+
+    chooses: ClassVar[bool] = False
+    results: Results
+    calibrated_points: dict[str, OperatingPoint]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validated_on: ChosenOn | None = None
+        self._judged = ""
+        self._objections: dict[str, str] = {}
+
+    @abstractmethod
+    def own_points(self) -> dict[str, OperatingPoint]:
+        """The routine's own points."""
+
+    @abstractmethod
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """The points that are tested, the principal one first."""
+
+    @property
+    def untrained(self) -> str | None:
+        """What training left undone in the network's own gates, `None` where it left nothing."""
+        return None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """A training ends with a whole validation on its final weights."""
+        return [WholeValidation()]
+
+    def network_digest(self) -> str:
+        """Digest of the network's weights as a checkpoint holds them, the same on all processes."""
+        if self._trainer is None:
+            return weights_digest(self.state_dict(), NETWORK)
+        strategy = self.trainer.strategy
+        return strategy.broadcast(weights_digest(strategy.lightning_module_state_dict(), NETWORK))
+
+    @property
+    def split(self) -> str | None:
+        """Fingerprint of the trainer's validation split; `None` where the data have none."""
+        fingerprint = getattr(getattr(self._trainer, "datamodule", None), "fingerprint", None)
+        return None if fingerprint is None else fingerprint("val")
+
+    def on_validation_epoch_start(self) -> None:
+        """Note which weights are judged; callbacks may exchange them before the epoch's end."""
+        self._judged = self.network_digest()
+
+    def trial(self) -> str | None:
+        """Why the present validation chooses nothing; `None` where it is one of the whole split."""
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            return "a sanity check chooses nothing"
+        for field in ("fast_dev_run", "overfit_batches"):
+            if getattr(trainer, field):
+                return f"a trial run (trainer.{field}) chooses nothing"
+        seen, whole = sum(trainer.num_val_batches), sum(map(_batches, pytree.tree_leaves(trainer.val_dataloaders)))
+        return f"the validation saw {seen:g} of {whole:g} batches" if seen < whole else None
+
+    def remember(self, samples: int) -> None:
+        """The present validation was one of the whole split, of so many samples with those that fill up processes."""
+        if self.trainer.world_size > 1:
+            loaders = pytree.tree_leaves(self.trainer.val_dataloaders)
+            samples = min(samples, sum(len(loader.dataset) for loader in loaders))
+        self.validated_on = ChosenOn(self._judged, self.split, samples)
+
+    @property
+    def current(self) -> bool:
+        """Whether the weights that are validated are those of the last whole validation."""
+        return self.validated_on is not None and self.validated_on.weights == self._judged
+
+    @contextmanager
+    def kept(self, keep: bool) -> Iterator[None]:
+        """Where asked for, put the routine's own buffers, such as thresholds, back to what they were before."""
+        before = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)} if keep else {}
+        yield
+        for name, buffer in before.items():
+            getattr(self, name).copy_(buffer)
+
+    def objection(self, point: OperatingPoint, weights: str, split: str | None) -> str | None:
+        """Why a point is not to be used, `None` where it may be; see `eenet.calibration.objection`."""
+        if point.gate is None and isinstance(point.policy, SequentialGates) and self.untrained:
+            return self.untrained
+        if point.chosen_on is None and not self.chooses:
+            return None
+        return objection(point.chosen_on, weights, split)
+
+    def objections(self, points: Mapping[str, OperatingPoint], split: str | None) -> dict[str, str]:
+        """Why points are not to be used with the present weights and data, by the names of those that are not.
+
+        Args:
+            points: Operating points by name.
+            split: Fingerprint of the validation split, `None` where it is not known.
+        """
+        weights = self.network_digest()
+        found = {name: self.objection(point, weights, split) for name, point in points.items()}
+        return {name: why for name, why in found.items() if why is not None}
+
+    def require_chosen(self, name: str, point: OperatingPoint, split: str | None, folder: str | Path) -> None:
+        """Refuse to use or ship a point that was not chosen for what is there.
+
+        Args:
+            name: Of the point.
+            point: The point.
+            split: Fingerprint of the validation split, `None` where it is not known.
+            folder: Run folder, for the remedy.
+
+        Raises:
+            UserError: It was chosen on other weights, on another split, or never.
+        """
+        why = self.objections({name: point}, split).get(name)
+        if why is not None:
+            raise UserError("point", name, f"is not chosen: {why}; {self.remedy(folder)}")
+
+    def require_principal(self) -> None:
+        """Refuse to use the principal point where it is not chosen.
+
+        Raises:
+            UserError: It is not.
+        """
+        name, point = next(iter(self.operating_points().items()))
+        self.require_chosen(name, point, self.split, self.trainer.default_root_dir)
+
+    def usable_points(self) -> dict[str, OperatingPoint]:
+        """The points that are tested; the routine's own that are not chosen are left out, and why is remembered.
+
+        Raises:
+            UserError: A calibrated point was chosen on other weights or on another split.
+        """
+        points, split = self.operating_points(), self.split
+        for name, point in self.calibrated_points.items():
+            self.require_chosen(name, point, split, self.trainer.default_root_dir)
+        self._objections = self.objections(points, split)
+        return {name: point for name, point in points.items() if name not in self._objections}
+
+    def all_rows(self, rows: Mapping[str, Row]) -> list[Row]:
+        """Rows of the points that are tested, in their order, and of those that `usable_points` left out."""
+        return [rows.get(name) or self.not_chosen(name) for name in self.operating_points()]
+
+    def mark(self, rows: list[Row], trial: str | None) -> list[Row]:
+        """Rows of a validation with what each point was chosen on; without figures where it is not chosen.
+
+        Args:
+            rows: Of the routine's own points.
+            trial: Why the validation chooses nothing.
+        """
+        own, split = self.own_points(), self.split
+        found = {row["name"]: self.objection(own[row["name"]], self._judged, split) for row in rows}
+        self._objections = {name: trial if trial and self.chooses else why for name, why in found.items() if why}
+        return [
+            self.not_chosen(row["name"]) if row["name"] in self._objections else chosen(row, own[row["name"]])
+            for row in rows
+        ]
+
+    def not_chosen(self, name: str) -> Row:
+        """The row of results of a point that is not chosen: its name and why, and no figures."""
+        why = f"{self._objections[name]}; {self.remedy(self.trainer.default_root_dir)}"
+        return {"name": name, "chosen": False, "why": why}
+
+    def remedy(self, folder: str | Path) -> str:
+        """The command that chooses points for a run as it is."""
+        return f"choose points with `eenet calibrate {shlex.quote(str(folder))} {self.wish}`"
+
+    @property
+    def wish(self) -> str:
+        """What that command is asked for."""
+        return "--budget 0.5"
+
+    def warn(self) -> None:
+        """Warn of points that are not chosen, and of those at which no validation sample leaves early."""
+        for name, why in self.objections(self.operating_points(), self.split).items():
+            rank_zero_warn(f"{name} is not chosen: {why}; {self.remedy(self.trainer.default_root_dir)}")
+        rows = self.results.get("operating_points", [])
+        warn_nobody_leaves({row["name"]: row["exit_fractions"] for row in rows if row["chosen"]})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the last whole validation."""
+        checkpoint[VALIDATED_ON] = None if self.validated_on is None else self.validated_on.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the last whole validation; checkpoints that were written before it was kept have none."""
+        found = checkpoint.get(VALIDATED_ON)
+        self.validated_on = None if found is None else ChosenOn(**found)
+
+
+def chosen(row: Row, point: OperatingPoint) -> Row:
+    """The row of results of a point that may be used, with what it was chosen on; `None` where nothing was chosen."""
+    return {**row, "chosen": True, "chosen_on": None if point.chosen_on is None else point.chosen_on.to_dict()}
+
+
+def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
+    """Warn of points that no sample leaves early at.
+
+    Args:
+        shares: Of the validation samples that leave at each exit, by the name of the point.
+    """
+    for name, found in shares.items():
+        if len(found) > 1 and found[-1] == 1:
+            rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")
+
+
+class WholeValidation(Callback):
+    """Ends a training with a whole validation on its final weights, unless the last one was that.
+
+    Limits, `max_steps` and the interval of validations leave points that were chosen on a part, on older weights or
+    never. Nothing is trained by it and no random number drawn; checkpoints of the same weights get the points.
+    """
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate where that is needed and possible, and say which points are not chosen."""
+        assert isinstance(pl_module, ChoosesPoints)
+        if trainer.fast_dev_run or trainer.overfit_batches:  # type: ignore[attr-defined]
+            return
+        last, wanted = pl_module.validated_on, trainer.limit_val_batches or pl_module.chooses
+        done = last is not None and last.weights == pl_module.network_digest()
+        if not done and wanted and trainer.validate_loop._data_source.is_defined():
+            rank_zero_info("the last validation was not of the whole split on the final weights; here is one that is")
+            validate(trainer)
+            state = trainer.strategy.lightning_module_state_dict()
+            if trainer.is_global_zero:
+                for path in checkpoints(trainer):
+                    amend(path, pl_module, state, trainer.strategy.checkpoint_io)
+            trainer.strategy.barrier()
+        pl_module.warn()
+
+
+def validate(trainer: Trainer) -> None:
+    """Validate the whole split inside a training, as `Trainer.validate` does after one."""
+    limit, loop = trainer.limit_val_batches, trainer.validate_loop
+    trainer.limit_val_batches, loop.verbose = 1.0, False
+    trainer.state.fn, trainer.validating = TrainerFn.VALIDATING, True
+    try:
+        with isolate_rng():
+            loop.run()
+    finally:
+        trainer.limit_val_batches = limit
+        trainer.state.fn, trainer.training = TrainerFn.FITTING, True
+
+
+def checkpoints(trainer: Trainer) -> Iterator[str]:
+    """The checkpoints that a training has written and kept."""
+    written = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    paths = (path for c in written for path in (*c.best_k_models, c.best_model_path, c.last_model_path))
+    return (path for path in dict.fromkeys(paths) if Path(path).is_file())
+
+
+def amend(path: str | Path, routine: ChoosesPoints, state: Mapping[str, Any], files: CheckpointIO) -> None:
+    """Give a checkpoint the points of a routine, if it holds the weights that they were chosen on.
+
+    Everything else stays as it was, so that a training continues from it as it would have.
+
+    Args:
+        path: The checkpoint's file.
+        routine: The routine.
+        state: Its state.
+        files: What reads and writes checkpoints.
+    """
+    checkpoint = files.load_checkpoint(path, map_location="cpu", weights_only=True)
+    if weights_digest(checkpoint["state_dict"], NETWORK) == weights_digest(state, NETWORK):
+        checkpoint["state_dict"] = dict(state)
+        ChoosesPoints.on_save_checkpoint(routine, checkpoint)
+        files.save_checkpoint(checkpoint, path)
+
+
+def _batches(loader: Any) -> float:
+    try:
+        return len(loader)
+    except TypeError:
+        return float("inf")
