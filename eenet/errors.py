@@ -21,3 +21,7 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.field, self.value, self.problem)
+
+
+class UnmetError(UserError):
+    """A wish that makes sense and that the data or the network cannot meet; wishes beside it may be met."""

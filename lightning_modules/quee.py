@@ -1,5 +1,6 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
+import warnings
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -131,13 +132,19 @@ class QuEE(ExitRoutine):
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
 
     def setup(self, stage: str) -> None:
-        """As every routine, after the budgets were compared with the cheapest path."""
-        cheapest = self.network.node_costs.min().item()
-        for budget in self.budgets:
-            if budget < cheapest:
-                problem = f"the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
-                raise UserError("model.budgets", budget, problem)
+        """As every routine; budgets that even the cheapest path breaks are warned of."""
         super().setup(stage)
+        for name, why in self.unmet.items():
+            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
+
+    @property
+    def unmet(self) -> dict[str, str]:
+        """Why budgets cannot be met, by the names of their points."""
+        cheapest = self.network.node_costs.min().item()
+        if self.fitted:
+            cheapest = min(point.cost for point in self.curves()["quee"])
+        why = f"cannot be met: the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
+        return {f"budget-{budget:g}": why for budget in self.budgets if budget < cheapest}
 
     def policies(self) -> dict[str, Policy]:
         """None that looks at exits alone; see `path_policies`."""
@@ -146,18 +153,22 @@ class QuEE(ExitRoutine):
     def path_policies(self) -> dict[str, PathPolicy]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
-        Points that were asked for by name come instead.
+        A budget that cannot be met has the narrowest width and the largest lambda. Points that were asked for by name
+        come instead.
 
         Raises:
-            UserError: The predictors are not fitted, or no point keeps the budget.
+            UserError: The predictors are not fitted.
         """
         self.check_fitted(self.trainer.ckpt_path)
         if self.calibrated_points:
             return {name: cast(PathPolicy, point.policy) for name, point in self.calibrated_points.items()}
         found = {}
         for budget in self.budgets:
-            point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
-            found[f"budget-{budget:g}"] = PathPolicy(point.width, point.knob)
+            name, policy = f"budget-{budget:g}", PathPolicy(self.network.widths[-1], TRADEOFFS[-1])
+            if name not in self.unmet:
+                point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
+                policy = PathPolicy(point.width, point.knob)
+            found[name] = policy
         return found
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eenet.calibration.conformal import Quantiles
 from eenet.errors import UserError
 from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
@@ -17,7 +18,7 @@ from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialG
 from eenet.quantization.policy import PathPolicy
 from eenet.reporting import write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes."""
@@ -37,14 +38,14 @@ class OperatingPoint:
         gate: `None` for the network's own.
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
         got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
-        conformal: Quantiles of conformal sets, `(exits,)`, by mode and miscoverage, such as `("common", 0.1)`.
+        conformal: Quantiles of conformal sets by mode and miscoverage, such as `("common", 0.1)`.
     """
 
     policy: Policy
     gate: Gate | None = None
     asked: dict[str, float] = field(default_factory=dict)
     got: dict[str, float] = field(default_factory=dict)
-    conformal: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+    conformal: dict[tuple[str, float], Quantiles] = field(default_factory=dict)
 
     def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
         """The network behind the point's gate."""
@@ -58,8 +59,8 @@ class OperatingPoint:
             "asked": self.asked,
             "got": self.got,
             "conformal": [
-                {"mode": mode, "alpha": alpha, "quantiles": quantiles.tolist()}
-                for (mode, alpha), quantiles in self.conformal.items()
+                {"mode": mode, "alpha": alpha, **found._asdict(), "values": found.values.tolist()}
+                for (mode, alpha), found in self.conformal.items()
             ],
         }
 
@@ -67,7 +68,10 @@ class OperatingPoint:
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
         """The point that `to_dict` wrote."""
         gate = values["gate"]
-        conformal = {(row["mode"], row["alpha"]): torch.tensor(row["quantiles"]) for row in values["conformal"]}
+        conformal = {
+            (row["mode"], row["alpha"]): Quantiles(torch.tensor(row["values"]), row["rule"], row["fallbacks"])
+            for row in values["conformal"]
+        }
         return cls(
             policy_from_dict(values["policy"]),
             None if gate is None else gate_from_dict(gate),

@@ -5,11 +5,10 @@ from typing import cast
 import torch
 from rich.table import Table
 
-from eenet.calibration import Calibration, OperatingPoint
-from eenet.calibration.points import CALIBRATION, point_name
+from eenet.calibration import OperatingPoint
 from eenet.cli.runs import Run
+from eenet.cli.wishes import ON_VALIDATION, Granted, Wishes, grant
 from eenet.errors import UserError
-from eenet.files import sha256
 from eenet.policies import Policy
 from eenet.quantization import PathPolicy, point_for_budget
 from eenet.reporting import make_console
@@ -18,7 +17,7 @@ from lightning_modules import QuEE
 WISH = "budget-bitops"
 
 
-def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Calibration:
+def calibrate_paths(run: Run, policy: str, wishes: Wishes) -> Granted:
     """Choose points on the validation half that taught no predictor, and add them to the run's calibration file.
 
     Nothing runs: the curve of that half is in the checkpoint. Temperatures and conformal sets are for exits at one
@@ -27,31 +26,36 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
     Args:
         run: A run of QuEE.
         policy: Must be `own`.
-        wishes: Budgets, as fractions of the float network's BitOPs, under `WISH`; the others must be empty.
+        wishes: Budgets, as fractions of the float network's BitOPs, under `WISH`.
 
     Raises:
-        UserError: Another wish or policy, predictors that are not fitted, or a budget that no point keeps.
+        UserError: Another wish or policy, or predictors that are not fitted.
     """
     model = cast(QuEE, run.model)
     if policy != "own":
         raise UserError("policy", policy, "QuEE's predictors and lambda decide; leave it out")
-    for wish, values in wishes.items():
-        if values and wish != WISH:
-            raise UserError(wish, values, f"QuEE takes --{WISH}")
+    wishes.require((WISH,), f"QuEE takes --{WISH}")
+    if wishes.dearest:
+        raise UserError("dearest", True, "QuEE's curve says how accurate each point is; leave it out")
     model.check_fitted(str(run.folder))
-    curve, points = model.curves()["quee"], {}
-    for budget in wishes[WISH]:
-        width, tradeoff, accuracy, bitops = point_for_budget(curve, budget, WISH)
-        chosen = cast(Policy, PathPolicy(width, tradeoff))
-        got = {"accuracy": accuracy, "bitops_fraction": bitops}
-        points[point_name(policy, WISH, budget)] = OperatingPoint(chosen, None, {WISH: budget}, got)
-    path, samples = run.folder / CALIBRATION, len(run.data.loader("val").dataset)  # type: ignore[arg-type]
-    found = Calibration(sha256(run.checkpoint), samples - samples // 2, torch.ones(model.network.num_exits), points)
-    found.add_to(path)
-    table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
-    for name, point in points.items():
-        setting, (accuracy, bitops) = point.policy.arguments(), (100 * value for value in point.got.values())
-        table.add_row(name, f"{setting['first_width']}", f"{setting['tradeoff']:g}", f"{accuracy:.2f}", f"{bitops:.2f}")
-    make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
-    return found
+    curve, half = model.curves()["quee"], len(run.data.loader("val").dataset)  # type: ignore[arg-type]
+    samples = half - half // 2
+
+    def choose(wish: str, budget: float) -> OperatingPoint:
+        width, tradeoff, accuracy, bitops = point_for_budget(curve, budget, wish)
+        error = (accuracy * (1 - accuracy) / samples) ** 0.5
+        got = {"accuracy": accuracy, "accuracy_se": error, "bitops_fraction": bitops}
+        return OperatingPoint(cast(Policy, PathPolicy(width, tradeoff)), None, wishes.asked(wish, budget), got)
+
+    granted = grant(policy, wishes, choose)
+    if granted.points:
+        table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
+        for name, point in granted.points.items():
+            setting, got = point.policy.arguments(), {key: 100 * value for key, value in point.got.items()}
+            accuracy = f"{got['accuracy']:.2f} ± {got['accuracy_se']:.2f}"
+            width, tradeoff = f"{setting['first_width']}", f"{setting['tradeoff']:g}"
+            table.add_row(name, width, tradeoff, accuracy, f"{got['bitops_fraction']:.2f}")
+        make_console().print(table)
+        print(ON_VALIDATION)
+    granted.write(run, samples, torch.ones(model.network.num_exits))
+    return granted

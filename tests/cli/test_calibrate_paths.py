@@ -53,7 +53,8 @@ def test_a_budget_in_bitops_is_chosen_on_validation_and_tested(run: Path) -> Non
     ("args", "message"),
     [
         (["--budget", "0.5"], "budget = [0.5]: QuEE takes --budget-bitops"),
-        (["--budget-bitops", "1e-9"], "budget-bitops = 1e-09: the cheapest operating point costs"),
+        (["--budget-bitops", "0"], "budget-bitops = 0.0: is a fraction"),
+        (["--budget-bitops", "0.5", "--dearest"], "dearest"),
         (["--budget-bitops", "0.5", "--policy", "entropy"], "policy = 'entropy'"),
     ],
 )
@@ -63,3 +64,11 @@ def test_what_quee_cannot_do_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main(["calibrate", str(run), *args])
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_that_cannot_be_met_keeps_no_other_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["calibrate", str(run), "--budget-bitops", "1e-9,0.8"])
+    assert "not met: budget-bitops = 1e-09: the cheapest operating point costs" in capsys.readouterr().err
+    point = json.loads((run / "calibration.json").read_text())["points"]["budget-bitops-0.8"]
+    assert 0 <= point["got"]["accuracy_se"] <= 0.05

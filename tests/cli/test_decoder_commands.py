@@ -161,12 +161,22 @@ def test_generation_without_leaving_is_the_full_models(runs: dict[str, Path], tm
     assert set(text["usage"]["layers"]) == {LAYERS}
 
 
+def test_a_wish_that_cannot_be_met_keeps_no_other_from_it(runs: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    (runs["calm"] / CALIBRATION).unlink(missing_ok=True)
+    with pytest.raises(SystemExit, match="1"):
+        main(["calibrate", str(runs["calm"]), "--risk", "0.3", "--budget", "0.01,0.9"])
+    said = capsys.readouterr().err
+    assert "not met: risk = 0.3: needs at least" in said
+    assert "not met: budget = 0.01: cannot be met" in said
+    (point,) = Calibration.load(runs["calm"] / CALIBRATION).points.values()
+    assert 0 <= point.got["agreement_se"] <= 0.5
+
+
 def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs: dict[str, Path], mistake: Any) -> None:
     run = str(runs["calm"])
     assert "is for classifiers" in mistake("calibrate", run, "--max-accuracy-drop", "1")
     assert "policy = 'scheduler'" in mistake("calibrate", run, "--policy", "scheduler", "--budget", "0.9")
     assert "max-disagreement = 2" in mistake("calibrate", run, "--max-disagreement", "2")
-    assert "calibration samples at risk" in mistake("calibrate", run, "--risk", "0.3")
     assert "point = 'nowhere'" in mistake("generate", run, "--prompt", "the sun", "--point", "nowhere")
     assert "plan = 'early:2'" in mistake("generate", run, "--prompt", "the sun", "--plan", "early:2")
 
