@@ -109,7 +109,7 @@ def paired_p_value(worse: int, better: int, samples: int, risk: float, delta: fl
 
     Example:
         >>> round(paired_p_value(worse=9, better=2, samples=600, risk=0.02, delta=0.1), 4)
-        0.1038
+        0.1048
     """
     if worse - better >= samples * risk:
         return 1.0

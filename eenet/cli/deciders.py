@@ -14,7 +14,7 @@ def decider(
     Args:
         name: `own`, `random` (routed like `own`), `patience`, `scheduler`, `saturation` or a confidence.
         num_gates: Early exits.
-        own: The policy that the run was trained with.
+        own: The policy that the run was trained with; of a threshold that all exits share its value is of no account.
         fit_scheduler: Makes the gate of `scheduler`.
 
     Example:
@@ -22,7 +22,8 @@ def decider(
         (ConfidenceGate(), Patience())
     """
     if name in ("own", "random"):
-        return None, own
+        shared = isinstance(own, Threshold) and len(set(own.thresholds.tolist())) == 1
+        return None, Threshold([0.0] * num_gates) if shared else own
     if name == "patience":
         return ConfidenceGate(num_gates), Patience()
     thresholds = Threshold([0.0] * num_gates)

@@ -1,5 +1,6 @@
 """Leave when the gate's score reaches a threshold."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +48,14 @@ class Threshold(Policy):
     def knobs(self, scores: Tensor) -> Tensor:
         """Every distance of an observed score from its threshold, and two that let everybody leave and nobody."""
         distances = (scores.double() - self.thresholds.double().to(scores.device)).flatten().unique()
+        distances = distances[distances.isfinite()]
         ends = distances.new_tensor([float("inf")])
         return torch.cat([-ends, distances, ends])
 
     def turned(self, knob: float) -> "Threshold":
-        """All thresholds raised by the knob."""
+        """All thresholds raised by the knob; an infinite one is what they become."""
+        if math.isinf(knob):
+            return Threshold([knob] * len(self.thresholds))
         return Threshold((self.thresholds.double() + knob).tolist())
 
     def departures(self, predictions: Tensor, scores: Tensor, knobs: Tensor) -> Tensor:

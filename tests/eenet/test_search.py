@@ -57,7 +57,9 @@ def test_a_budget_has_the_most_accurate_threshold_and_of_equals_the_cheapest(
     assert (scored.right(chosen).double().mean(), scored.cost(chosen)) == (accuracy, -cost)
 
 
-@pytest.mark.parametrize("policy", [SHARED, Threshold([0.1, -0.3]), SequentialGates(), Patience()])
+@pytest.mark.parametrize(
+    "policy", [SHARED, Threshold([0.1, -0.3]), Threshold(["inf", 0.2]), SequentialGates(), Patience()]
+)
 def test_a_sweep_is_routing_at_every_knob(policy: Policy) -> None:
     scored = make_scored(torch.randn(20, 2))
     swept = Sweep(policy, scored)
