@@ -72,8 +72,15 @@ def main(
         exits = {"val": scored.rows(val).exits(chosen), "test": scored.rows(test).exits(chosen)}
         routed = gather_exits(probabilities[test], exits["test"])
         for mode, rows in found.items():
-            quantiles = conformal_quantiles(true_scores[val], exits["val"], alpha, mode)  # type: ignore[arg-type]
-            sets = prediction_sets(routed, exits["test"], quantiles)
+            quantiles = conformal_quantiles(
+                true_scores[val],
+                exits["val"],
+                alpha,
+                mode,  # type: ignore[arg-type]
+                labels=labels[val],
+                num_classes=probabilities.shape[2],
+            )
+            sets = prediction_sets(routed, exits["test"], quantiles.values)
             rows.append((coverage(sets, labels[test]).item(), set_size(sets).item()))
         certified = policy_for_risk(policy, scored.rows(val), risk, delta)
         held_out = scored.rows(test)

@@ -33,3 +33,7 @@ def command(*words: object) -> str:
         "`eenet calibrate 'my runs/a' --budget 0.5`"
     """
     return f"`{shlex.join(['eenet', *map(str, words)])}`"
+
+
+class UnmetError(UserError):
+    """A wish that makes sense and that the data or the network cannot meet; wishes beside it may be met."""

@@ -57,6 +57,11 @@ class ChoosesPoints(LightningModule):
         """The points that are tested, the principal one first."""
 
     @property
+    def unmet(self) -> dict[str, str]:
+        """Why budgets cannot be met, by the names of the routine's own points."""
+        return {}
+
+    @property
     def untrained(self) -> str | None:
         """What training left undone in the network's own gates, `None` where it left nothing."""
         return None
@@ -129,7 +134,8 @@ class ChoosesPoints(LightningModule):
             split: Fingerprint of the validation split, `None` where it is not known.
         """
         weights = self.network_digest()
-        found = {name: self.objection(point, weights, split) for name, point in points.items()}
+        unmet = self.unmet
+        found = {name: unmet.get(name) or self.objection(point, weights, split) for name, point in points.items()}
         return {name: why for name, why in found.items() if why is not None}
 
     def require_chosen(self, name: str, point: OperatingPoint, split: str | None, folder: str | Path) -> None:
@@ -180,9 +186,10 @@ class ChoosesPoints(LightningModule):
             rows: Of the routine's own points.
             trial: Why the validation chooses nothing.
         """
-        own, split = self.own_points(), self.split
+        own, split, unmet = self.own_points(), self.split, self.unmet
         found = {row["name"]: self.objection(own[row["name"]], self._judged, split) for row in rows}
-        self._objections = {name: trial if trial and self.chooses else why for name, why in found.items() if why}
+        found = {name: trial if why and trial and self.chooses else why for name, why in found.items()}
+        self._objections = {name: why for name in found if (why := unmet.get(name) or found[name])}
         return [
             self.not_chosen(row["name"]) if row["name"] in self._objections else chosen(row, own[row["name"]])
             for row in rows

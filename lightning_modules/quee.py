@@ -1,5 +1,6 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -140,13 +141,19 @@ class QuEE(ExitRoutine):
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
 
     def setup(self, stage: str) -> None:
-        """As every routine, after the budgets were compared with the cheapest path."""
-        cheapest = self.network.node_costs.min().item()
-        for budget in self.budgets:
-            if budget < cheapest:
-                problem = f"the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
-                raise UserError("model.budgets", budget, problem)
+        """As every routine; budgets that even the cheapest path breaks are warned of."""
         super().setup(stage)
+        for name, why in self.unmet.items():
+            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
+
+    @property
+    def unmet(self) -> dict[str, str]:
+        """Why budgets cannot be met, by the names of their points."""
+        cheapest = self.network.node_costs.min().item()
+        if self.fitted:
+            cheapest = min(point.cost for point in self.curves()["quee"])
+        why = f"cannot be met: the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
+        return {f"budget-{budget:g}": why for budget in self.budgets if budget < cheapest}
 
     def policies(self) -> dict[str, Policy]:
         """None that looks at exits alone; see `own_points`."""
@@ -155,18 +162,15 @@ class QuEE(ExitRoutine):
     def own_points(self) -> dict[str, OperatingPoint]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
-        Before the predictors are fitted, points that nothing has chosen.
-
-        Raises:
-            UserError: No point keeps the budget.
+        Before the predictors are fitted, and for a budget that cannot be met, points that nothing has chosen.
         """
         found = {}
         for budget in self.budgets:
-            policy, chosen_on = PathPolicy(self.network.widths[0], 0.0), None
-            if self.fitted:
+            name, policy, chosen_on = f"budget-{budget:g}", PathPolicy(self.network.widths[0], 0.0), None
+            if self.fitted and name not in self.unmet:
                 point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
                 policy, chosen_on = PathPolicy(point.width, point.knob), self.validated_on
-            found[f"budget-{budget:g}"] = OperatingPoint(cast(Policy, policy), chosen_on=chosen_on)
+            found[name] = OperatingPoint(cast(Policy, policy), chosen_on=chosen_on)
         return found
 
     @property

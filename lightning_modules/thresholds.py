@@ -1,5 +1,7 @@
 """What is shared by routines whose samples leave where the confidence reaches a threshold."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from lightning_modules.routine import ExitRoutine
 
 
 class ThresholdExits(ExitRoutine):
-    """An operating point for each budget: one threshold for all exits, the highest that keeps the budget on validation.
+    """An operating point for each budget: one threshold for all exits, the most accurate within it on validation.
+
+    A budget below the first exit's cost cannot be met: it is warned of, and its threshold stays infinite.
 
     Args:
         network: The network; its gate must be a `ConfidenceGate`.
@@ -23,7 +27,7 @@ class ThresholdExits(ExitRoutine):
         budgets: Mean MACs allowed, as fractions of the full network's; `None` for one half.
 
     Raises:
-        UserError: A learned gate, no early exit, or a budget that is outside (0, 1] or below the first exit's cost.
+        UserError: A learned gate, no early exit, or a budget that is outside (0, 1].
     """
 
     chooses = True
@@ -46,14 +50,17 @@ class ThresholdExits(ExitRoutine):
         self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
 
     def setup(self, stage: str) -> None:
-        """Refuse a budget that even leaving at the first exit would break."""
+        """Warn of budgets that even leaving at the first exit would break."""
         super().setup(stage)
+        for name, why in self.unmet.items():
+            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
+
+    @property
+    def unmet(self) -> dict[str, str]:
+        """Why budgets cannot be met, by the names of their points."""
         least = self.network.costs.fractions()[0].item()
-        for budget in self.budgets:
-            if budget < least:
-                raise UserError(
-                    "model.budgets", budget, f"the first exit alone costs {least:.3f} of the full network's MACs"
-                )
+        why = f"cannot be met: the first exit alone costs {least:.3f} of the full network's MACs"
+        return {f"budget-{budget:g}": why for budget in self.budgets if budget < least}
 
     @property
     def wish(self) -> str:
@@ -73,5 +80,6 @@ class ThresholdExits(ExitRoutine):
         predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))
         scored = Scored(predictions, scores, statistics[..., 1] > 0, self.network.costs.fractions())
         shared = Threshold([0.0] * scores.shape[1])
-        chosen = [policy_for_budget(shared, scored, budget).thresholds[0] for budget in self.budgets]  # type: ignore[index]
-        self.thresholds.copy_(torch.stack(chosen))
+        for place, budget in enumerate(self.budgets):
+            if f"budget-{budget:g}" not in self.unmet:
+                self.thresholds[place] = policy_for_budget(shared, scored, budget).thresholds[0]  # type: ignore[index]

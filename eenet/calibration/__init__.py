@@ -3,6 +3,9 @@
 from eenet.calibration.chosen import ChosenOn, objection, weights_digest
 from eenet.calibration.conformal import (
     ConformalMode,
+    QuantileRule,
+    Quantiles,
+    check_alpha,
     conformal_quantile,
     conformal_quantiles,
     coverage,
@@ -12,14 +15,26 @@ from eenet.calibration.conformal import (
     true_class_scores,
 )
 from eenet.calibration.points import Calibration, OperatingPoint
-from eenet.calibration.risk import certify, check_level, excess_risk_p_values, fixed_sequence, samples_needed
+from eenet.calibration.risk import (
+    betting_p_value,
+    certify,
+    check_level,
+    check_samples,
+    content_order,
+    paired_p_value,
+    samples_needed,
+)
 from eenet.calibration.scheduler import fit_schedule, fit_scheduler
 from eenet.calibration.search import (
     Scored,
+    Sweep,
     check_budget,
+    check_drop,
+    cost_of,
     policy_for_accuracy,
     policy_for_budget,
     policy_for_risk,
+    standard_error,
 )
 from eenet.calibration.temperature import fit_temperatures
 from eenet.calibration.trust import calibrated_figures, trust
@@ -29,26 +44,35 @@ __all__ = [
     "ChosenOn",
     "ConformalMode",
     "OperatingPoint",
+    "QuantileRule",
+    "Quantiles",
     "Scored",
+    "Sweep",
+    "betting_p_value",
     "calibrated_figures",
     "certify",
+    "check_alpha",
     "check_budget",
+    "check_drop",
     "check_level",
+    "check_samples",
     "conformal_quantile",
     "conformal_quantiles",
+    "content_order",
+    "cost_of",
     "coverage",
-    "excess_risk_p_values",
     "fit_schedule",
     "fit_scheduler",
     "fit_temperatures",
-    "fixed_sequence",
     "objection",
+    "paired_p_value",
     "policy_for_accuracy",
     "policy_for_budget",
     "policy_for_risk",
     "prediction_sets",
     "samples_needed",
     "set_size",
+    "standard_error",
     "summarise_sets",
     "true_class_scores",
     "trust",

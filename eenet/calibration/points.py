@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eenet.calibration.chosen import ChosenOn
+from eenet.calibration.conformal import Quantiles
 from eenet.errors import UserError
 from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
@@ -38,7 +39,7 @@ class OperatingPoint:
         gate: `None` for the network's own.
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
         got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
-        conformal: Quantiles of conformal sets, `(exits,)`, by mode and miscoverage, such as `("common", 0.1)`.
+        conformal: Quantiles of conformal sets by mode and miscoverage, such as `("common", 0.1)`.
         chosen_on: The validation that chose it; `None` where nothing was chosen, as of learned gates.
     """
 
@@ -46,7 +47,7 @@ class OperatingPoint:
     gate: Gate | None = None
     asked: dict[str, float] = field(default_factory=dict)
     got: dict[str, float] = field(default_factory=dict)
-    conformal: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+    conformal: dict[tuple[str, float], Quantiles] = field(default_factory=dict)
     chosen_on: ChosenOn | None = None
 
     def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
@@ -61,8 +62,8 @@ class OperatingPoint:
             "asked": self.asked,
             "got": self.got,
             "conformal": [
-                {"mode": mode, "alpha": alpha, "quantiles": quantiles.tolist()}
-                for (mode, alpha), quantiles in self.conformal.items()
+                {"mode": mode, "alpha": alpha, **found._asdict(), "values": found.values.tolist()}
+                for (mode, alpha), found in self.conformal.items()
             ],
             "chosen_on": None if self.chosen_on is None else self.chosen_on.to_dict(),
         }
@@ -71,7 +72,10 @@ class OperatingPoint:
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
         """The point that `to_dict` wrote."""
         gate, chosen_on = values["gate"], values["chosen_on"]
-        conformal = {(row["mode"], row["alpha"]): torch.tensor(row["quantiles"]) for row in values["conformal"]}
+        conformal = {
+            (row["mode"], row["alpha"]): Quantiles(torch.tensor(row["values"]), row["rule"], row["fallbacks"])
+            for row in values["conformal"]
+        }
         return cls(
             policy_from_dict(values["policy"]),
             None if gate is None else gate_from_dict(gate),

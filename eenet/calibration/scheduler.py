@@ -42,7 +42,7 @@ def fit_schedule(
 
     A sample leaves softly, with probability `sigmoid((score - threshold) / width)` where it arrives, and the thresholds
     climb the expected accuracy less a priced excess over the budget [inferred: EENet learns assignments by a budget
-    loss]. They are then raised or lowered together until the budget is kept exactly.
+    loss]. They are then raised or lowered together to the most accurate setting within it.
 
     Args:
         scored: The validation split, its scores being the scheduler's.

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eenet.calibration.risk import certify
-from eenet.errors import UserError
+from eenet.calibration.risk import certify, check_level, content_order
+from eenet.errors import UnmetError, UserError
 from eenet.policies import Policy
 from eenet.reporting import gather_exits
 
 MAX_CANDIDATES = 200
-"""Settings that are compared where accuracy, which is not monotone in the knob, decides."""
+"""Settings that are compared where each has to be certified, or to generate text."""
 
 
 class Scored(NamedTuple):
@@ -41,11 +41,100 @@ class Scored(NamedTuple):
 
     def cost(self, policy: Policy) -> float:
         """Mean fraction of the full network's MACs."""
-        return self.fractions[self.exits(policy)].mean().item()
+        return cost_of(self.exits(policy), self.fractions)
 
     def right(self, policy: Policy) -> Tensor:
         """Whether each sample leaves with the right class, bool `(samples,)`."""
         return gather_exits(self.correct, self.exits(policy))
+
+    def contents(self) -> list[bytes]:
+        """What is known of each sample."""
+        rows = torch.cat([self.predictions.double(), self.scores.double(), self.correct.double()], dim=1)
+        return [row.tobytes() for row in rows.cpu().numpy()]
+
+
+class Sweep:
+    """A policy at every setting of its knob, from the cheapest to the dearest.
+
+    Samples leave later when the knob grows, so that a sum over each exit's knobs stands for routing at all of them.
+
+    Args:
+        policy: Any setting of the policy.
+        scored: The validation split.
+
+    Attributes:
+        knobs: The settings, float64 `(settings,)`.
+        costs: Mean fraction of the full network's cost, float64 `(settings,)`, never falling.
+
+    Example:
+        >>> from eenet.policies import Threshold
+        >>> scores = torch.tensor([[0.9], [0.4], [0.6], [0.2]])
+        >>> scored = Scored(torch.zeros(4, 2), scores, torch.ones(4, 2) > 0, torch.tensor([0.5, 1.0]))
+        >>> Sweep(Threshold([0.0]), scored).costs.tolist()
+        [0.5, 0.5, 0.625, 0.75, 0.875, 1.0]
+    """
+
+    def __init__(self, policy: Policy, scored: Scored) -> None:
+        self.policy, self.samples = policy, len(scored.scores)
+        self.knobs = policy.knobs(scored.scores)
+        self._departures = policy.departures(scored.predictions, scored.scores, self.knobs)
+        stayed = [self._beyond(exit, None) for exit in range(scored.scores.shape[1])]
+        arrived = [torch.full_like(self.knobs, self.samples), *stayed]
+        left = [here - on for here, on in zip(arrived, [*stayed, torch.zeros_like(self.knobs)], strict=True)]
+        self.costs = mean_cost(left, scored.fractions)
+
+    def means(self, values: Tensor) -> Tensor:
+        """At each setting the mean of what samples have where they leave, float64 `(settings,)`.
+
+        Args:
+            values: `(samples, exits)`.
+        """
+        values = values.double()
+        total = values[:, 0].sum().expand(len(self.knobs))
+        for exit in range(values.shape[1] - 1):
+            total = total + self._beyond(exit, values[:, exit + 1] - values[:, exit])
+        return total / self.samples
+
+    def _beyond(self, exit: int, weights: Tensor | None) -> Tensor:
+        """At each setting the weight of the samples that go beyond an early exit."""
+        settings = len(self.knobs)
+        return self._departures[:, exit].bincount(weights, settings + 1)[:settings].cumsum(0).double()
+
+    def turned(self, setting: int) -> Policy:
+        """The policy at a setting, by its number."""
+        return self.policy.turned(self.knobs[setting].item())
+
+
+def mean_cost(leaving: list[Tensor], fractions: Tensor) -> Tensor:
+    """Mean cost of samples by how many leave at each exit; the same to the last bit for one setting and for many."""
+    costs = sum(
+        (count * fraction for count, fraction in zip(leaving, fractions.double(), strict=True)), torch.zeros(())
+    )
+    return costs / sum(leaving, torch.zeros(()))
+
+
+def cost_of(exits: Tensor, fractions: Tensor) -> float:
+    """Mean cost of samples by where they leave, `(samples,)`."""
+    return mean_cost(list(exits.bincount(minlength=len(fractions))), fractions).item()
+
+
+def standard_error(right: Tensor, clusters: Tensor | None = None) -> float:
+    """Of the share of right answers among samples, bool `(samples,)`: `sqrt(p (1 - p) / n)`.
+
+    Args:
+        right: Whether each is right.
+        clusters: Which samples belong together, as tokens of a text do, `(samples,)`: only whole clusters are
+            independent (Liang & Zeger 1986).
+
+    Example:
+        >>> right = torch.arange(100) < 90
+        >>> round(standard_error(right), 3), round(standard_error(right, torch.arange(100) // 10), 3)
+        (0.03, 0.095)
+    """
+    residuals = right.double() - right.double().mean()
+    if clusters is not None:
+        residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add_(0, clusters, residuals)
+    return residuals.square().sum().sqrt().item() / len(right)
 
 
 def check_budget(budget: float, field: str = "budget") -> float:
@@ -59,38 +148,52 @@ def check_budget(budget: float, field: str = "budget") -> float:
     return budget
 
 
-def policy_for_budget(policy: Policy, scored: Scored, budget: float, field: str = "budget") -> Policy:
-    """The dearest setting of a policy whose mean cost keeps a budget, by bisection over its knobs.
+def check_drop(drop: float) -> float:
+    """A drop of accuracy is a number of percentage points.
+
+    Raises:
+        UserError: It is negative, or not finite.
+    """
+    if not 0 <= drop < float("inf"):
+        raise UserError("max-accuracy-drop", drop, "must be a number of percentage points, at least 0")
+    return drop
+
+
+def policy_for_budget(
+    policy: Policy, scored: Scored, budget: float, field: str = "budget", dearest: bool = False
+) -> Policy:
+    """The most accurate setting of a policy whose mean cost keeps a budget, of equals the cheapest.
+
+    All settings are compared. Accuracy need not grow with cost, and the best of many on one sample is partly lucky:
+    elsewhere it does a little worse, by about its standard error. The dearest setting within the budget looks at no
+    label, so that few samples mislead it less.
 
     Args:
         policy: Any setting of the policy.
         scored: The validation split.
         budget: Mean fraction of the full network's cost allowed.
         field: What asks for it, for errors.
+        dearest: Take the dearest setting that keeps the budget, however accurate.
 
     Raises:
-        UserError: The budget is outside (0, 1], or the cheapest setting costs more.
+        UserError: The budget is outside (0, 1].
+        UnmetError: The cheapest setting costs more.
 
     Example:
         >>> from eenet.policies import Threshold
         >>> scores = torch.tensor([[0.9], [0.4], [0.6], [0.2]])
-        >>> scored = Scored(torch.zeros(4, 2), scores, torch.ones(4, 2) > 0, torch.tensor([0.5, 1.0]))
-        >>> round(policy_for_budget(Threshold([0.0]), scored, 0.75).thresholds.item(), 3)
+        >>> correct = torch.tensor([[True, True], [False, True], [True, False], [False, True]])
+        >>> scored = Scored(torch.zeros(4, 2), scores, correct, torch.tensor([0.5, 1.0]))
+        >>> round(policy_for_budget(Threshold([0.0]), scored, 1.0).thresholds.item(), 3)
         0.6
     """
     check_budget(budget, field)
-    knobs = policy.knobs(scored.scores).tolist()
-    cheapest = scored.cost(policy.turned(knobs[0]))
-    if cheapest > budget:
-        raise UserError(field, budget, f"cannot be met: the cheapest setting costs {cheapest:.3f} of the full network")
-    low, high = 0, len(knobs)  # knobs[low] keeps the budget, knobs[high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if scored.cost(policy.turned(knobs[middle])) <= budget:
-            low = middle
-        else:
-            high = middle
-    return policy.turned(knobs[low])
+    swept = Sweep(policy, scored)
+    kept = int((swept.costs <= budget).sum())
+    if not kept:
+        cheapest = swept.costs[0].item()
+        raise UnmetError(field, budget, f"cannot be met: the cheapest setting costs {cheapest:.3f} of the full network")
+    return swept.turned(kept - 1 if dearest else int(swept.means(scored.correct)[:kept].argmax()))
 
 
 def policy_for_accuracy(policy: Policy, scored: Scored, max_drop: float) -> Policy:
@@ -104,21 +207,22 @@ def policy_for_accuracy(policy: Policy, scored: Scored, max_drop: float) -> Poli
         max_drop: Accuracy that may be lost, in percentage points.
 
     Raises:
-        UserError: A negative or infinite drop, or no setting keeps it.
+        UserError: A negative or infinite drop.
+        UnmetError: No setting keeps it.
     """
-    if not 0 <= max_drop < float("inf"):
-        raise UserError("max-accuracy-drop", max_drop, "must be a number of percentage points, at least 0")
-    least = scored.correct[:, -1].double().mean() - max_drop / 100 - 1e-12
-    for candidate in reversed(candidates(policy, scored)):
-        if scored.right(candidate).double().mean() >= least:
-            return candidate
-    raise UserError("max-accuracy-drop", max_drop, "no setting of the policy keeps it on the validation split")
+    least = scored.correct[:, -1].double().mean() - check_drop(max_drop) / 100 - 1e-12
+    swept = Sweep(policy, scored)
+    keeping = (swept.means(scored.correct) >= least).nonzero()
+    if not len(keeping):
+        raise UnmetError("max-accuracy-drop", max_drop, "no setting of the policy keeps it on the validation split")
+    return swept.turned(int(keeping[0]))
 
 
 def policy_for_risk(policy: Policy, scored: Scored, risk: float, delta: float) -> Policy:
     """The cheapest setting whose excess error over the full network is certified, see `eenet.calibration.certify`.
 
-    A tenth of the samples says which settings are compared, the others certify them.
+    A tenth of the samples says which settings are compared, the others certify them. Which ones depends on what the
+    samples are, not on their order.
 
     Args:
         policy: Any setting of the policy.
@@ -127,16 +231,17 @@ def policy_for_risk(policy: Policy, scored: Scored, risk: float, delta: float) -
         delta: Probability that the certificate is wrong.
 
     Raises:
-        UserError: Too few samples for `delta`, values out of range, or nothing can be certified.
+        UserError: Values out of range.
+        UnmetError: Too few samples, or nothing can be certified.
     """
-    order = torch.randperm(len(scored.scores), generator=torch.Generator().manual_seed(0))
+    check_level(risk, delta)
+    order = content_order(scored.contents())
     design, judged = scored.rows(order[: len(order) // 10]), scored.rows(order[len(order) // 10 :])
     ordered = candidates(policy, design)
-    full = judged.correct[:, -1].double()
-    losses = torch.stack([full - judged.right(candidate).double() for candidate in ordered])
-    chosen = certify(losses, risk, delta)
+    full = judged.correct[:, -1].long()
+    chosen = certify((full - judged.right(candidate).long() for candidate in ordered), risk, delta)
     if chosen is None:
-        raise UserError("risk", risk, "no setting of the policy can be certified; allow more risk or a larger delta")
+        raise UnmetError("risk", risk, "no setting of the policy can be certified; allow more risk or a larger delta")
     return ordered[chosen]
 
 

@@ -30,8 +30,9 @@ def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Te
 
     Returns:
         `asked` and `got` of the point; `calibrated`, figures of the tempered probabilities; `conformal`, a row per mode
-        and miscoverage with `coverage` and `set_size`, over all samples and over those of each exit. The sets are made
-        from the untempered probabilities, as in JEI-DNN.
+        and miscoverage with `coverage` and `set_size`, over all samples and over those of each exit (and class, where
+        quantiles are of classes), and the quantiles' `rule` and `fallbacks`. The sets are made from the untempered
+        probabilities, as in JEI-DNN.
     """
     tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
     probabilities = logits.softmax(-1)
@@ -39,11 +40,17 @@ def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Te
         {
             "mode": mode,
             "alpha": alpha,
+            "rule": found.rule,
+            "fallbacks": found.fallbacks,
             **summarise_sets(
-                prediction_sets(probabilities, exits, quantiles.to(logits)), labels, exits, len(temperatures)
+                prediction_sets(probabilities, exits, found.values.to(logits)),
+                labels,
+                exits,
+                len(temperatures),
+                per_class=mode == "per_class",
             ),
         }
-        for (mode, alpha), quantiles in point.conformal.items()
+        for (mode, alpha), found in point.conformal.items()
     ]
     return {
         "asked": point.asked,

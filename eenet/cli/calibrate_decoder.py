@@ -1,6 +1,7 @@
 """`eenet calibrate RUN` for a decoder's exits: operating points by what they change in the full model's text."""
 
 import math
+from array import array
 from typing import NamedTuple, cast
 
 import torch
@@ -9,22 +10,24 @@ from torch import Tensor
 
 from datamodules import Continuations
 from eenet.calibration import (
-    Calibration,
     OperatingPoint,
     Scored,
-    check_level,
-    excess_risk_p_values,
+    Sweep,
+    betting_p_value,
+    check_samples,
+    content_order,
     policy_for_accuracy,
     policy_for_budget,
+    standard_error,
 )
-from eenet.calibration.points import CALIBRATION, point_name
+from eenet.calibration.points import point_name
 from eenet.calibration.search import candidates
 from eenet.cli.deciders import decider
 from eenet.cli.runs import Run
+from eenet.cli.wishes import ON_VALIDATION, Granted, Wishes, grant
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
-from eenet.errors import UserError, command
-from eenet.files import sha256
+from eenet.errors import UnmetError, UserError
 from eenet.metrics import choice_shares
 from eenet.policies import Policy
 from eenet.reporting import gather_exits, make_console
@@ -45,7 +48,7 @@ TEACHER_FORCED = (
 )
 
 
-def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], delta: float) -> Calibration:
+def calibrate_decoder(run: Run, policy: str, wishes: Wishes) -> Granted:
     """Choose points and add them to the run's calibration file; a point of the same name is replaced.
 
     Temperatures and conformal sets are for classifiers; the file holds temperatures of 1.
@@ -53,33 +56,22 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     Args:
         run: The run.
         policy: What decides, one of `POLICIES`.
-        wishes: Values of some of `WISHES`.
-        delta: Probability that a risk certificate is wrong.
+        wishes: Some of `WISHES`.
 
     Raises:
-        UserError: A wish or policy for classifiers, or a wish that cannot be met.
+        UserError: A wish or policy for classifiers.
     """
     if policy not in POLICIES:
         raise UserError("policy", policy, f"must be one of {', '.join(POLICIES)} for a decoder")
-    for wish, values in wishes.items():
-        if values and wish not in WISHES:
-            raise UserError(wish, values, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
+    wishes.require(WISHES, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
     if policy == "own" and (why := run.model.untrained) is not None:
         raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
-    chooser = TokenChooser(run, policy)
-    path = run.folder / CALIBRATION
-    found = Calibration(sha256(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
-    new = {
-        point_name(policy, wish, value): chooser.point(wish, value, delta)
-        for wish, values in wishes.items()
-        for value in values
-    }
-    found.points.update(new)
-    found.add_to(path)
-    report(new, found.samples)
-    use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
-    print(f"calibration: {path}\nuse it with: {use}")
-    return found
+    chooser = TokenChooser(run, policy, wishes)
+    granted = grant(policy, wishes, chooser.point)
+    tokens = len(chooser.scored.scores)
+    report(granted.points, tokens)
+    granted.write(run, tokens, torch.ones(run.model.network.num_exits))
+    return granted
 
 
 class TokenScores(NamedTuple):
@@ -116,10 +108,11 @@ class TokenChooser:
     Args:
         run: The run.
         policy: What decides.
+        wishes: What is asked for.
     """
 
-    def __init__(self, run: Run, policy: str) -> None:
-        self.name, self.run, self.data = policy, run, cast(Continuations, run.data)
+    def __init__(self, run: Run, policy: str, wishes: Wishes) -> None:
+        self.name, self.run, self.data, self.wishes = policy, run, cast(Continuations, run.data), wishes
         network = cast(DecoderNetwork, run.model.network)
         own = next(iter(run.model.policies().values())).cpu()
         self.gate, self.policy = decider(policy, network.num_exits - 1, own)
@@ -127,49 +120,58 @@ class TokenChooser:
         self.scored, self.nll = score_tokens(run, self.network)
         self._full: list[Row] = []
 
-    def point(self, wish: str, value: float, delta: float) -> OperatingPoint:
-        """The point that a wish asks for."""
+    def point(self, wish: str, value: float) -> OperatingPoint:
+        """The point that a wish asks for.
+
+        Raises:
+            UnmetError: No setting meets it.
+        """
         got: dict[str, float] = {}
         if wish == "budget":
-            policy = policy_for_budget(self.policy, self.scored, value)
+            policy = policy_for_budget(self.policy, self.scored, value, dearest=self.wishes.dearest)
         elif wish == "max-disagreement":
-            if not 0 <= value < 1:
-                raise UserError(wish, value, "is a share of tokens, at least 0 and below 1")
-            policy = policy_for_accuracy(self.policy, self.scored, 100 * value)
+            policy = self.within_disagreement(value)
         elif wish == "max-perplexity-increase":
             policy = self.within_perplexity(value)
         elif wish == "max-rouge-drop":
             policy, got["rougeL_full"] = self.within_rouge(value)
         else:
-            policy, got["rougeL_full"] = self.certified(value, delta)
-        exits = self.scored.exits(policy)
+            policy, got["rougeL_full"] = self.certified(value, self.wishes.delta)
+        exits, right = self.scored.exits(policy), self.scored.right(policy)
         nll = gather_exits(self.nll, exits).double().mean() - self.nll[:, -1].double().mean()
         layers = torch.tensor(self.network.costs.stages_run, dtype=torch.float64)[exits].mean().item()
         got |= {
-            "agreement": self.scored.right(policy).double().mean().item(),
+            "agreement": right.double().mean().item(),
+            "agreement_se": standard_error(right, self.data.table("val").texts),
             "perplexity_increase": 100 * (math.exp(nll.item()) - 1),
             "layers_fraction": layers / self.network.backbone.num_stages,
             "macs_fraction": self.scored.cost(policy),
         }
         shares = choice_shares(exits, self.network.num_exits).tolist()
         warn_nobody_leaves({point_name(self.name, wish, value): shares})
-        asked = {wish: value, "delta": delta} if wish == "risk" else {wish: value}
-        return OperatingPoint(policy, self.gate, asked, got, chosen_on=self.run.chosen_on(len(self.scored.scores)))
+        chosen_on = self.run.chosen_on(len(self.scored.scores))
+        return OperatingPoint(policy, self.gate, self.wishes.asked(wish, value), got, chosen_on=chosen_on)
+
+    def within_disagreement(self, share: float) -> Policy:
+        """The cheapest setting that changes at most a share of the full model's tokens."""
+        try:
+            return policy_for_accuracy(self.policy, self.scored, 100 * share)
+        except UnmetError as error:
+            raise UnmetError("max-disagreement", share, error.problem) from error
 
     def within_perplexity(self, percent: float) -> Policy:
         """The cheapest setting whose perplexity of the full model's text is at most some percent above its own."""
-        if not 0 <= percent < float("inf"):
-            raise UserError("max-perplexity-increase", percent, "must be a number of percent, at least 0")
         most = self.nll[:, -1].double().mean() + math.log1p(percent / 100) + 1e-9
-        for candidate in reversed(candidates(self.policy, self.scored)):
-            if gather_exits(self.nll, self.scored.exits(candidate)).double().mean() <= most:
-                return candidate
-        raise UserError("max-perplexity-increase", percent, "no setting of the policy keeps it on the validation split")
+        swept = Sweep(self.policy, self.scored)
+        keeping = (swept.means(self.nll) <= most).nonzero()
+        if not len(keeping):
+            raise UnmetError(
+                "max-perplexity-increase", percent, "no setting of the policy keeps it on the validation split"
+            )
+        return swept.turned(int(keeping[0]))
 
     def within_rouge(self, points: float) -> tuple[Policy, float]:
         """The cheapest setting before the first whose texts' mean ROUGE-L is too low, and that ROUGE-L."""
-        if not 0 <= points <= 100:
-            raise UserError("max-rouge-drop", points, "is a number of points of ROUGE-L, from 0 to 100")
         chosen = None
         for candidate in spread(self.policy, self.scored):
             distance = self.distances(candidate).mean().item()
@@ -177,7 +179,7 @@ class TokenChooser:
                 break
             chosen = candidate, 1 - distance
         if chosen is None:
-            raise UserError("max-rouge-drop", points, "no setting of the policy keeps it on the validation split")
+            raise UnmetError("max-rouge-drop", points, "no setting of the policy keeps it on the validation split")
         return chosen
 
     def certified(self, risk: float, delta: float) -> tuple[Policy, float]:
@@ -185,21 +187,25 @@ class TokenChooser:
 
         The risk is the expected distance of a prompt's text from the full model's, 1 - ROUGE-L (the textual consistency
         of CALM, Schuster et al. 2022). Prompts are the samples, as tokens of one text are not independent. A tenth of
-        them says which settings are compared, the others certify them.
+        them says which settings are compared, the others certify them; which, and in which order they are bet on, is
+        drawn by what they say.
         """
-        texts = self.data.table("val").texts
-        cut = (int(texts.max()) + 1) // 10
-        check_level(risk, delta, int(texts.max()) + 1 - cut)
+        table, prompts = self.data.table("val"), self.data.prompts("val")
+        order = content_order(array("q", prompt).tobytes() for prompt in prompts.prompts)
+        cut = len(order) // 10
+        check_samples(
+            risk, delta, len(order) - cut, lambda samples, *level: betting_p_value(torch.zeros(samples), *level)
+        )
         if cut == 0:
-            raise UserError("risk", risk, "needs at least 10 validation prompts; raise data.val_size")
+            raise UnmetError("risk", risk, "needs at least 10 validation prompts; raise data.val_size")
         chosen = None
-        for candidate in spread(self.policy, self.scored.rows((texts < cut).nonzero().squeeze(1))):
-            distances = self.distances(candidate)[cut:]
-            if excess_risk_p_values(distances.unsqueeze(0), risk, delta) > delta:
+        for candidate in spread(self.policy, self.scored.rows(torch.isin(table.texts, order[:cut]))):
+            distances = self.distances(candidate)[order[cut:]]
+            if betting_p_value(distances, risk, delta) > delta:
                 break
             chosen = candidate, 1 - distances.mean().item()
         if chosen is None:
-            raise UserError("risk", risk, "no setting can be certified; allow more risk or a larger delta")
+            raise UnmetError("risk", risk, "no setting can be certified; allow more risk or a larger delta")
         return chosen
 
     @torch.no_grad()
@@ -228,12 +234,16 @@ def spread(policy: Policy, scored: Scored) -> list[Policy]:
 
 def report(points: dict[str, OperatingPoint], tokens: int) -> None:
     """Print what was chosen."""
+    if not points:
+        return
     headings = ("agreement %", "perplexity +%", "ROUGE-L, full text %", "layers %", "MACs %")
     table = Table("point", "asked", *headings, title=f"{tokens} validation tokens")
     for name, point in points.items():
         asked, got = ", ".join(f"{key} {value:g}" for key, value in point.asked.items()), point.got
         rouge = f"{100 * got['rougeL_full']:.1f}" if "rougeL_full" in got else ""
-        shares = [f"{100 * got[key]:.1f}" for key in ("agreement", "layers_fraction", "macs_fraction")]
-        table.add_row(name, asked, shares[0], f"{got['perplexity_increase']:.1f}", rouge, *shares[1:])
+        agreement = f"{100 * got['agreement']:.1f} ± {100 * got['agreement_se']:.1f}"
+        shares = [f"{100 * got[key]:.1f}" for key in ("layers_fraction", "macs_fraction")]
+        table.add_row(name, asked, agreement, f"{got['perplexity_increase']:.1f}", rouge, *shares)
     make_console().print(table)
+    print(ON_VALIDATION)
     print(TEACHER_FORCED)

@@ -6,11 +6,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from rich.table import Table
 
-from eenet.calibration import Calibration, OperatingPoint
-from eenet.calibration.points import CALIBRATION, point_name
+from eenet.calibration import OperatingPoint
 from eenet.cli.runs import Run
-from eenet.errors import UserError, command
-from eenet.files import sha256
+from eenet.cli.wishes import ON_VALIDATION, Granted, Wishes, grant
+from eenet.errors import UserError
 from eenet.policies import Policy
 from eenet.quantization import PathPolicy, point_for_budget
 from eenet.reporting import make_console
@@ -20,7 +19,7 @@ from lightning_modules.choosing import amend
 WISH = "budget-bitops"
 
 
-def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Calibration:
+def calibrate_paths(run: Run, policy: str, wishes: Wishes) -> Granted:
     """Choose points on the validation half that taught no predictor, and add them to the run's calibration file.
 
     Nothing runs where the curve of that half is in the checkpoint; where the training came to no whole validation, the
@@ -30,37 +29,40 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
     Args:
         run: A run of QuEE.
         policy: Must be `own`.
-        wishes: Budgets, as fractions of the float network's BitOPs, under `WISH`; the others must be empty.
+        wishes: Budgets, as fractions of the float network's BitOPs, under `WISH`.
 
     Raises:
-        UserError: Another wish or policy, too few samples for predictors, or a budget that no point keeps.
+        UserError: Another wish or policy, or too few samples for predictors.
     """
     model = cast(QuEE, run.model)
     if policy != "own":
         raise UserError("policy", policy, "QuEE's predictors and lambda decide; leave it out")
-    for wish, values in wishes.items():
-        if values and wish != WISH:
-            raise UserError(wish, values, f"QuEE takes --{WISH}")
+    wishes.require((WISH,), f"QuEE takes --{WISH}")
+    if wishes.dearest:
+        raise UserError("dearest", True, "QuEE's curve says how accurate each point is; leave it out")
     if model.objections(model.own_points(), run.split):
         batches = (run.data.transfer_batch_to_device(batch, run.device, 0) for batch in run.data.loader("val"))
         model.fit_on(batches, run.split)
         amend(run.checkpoint, model, model.state_dict(), TorchCheckpointIO())
-    curve, points = model.curves()["quee"], {}
-    for budget in wishes[WISH]:
-        width, tradeoff, accuracy, bitops = point_for_budget(curve, budget, WISH)
-        chosen = cast(Policy, PathPolicy(width, tradeoff))
-        got = {"accuracy": accuracy, "bitops_fraction": bitops}
-        points[point_name(policy, WISH, budget)] = OperatingPoint(
-            chosen, None, {WISH: budget}, got, chosen_on=model.validated_on
-        )
-    path, samples = run.folder / CALIBRATION, len(run.data.loader("val").dataset)  # type: ignore[arg-type]
-    found = Calibration(sha256(run.checkpoint), samples - samples // 2, torch.ones(model.network.num_exits), points)
-    found.add_to(path)
-    table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
-    for name, point in points.items():
-        setting, (accuracy, bitops) = point.policy.arguments(), (100 * value for value in point.got.values())
-        table.add_row(name, f"{setting['first_width']}", f"{setting['tradeoff']:g}", f"{accuracy:.2f}", f"{bitops:.2f}")
-    make_console().print(table)
-    use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
-    print(f"calibration: {path}\nuse it with: {use}")
-    return found
+    curve, half = model.curves()["quee"], len(run.data.loader("val").dataset)  # type: ignore[arg-type]
+    samples = half - half // 2
+
+    def choose(wish: str, budget: float) -> OperatingPoint:
+        width, tradeoff, accuracy, bitops = point_for_budget(curve, budget, wish)
+        error = (accuracy * (1 - accuracy) / samples) ** 0.5
+        got = {"accuracy": accuracy, "accuracy_se": error, "bitops_fraction": bitops}
+        chosen, asked = cast(Policy, PathPolicy(width, tradeoff)), wishes.asked(wish, budget)
+        return OperatingPoint(chosen, None, asked, got, chosen_on=model.validated_on)
+
+    granted = grant(policy, wishes, choose)
+    if granted.points:
+        table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
+        for name, point in granted.points.items():
+            setting, got = point.policy.arguments(), {key: 100 * value for key, value in point.got.items()}
+            accuracy = f"{got['accuracy']:.2f} ± {got['accuracy_se']:.2f}"
+            width, tradeoff = f"{setting['first_width']}", f"{setting['tradeoff']:g}"
+            table.add_row(name, width, tradeoff, accuracy, f"{got['bitops_fraction']:.2f}")
+        make_console().print(table)
+        print(ON_VALIDATION)
+    granted.write(run, samples, torch.ones(model.network.num_exits))
+    return granted

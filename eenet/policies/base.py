@@ -66,6 +66,35 @@ class Policy(nn.Module, ABC):
         """This policy with another setting of that parameter."""
         raise NotImplementedError
 
+    def departures(self, predictions: Tensor, scores: Tensor, knobs: Tensor) -> Tensor:
+        """With how many of the knobs, from the first on, each sample has left by each early exit.
+
+        A sample never leaves earlier when the knob grows, so that these numbers say where it leaves with any of them.
+
+        Args:
+            predictions: Predicted classes, `(samples, exits)`.
+            scores: Gate scores, `(samples, exits - 1)`.
+            knobs: From `knobs`, increasing.
+
+        Returns:
+            Int64 `(samples, exits - 1)`, never falling from one exit to the next.
+        """
+        found = scores.new_zeros(scores.shape, dtype=torch.long)
+        early = torch.arange(scores.shape[1], device=scores.device)
+
+        def count(rows: Tensor, start: int, stop: int) -> None:
+            first, last = (
+                self.turned(knobs[place].item()).exits(predictions[rows], scores[rows]) for place in (start, stop - 1)
+            )
+            same, middle = first == last, (start + stop) // 2
+            found[rows[same]] += (stop - start) * (first[same].unsqueeze(1) <= early)
+            if not same.all():  # only samples that some knob between the two moves are looked at again
+                count(rows[~same], start, middle)
+                count(rows[~same], middle, stop)
+
+        count(torch.arange(len(scores), device=scores.device), 0, len(knobs))
+        return found
+
     def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:
         """The exit of each sample when all exits have been computed, as in validation.
 

@@ -58,6 +58,12 @@ class Threshold(Policy):
             return Threshold([knob] * len(self.thresholds))
         return Threshold((self.thresholds.double() + knob).tolist())
 
+    def departures(self, predictions: Tensor, scores: Tensor, knobs: Tensor) -> Tensor:
+        """Counted among each exit's limits, which its scores have to reach."""
+        raised = self.thresholds.double().to(knobs.device).unsqueeze(1) + knobs
+        limits = torch.where(knobs.isinf(), knobs, raised).to(scores)
+        return torch.searchsorted(limits, scores.T.contiguous(), right=True).T.cummax(1).values
+
     def start(self, scores: Tensor) -> Memory:
         """Nothing to remember."""
         return ()

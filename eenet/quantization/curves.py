@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from eenet.errors import UserError
+from eenet.errors import UnmetError, UserError
 from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.policy import PathPolicy, first_node, follow, next_moves
 
@@ -124,7 +124,8 @@ def point_for_budget(points: Sequence[AnyPoint], budget: float, field: str = "bu
     """The most accurate point whose cost keeps a budget, the cheapest of equals.
 
     Raises:
-        UserError: The budget is not positive, or no point keeps it.
+        UserError: The budget is not positive.
+        UnmetError: No point keeps it.
 
     Example:
         >>> point_for_budget([Point(8, 1.0, 0.7, 0.1), Point(8, 0.1, 0.9, 0.3)], 0.2).knob
@@ -135,7 +136,7 @@ def point_for_budget(points: Sequence[AnyPoint], budget: float, field: str = "bu
     kept = [point for point in points if point.cost <= budget]
     if not kept:
         least = min(point.cost for point in points)
-        raise UserError(field, budget, f"the cheapest operating point costs {least:.4f} of the full network's BitOPs")
+        raise UnmetError(field, budget, f"the cheapest operating point costs {least:.4f} of the full network's BitOPs")
     return max(kept, key=lambda point: (point.accuracy, -point.cost))
 
 

@@ -67,14 +67,16 @@ def calibration_table(results: Results) -> Table:
 
 def conformal_table(results: Results) -> Table:
     """Coverage and mean size of the conformal sets of every operating point."""
-    table = Table("", "quantiles", title="conformal sets")
+    table = Table("", "quantiles", title="conformal sets; *: some quantiles had too few samples of their own")
     for heading in ("asked %", "coverage %", "mean set size"):
         table.add_column(heading, justify="right")
     for row in chosen_rows(results):
         for sets in row["conformal"]:
             figures = (100 * (1 - sets["alpha"]), 100 * sets["coverage"], sets["set_size"])
             table.add_row(
-                row["name"], sets["mode"], *(f"{figure:.{d}f}" for figure, d in zip(figures, (0, 1, 2), strict=True))
+                row["name"],
+                sets["mode"] + ("*" if sets["fallbacks"] else ""),
+                *(f"{figure:.{d}f}" for figure, d in zip(figures, (0, 1, 2), strict=True)),
             )
     return table
 

@@ -75,7 +75,8 @@ def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_p
     ("args", "message"),
     [
         (["--budget", "0.5"], "budget = [0.5]: QuEE takes --budget-bitops"),
-        (["--budget-bitops", "1e-9"], "budget-bitops = 1e-09: the cheapest operating point costs"),
+        (["--budget-bitops", "0"], "budget-bitops = 0.0: is a fraction"),
+        (["--budget-bitops", "0.5", "--dearest"], "dearest"),
         (["--budget-bitops", "0.5", "--policy", "entropy"], "policy = 'entropy'"),
     ],
 )
@@ -85,3 +86,11 @@ def test_what_quee_cannot_do_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main(["calibrate", str(run), *args])
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_that_cannot_be_met_keeps_no_other_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["calibrate", str(run), "--budget-bitops", "1e-9,0.8"])
+    assert "not met: budget-bitops = 1e-09: the cheapest operating point costs" in capsys.readouterr().err
+    point = json.loads((run / "calibration.json").read_text())["points"]["budget-bitops-0.8"]
+    assert 0 <= point["got"]["accuracy_se"] <= 0.05

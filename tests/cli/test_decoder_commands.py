@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 
-from eenet.calibration import Calibration  # noqa: E402
+from eenet.calibration import Calibration, Scored  # noqa: E402
 from eenet.calibration.points import CALIBRATION  # noqa: E402
+from eenet.cli.calibrate_decoder import TokenChooser  # noqa: E402
 from eenet.cli.main import main  # noqa: E402
 from eenet.cli.runs import open_run  # noqa: E402
 from eenet.decoding.measures import text_scores  # noqa: E402
@@ -162,12 +164,22 @@ def test_generation_without_leaving_is_the_full_models(runs: dict[str, Path], tm
     assert set(text["usage"]["layers"]) == {LAYERS}
 
 
+def test_a_wish_that_cannot_be_met_keeps_no_other_from_it(runs: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    (runs["calm"] / CALIBRATION).unlink(missing_ok=True)
+    with pytest.raises(SystemExit, match="1"):
+        main(["calibrate", str(runs["calm"]), "--risk", "0.3", "--budget", "0.01,0.9"])
+    said = capsys.readouterr().err
+    assert "not met: risk = 0.3: needs at least" in said
+    assert "not met: budget = 0.01: cannot be met" in said
+    (point,) = Calibration.load(runs["calm"] / CALIBRATION).points.values()
+    assert 0 <= point.got["agreement_se"] <= 0.5
+
+
 def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs: dict[str, Path], mistake: Any) -> None:
     run = str(runs["calm"])
     assert "is for classifiers" in mistake("calibrate", run, "--max-accuracy-drop", "1")
     assert "policy = 'scheduler'" in mistake("calibrate", run, "--policy", "scheduler", "--budget", "0.9")
     assert "max-disagreement = 2" in mistake("calibrate", run, "--max-disagreement", "2")
-    assert "calibration samples at risk" in mistake("calibrate", run, "--risk", "0.3")
     assert "point = 'nowhere'" in mistake("generate", run, "--prompt", "the sun", "--point", "nowhere")
     assert "plan = 'early:2'" in mistake("generate", run, "--prompt", "the sun", "--plan", "early:2")
 
@@ -188,3 +200,29 @@ def test_mistakes_of_a_configuration_are_one_clear_line(
 ) -> None:
     config = runs["calm"] / "config.yaml"
     assert message in mistake("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "new", option)
+
+
+def test_no_order_of_the_prompts_changes_a_certificate() -> None:
+    """Prompts are the samples: their texts' distances, and their tokens' scores, move along with them."""
+    prompts, length = [[row, 3, row % 5] for row in range(60)], 4
+    scores, correct = torch.rand(60, length, 2), torch.rand(60, length, 3) < 0.9
+    risks = 0.6 * torch.rand(60) ** 2
+
+    def certified(order: torch.Tensor) -> Any:
+        rows = (scores[order].flatten(0, 1), correct[order].flatten(0, 1))
+        scored = Scored(rows[1].long(), *rows, torch.tensor([0.3, 0.6, 1.0]).double())
+        table = SimpleNamespace(texts=torch.arange(60).repeat_interleave(length))
+        data = SimpleNamespace(
+            table=lambda _: table, prompts=lambda _: SimpleNamespace(prompts=[prompts[row] for row in order])
+        )
+        chooser = SimpleNamespace(
+            data=data,
+            scored=scored,
+            policy=Threshold([0.0, 0.0]),
+            distances=lambda policy: risks[order] * (1 - scored.cost(policy)),
+        )
+        policy, kept = TokenChooser.certified(chooser, 0.2, 0.1)  # type: ignore[arg-type]
+        return policy.arguments(), pytest.approx(kept)
+
+    first = certified(torch.arange(60))
+    assert all(certified(torch.randperm(60)) == first for _ in range(3))

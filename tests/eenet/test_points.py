@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eenet.calibration import Calibration, OperatingPoint, trust
+from eenet.calibration import Calibration, OperatingPoint, Quantiles, trust
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
 from eenet.metrics import sample_statistics, summarise
@@ -20,7 +20,11 @@ def calibration(points: dict[str, OperatingPoint]) -> Calibration:
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
 def test_points_survive_the_file(policy: Policy, gate: Gate | None, tmp_path: Path) -> None:
-    quantiles = {("common", 0.1): torch.tensor([0.25, 0.5, 1.0])}
+    fallbacks = [{"exit": 1, "samples": 7, "instead": "whole set"}]
+    quantiles = {
+        ("per_exit", 0.1): Quantiles(torch.tensor([0.25, 0.5, 1.0]), "textbook", fallbacks),
+        ("per_class", 0.1): Quantiles(torch.tensor([[0.25, 0.5]])),
+    }
     point = OperatingPoint(policy, gate, {"budget": 0.5}, {"accuracy": 0.9}, quantiles)
     calibration({"p": point}).save(tmp_path / "c.json")
     found = Calibration.load(tmp_path / "c.json")
@@ -29,7 +33,10 @@ def test_points_survive_the_file(policy: Policy, gate: Gate | None, tmp_path: Pa
     loaded = found.points["p"]
     assert loaded.policy.arguments() == policy.arguments()
     assert (loaded.asked, loaded.got) == (point.asked, point.got)
-    assert torch.equal(loaded.conformal["common", 0.1], quantiles["common", 0.1])
+    assert list(loaded.conformal) == list(quantiles)
+    for key, found_quantiles in loaded.conformal.items():
+        assert torch.equal(found_quantiles.values, quantiles[key].values)
+        assert found_quantiles[1:] == quantiles[key][1:]
     if gate is None:
         assert loaded.gate is None
     else:
@@ -47,7 +54,7 @@ def test_points_are_chosen_by_name() -> None:
         both.choose("c")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', '{"schema": 1, "points": {"a": {}}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', '{"schema": 2, "points": {"a": {}}}'])
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match="calibrat"):
@@ -59,9 +66,22 @@ def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
 def test_trust_tempers_each_sample_by_its_own_exit() -> None:
     logits, labels = 3 * torch.randn(50, 4), torch.randint(0, 4, (50,))
     exits, temperatures = torch.randint(0, 3, (50,)), torch.tensor([1.0, 2.0, 4.0])
-    point = OperatingPoint(FixedExit(), conformal={("common", 0.1): torch.full((3,), 2.0)})
+    point = OperatingPoint(FixedExit(), conformal={("common", 0.1): Quantiles(torch.full((3,), 2.0))})
     row = trust(point, temperatures, logits, exits, labels)
     by_hand = torch.stack([logits[i] / temperatures[exit] for i, exit in enumerate(exits.tolist())])
     assert row["calibrated"]["nll"] == pytest.approx(summarise(sample_statistics(by_hand, labels))["nll"])
     assert row["conformal"][0]["coverage"] == 1
     assert row["conformal"][0]["set_size"] == 4
+
+
+def test_sets_of_classes_are_judged_class_by_class() -> None:
+    logits, labels = torch.randn(60, 3), torch.arange(60) % 3
+    fallbacks = [{"class": 2, "samples": 1, "instead": "whole set"}]
+    found = Quantiles(torch.tensor([[0.3, 0.6, 1.0]]), "textbook", fallbacks)
+    point = OperatingPoint(FixedExit(), conformal={("per_class", 0.1): found})
+    (row,) = trust(point, torch.ones(2), logits, torch.zeros(60, dtype=torch.long), labels)["conformal"]
+    held = 1 - logits.softmax(1) <= found.values
+    assert (row["rule"], row["fallbacks"]) == ("textbook", fallbacks)
+    for label, by_class in enumerate(row["classes"]):
+        assert by_class["coverage"] == held[labels == label, label].double().mean()
+    assert row["classes"][2]["coverage"] == 1

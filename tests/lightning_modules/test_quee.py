@@ -115,18 +115,21 @@ def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path
     rows = other.results["operating_points"]
     assert [row["name"] for row in rows] == ["budget-0.5", "budget-0.2"]
     assert rows[0] == run[0].results["operating_points"][0]
-    too_small = make_routine(budgets=[0.001])
-    with pytest.raises(UserError, match=r"model\.budgets = 0\.001: the cheapest path costs"):
-        make_trainer(tmp_path).test(
-            too_small, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False
-        )
 
 
-def test_a_budget_that_no_path_keeps_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_budget_that_no_path_keeps_is_said_and_keeps_nothing_from_the_others(
+    run: tuple[QuEE, Path], tmp_path: Path
+) -> None:
     routine = make_routine(budgets=[0.5, 0.001])
-    with pytest.raises(UserError, match=r"model\.budgets = 0\.001: the cheapest path costs"):
-        make_trainer(tmp_path).fit(routine, datamodule=Digits(validation_fraction=0.4))
-    assert routine.global_step == 0
+    with pytest.warns(UserWarning, match=r"budget-0\.001 cannot be met: the cheapest path costs"):
+        make_trainer(tmp_path).test(
+            routine,
+            datamodule=Digits(validation_fraction=0.4),
+            ckpt_path=str(run[1] / "last.ckpt"),
+            verbose=False,
+        )
+    assert list(routine.unmet) == ["budget-0.001"]
+    assert routine.results["operating_points"][0] == run[0].results["operating_points"][0]
 
 
 def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""What `eenet calibrate` is asked for: checked before any work, met one by one, written together."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import Tensor
+
+from eenet.calibration import (
+    Calibration,
+    ConformalMode,
+    OperatingPoint,
+    QuantileRule,
+    check_alpha,
+    check_budget,
+    check_drop,
+    check_level,
+)
+from eenet.calibration.points import CALIBRATION, point_name
+from eenet.cli.runs import Run
+from eenet.errors import UnmetError, UserError, command
+from eenet.files import sha256
+
+MODES: tuple[ConformalMode, ...] = get_args(ConformalMode)
+
+RULES: tuple[QuantileRule, ...] = get_args(QuantileRule)
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "budget-macs": (lambda value: 0 < value < float("inf"), "is a mean number of MACs per sample, above 0"),
+    "budget-bitops": (lambda value: 0 < value < float("inf"), "is a fraction of the float network's BitOPs, above 0"),
+    "max-disagreement": (lambda value: 0 <= value < 1, "is a share of tokens, at least 0 and below 1"),
+    "max-perplexity-increase": (lambda value: 0 <= value < float("inf"), "must be a number of percent, at least 0"),
+    "max-rouge-drop": (lambda value: 0 <= value <= 100, "is a number of points of ROUGE-L, from 0 to 100"),
+}
+"""Which values of a wish make sense, where the library does not check them."""
+
+ON_VALIDATION = (
+    "What a point reached (± one standard error) is on the samples that chose it among all settings of its policy, so "
+    "that it is a little optimistic; `eenet test` judges it on others."
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for.
+
+    Attributes:
+        values: By wish, such as `{"budget": [0.5, 0.75]}`.
+        delta: Probability that a risk certificate is wrong.
+        alphas: Miscoverages of the conformal sets.
+        modes: Of the conformal sets.
+        rule: Of their quantiles.
+        dearest: Meet a budget by the dearest setting within it instead of the most accurate.
+
+    Raises:
+        UserError: A value makes no sense.
+    """
+
+    values: dict[str, list[float]]
+    delta: float = 0.1
+    alphas: list[float] = field(default_factory=lambda: [0.1])
+    modes: tuple[ConformalMode, ...] = MODES[:3]
+    rule: QuantileRule = "jei_dnn"
+    dearest: bool = False
+
+    def __post_init__(self) -> None:
+        checks: dict[str, Callable[[float], Any]] = {
+            "budget": check_budget,
+            "max-accuracy-drop": check_drop,
+            "risk": lambda value: check_level(value, self.delta),
+        }
+        for wish, value in self:
+            if wish in checks:
+                checks[wish](value)
+            elif not RANGES[wish][0](value):
+                raise UserError(wish, value, RANGES[wish][1])
+        for alpha in self.alphas:
+            check_alpha(alpha)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return ((wish, value) for wish, values in self.values.items() for value in values)
+
+    def require(self, known: Iterable[str], problem: str) -> None:
+        """Refuse all wishes but some.
+
+        Raises:
+            UserError: Another wish is there.
+        """
+        for wish, values in self.values.items():
+            if values and wish not in known:
+                raise UserError(wish, values, problem)
+
+    def asked(self, wish: str, value: float) -> dict[str, float]:
+        """What a point was chosen for, as it records it."""
+        return {wish: value, "delta": self.delta} if wish == "risk" else {wish: value}
+
+
+@dataclass
+class Granted:
+    """What a run's validation split gave.
+
+    Attributes:
+        points: Operating points by name.
+        unmet: Why other wishes, and conformal sets, were not met.
+    """
+
+    points: dict[str, OperatingPoint] = field(default_factory=dict)
+    unmet: list[UnmetError] = field(default_factory=list)
+
+    def write(self, run: Run, samples: int, temperatures: Tensor) -> Calibration:
+        """Add the points to the run's calibration file, where a point of the same name is replaced.
+
+        Args:
+            run: The run.
+            samples: Of the validation split.
+            temperatures: Of every exit, `(exits,)`.
+        """
+        found, path = (
+            Calibration(sha256(run.checkpoint), samples, temperatures, dict(self.points)),
+            run.folder / CALIBRATION,
+        )
+        if self.points:
+            found.add_to(path)
+            use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
+            print(f"calibration: {path}\nuse it with: {use}")
+        return found
+
+    def end(self) -> None:
+        """Say what was not met.
+
+        Raises:
+            SystemExit: With status 1 if something was not met.
+        """
+        for problem in dict.fromkeys(str(error) for error in self.unmet):
+            print(f"eenet: not met: {problem}", file=sys.stderr)
+        if self.unmet:
+            raise SystemExit(1)
+
+
+def grant(policy: str, wishes: Wishes, choose: Callable[[str, float], OperatingPoint]) -> Granted:
+    """Meet every wish that can be met."""
+    granted = Granted()
+    for wish, value in wishes:
+        try:
+            granted.points[point_name(policy, wish, value)] = choose(wish, value)
+        except UnmetError as error:
+            granted.unmet.append(error)
+    return granted
+
+
+def numbers(field: str, text: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(field, text, "must be numbers between commas, as 0.3,0.5") from error
+
+
+def names(field: str, text: str, known: tuple[str, ...]) -> tuple[Any, ...]:
+    """Some known names between commas.
+
+    Raises:
+        UserError: Another name is there, or none.
+    """
+    chosen = tuple(dict.fromkeys(part for part in text.split(",") if part))
+    if not chosen or not set(chosen) <= set(known):
+        raise UserError(field, text, f"must be some of {', '.join(known)}, between commas")
+    return chosen
