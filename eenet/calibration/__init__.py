@@ -7,9 +7,11 @@ from eenet.calibration.conformal import (
     coverage,
     prediction_sets,
     set_size,
+    summarise_coverage,
     summarise_sets,
     true_class_scores,
 )
+from eenet.calibration.logits import KnownExits, LogitFile, Logits, read_exits
 from eenet.calibration.points import Calibration, OperatingPoint
 from eenet.calibration.risk import certify, check_level, excess_risk_p_values, fixed_sequence, samples_needed
 from eenet.calibration.scheduler import fit_schedule, fit_scheduler
@@ -20,14 +22,18 @@ from eenet.calibration.search import (
     policy_for_budget,
     policy_for_risk,
 )
-from eenet.calibration.temperature import fit_temperatures
-from eenet.calibration.trust import calibrated_figures, trust
+from eenet.calibration.temperature import Temperatures, fit_temperatures
+from eenet.calibration.trust import calibrated_figures, trust, trust_records
 
 __all__ = [
     "Calibration",
     "ConformalMode",
+    "KnownExits",
+    "LogitFile",
+    "Logits",
     "OperatingPoint",
     "Scored",
+    "Temperatures",
     "calibrated_figures",
     "certify",
     "check_budget",
@@ -44,9 +50,12 @@ __all__ = [
     "policy_for_budget",
     "policy_for_risk",
     "prediction_sets",
+    "read_exits",
     "samples_needed",
     "set_size",
+    "summarise_coverage",
     "summarise_sets",
     "true_class_scores",
     "trust",
+    "trust_records",
 ]

@@ -169,13 +169,25 @@ def summarise_sets(sets: Tensor, labels: Tensor, exits: Tensor, num_exits: int) 
         >>> summarise_sets(sets, torch.tensor([1, 1]), torch.tensor([1, 1]), num_exits=2)["exits"]
         [{'count': 0, 'coverage': None, 'set_size': None}, {'count': 2, 'coverage': 0.5, 'set_size': 1.5}]
     """
+    return summarise_coverage(sets.gather(1, labels[:, None]).squeeze(1), sets.sum(1), exits, num_exits)
+
+
+def summarise_coverage(covered: Tensor, sizes: Tensor, exits: Tensor, num_exits: int) -> dict[str, Any]:
+    """What `summarise_sets` gives, from two numbers per sample.
+
+    Args:
+        covered: Whether the set holds the true class, `(samples,)`.
+        sizes: Classes in the set, `(samples,)`.
+        exits: Where samples left, `(samples,)`.
+        num_exits: Of the network.
+    """
     rows: list[dict[str, Any]] = []
     for exit in range(num_exits):
         own = exits == exit
-        found = _coverage_and_size(sets[own], labels[own]) if own.any() else {"coverage": None, "set_size": None}
+        found = _means(covered[own], sizes[own]) if own.any() else {"coverage": None, "set_size": None}
         rows.append({"count": int(own.sum()), **found})
-    return {**_coverage_and_size(sets, labels), "exits": rows}
+    return {**_means(covered, sizes), "exits": rows}
 
 
-def _coverage_and_size(sets: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"coverage": coverage(sets, labels).item(), "set_size": set_size(sets).item()}
+def _means(covered: Tensor, sizes: Tensor) -> dict[str, float]:
+    return {"coverage": covered.double().mean().item(), "set_size": sizes.double().mean().item()}

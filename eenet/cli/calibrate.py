@@ -11,6 +11,7 @@ from torch import Tensor
 from eenet.calibration import (
     Calibration,
     ConformalMode,
+    Logits,
     OperatingPoint,
     Scored,
     check_budget,
@@ -21,7 +22,7 @@ from eenet.calibration import (
     policy_for_accuracy,
     policy_for_budget,
     policy_for_risk,
-    true_class_scores,
+    read_exits,
 )
 from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
@@ -123,7 +124,8 @@ def calibrate(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
         )
     logits, labels = exit_logits(run, "val")
-    found = Calibration(sha256(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
+    temperatures = fit_temperatures(logits, labels)
+    found = Calibration(sha256(run.checkpoint), len(labels), temperatures.values, {}, temperatures.doubts)
     path = run.folder / CALIBRATION
     chooser = Chooser(run, logits, labels, policy)
     new: dict[str, OperatingPoint] = {}
@@ -148,17 +150,17 @@ class Chooser:
         policy: What decides.
     """
 
-    def __init__(self, run: Run, logits: Tensor, labels: Tensor, policy: PolicyName) -> None:
+    def __init__(self, run: Run, logits: Logits, labels: Tensor, policy: PolicyName) -> None:
         network = run.model.network.cpu()
-        self.name, self.true_scores = policy, true_class_scores(logits.softmax(-1), labels)
+        self.name = policy
         own = next(iter(run.model.policies().values()))
         self.gate, self.policy = decider(policy, network.num_exits - 1, own, lambda: fit_scheduler(logits, labels))
         network = network if self.gate is None else network.with_gate(self.gate)
-        with torch.no_grad():
-            scores = network.gate(logits[:, :-1])
-        predictions = logits.argmax(-1)
         self.costs = network.costs
-        self.scored = Scored(predictions, scores, predictions == labels.unsqueeze(1), self.costs.fractions())
+        known = read_exits(logits, labels, network.gate)
+        correct = known.predictions == labels.unsqueeze(1)
+        self.scored = Scored(known.predictions, known.scores, correct, self.costs.fractions())
+        self.true_scores = known.true_scores
         self.quantized = isinstance(network.backbone, QuantizedBackbone)
         self.bitops = torch.tensor(bitops_profile(network).cumulative).double() / bitops(self.costs.full)
 

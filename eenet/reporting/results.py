@@ -4,8 +4,9 @@ Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split
 `versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `nll` (nats), `ece` (15 equal-width
 bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
 `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
-reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities, and
-those of operating points `asked`, `got` on the validation split, and `conformal` sets.
+reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
+exits with `temperature`, and a `doubt` where validation samples do not determine it), and those of operating points
+`asked`, `got` on the validation split, and `conformal` sets.
 """
 
 import json
