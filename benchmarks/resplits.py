@@ -54,7 +54,8 @@ def main(
     """
     opened = open_run(run)
     parts = [exit_logits(opened, split) for split in ("val", "test")]
-    logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    logits = torch.cat([block for part in parts for block in part[0].split(len(part[1]))])
+    labels = torch.cat([part[1] for part in parts])
     network, policy = opened.model.network.cpu(), next(iter(opened.model.policies().values()))
     with torch.no_grad():
         scores = network.gate(logits[:, :-1])

@@ -131,7 +131,7 @@ class QuEE(ExitRoutine):
         self.simple = nn.ModuleList(
             SimplePredictors(len(network.tree.reachable(node))) for node in range(network.tree.num_early)
         )
-        self._nodes = Records(["logits", "features", "labels"])
+        self._nodes = Records(["statistics", "uncertainty", "features"])
         sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
         for name, size in sizes.items():
             self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
@@ -207,11 +207,15 @@ class QuEE(ExitRoutine):
         self.record_nodes(*batch)
 
     def record_nodes(self, inputs: Any, labels: Tensor) -> None:
-        """Add the logits and pooled features of every node to the records."""
+        """Add the statistics of every node and what its predictor reads to the records."""
         extracted = self.extract(inputs)
         logits = self.network.exit_logits(extracted)
-        features = [known.features for known in self.network.known(extracted, logits)]
-        self._nodes.update(logits=logits, features=torch.cat(features, dim=1), labels=labels)
+        uncertainty, features = zip(*self.network.known(extracted, logits), strict=True)
+        self._nodes.update(
+            statistics=sample_statistics(logits, labels),
+            uncertainty=torch.stack(uncertainty, dim=1),
+            features=torch.cat(features, dim=1),
+        )
 
     def finish_nodes(self) -> Nodes:
         """The records of all samples, usable for training, and new records."""
@@ -223,8 +227,8 @@ class QuEE(ExitRoutine):
             for node in range(self.network.tree.num_early)
         ]
         features = found["features"].split(dims, dim=1)
-        known = [Known(found["logits"][:, node], rows) for node, rows in enumerate(features)]
-        return Nodes(sample_statistics(found["logits"], found["labels"]), known)
+        known = [Known(found["uncertainty"][:, node], rows) for node, rows in enumerate(features)]
+        return Nodes(found["statistics"], known)
 
     def on_validation_epoch_end(self) -> None:
         """Judge static networks; fit the predictors on a whole validation of the final weights, and judge them.

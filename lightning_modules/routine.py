@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.backbones.base import to_device
-from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust
+from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust, trust_records
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
 from eenet.metrics import Records, per_class, sample_statistics
@@ -55,6 +55,8 @@ SCALARS = (
 )
 """Figures of a result row that are logged where it has them."""
 
+TRUSTED = ("tempered", "covered", "sizes")
+"""What `trust_records` makes."""
 
 FIGURES = {
     "accuracy_cost": accuracy_cost_figure,
@@ -276,7 +278,8 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
     def on_test_start(self) -> None:
         """Make the operating points ready, with room for the records of each; those that are not chosen do not run."""
         self._prepare_points()
-        self._routed = nn.ModuleDict({str(i): Records(["logits", "exits", "labels"]) for i in range(len(self._points))})
+        names = ["statistics", "exits", "labels", *(TRUSTED if self.calibration is not None else ())]
+        self._routed = nn.ModuleDict({str(i): Records(names) for i in range(len(self._points))})
         self._routed.to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -289,7 +292,10 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
             self._tempered.update(statistics=sample_statistics(tempered, labels))
         for records, (point, network) in zip(self._routed.values(), self._points.values(), strict=True):
             routed = network.route(inputs, point.policy)
-            records.update(logits=routed.logits, exits=routed.exits, labels=labels)  # type: ignore[operator]
+            rows = {"statistics": sample_statistics(routed.logits, labels), "exits": routed.exits, "labels": labels}
+            if self.calibration is not None:
+                rows |= trust_records(point, self.calibration.temperatures, routed.logits, routed.exits, labels)
+            records.update(**rows)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
@@ -298,19 +304,20 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
             row |= bitops_fields(self.network, row, static=True)
         self._records.reset()
         if self.calibration is not None:
-            for row, statistics in zip(exits, self._tempered.compute()["statistics"].unbind(1), strict=True):
-                row["calibrated"] = calibrated_figures(statistics)
+            for exit, statistics in enumerate(self._tempered.compute()["statistics"].unbind(1)):
+                figures = {"temperature": self.calibration.temperatures[exit].item(), **calibrated_figures(statistics)}
+                exits[exit]["calibrated"] = {**figures, "doubt": self.calibration.doubts.get(exit)}
             self._tempered.reset()
         points = {}
         for (name, (point, network)), records in zip(self._points.items(), self._routed.values(), strict=True):
             gathered = records.compute()  # type: ignore[operator]
-            statistics = sample_statistics(gathered["logits"], gathered["labels"])
+            statistics, labels = gathered.pop("statistics"), gathered.pop("labels")
             row = operating_point(name, statistics, gathered["exits"], network.costs)
             row |= bitops_fields(network, row)
             if self.per_class:
-                row["per_class"] = per_class(statistics[:, 1], gathered["labels"], gathered["logits"].shape[1])
+                row["per_class"] = per_class(statistics[:, 1], labels, network.backbone.num_classes)
             if self.calibration is not None:
-                row |= trust(point, self.calibration.temperatures, **gathered)
+                row |= trust(point, **gathered, labels=labels, num_exits=network.num_exits)
             points[name] = chosen(row, point)
         self.results = {**self._heading("test"), "operating_points": self.all_rows(points), "exits": exits}
         self._log_results("test")
@@ -401,14 +408,16 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
         self.log_dict(values, rank_zero_only=True)
         self.log_dict(watched, rank_zero_only=True, prog_bar=True)
 
-    @rank_zero_only
     def _write_results(self) -> None:
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        write_json(self.run_folder / "results.json", self.results)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write_files(self.run_folder)  # all processes ask for the folder, which one tells the others
+
+    @rank_zero_only
+    def _write_files(self, folder: Path) -> None:
+        write_json(folder / "results.json", self.results)
         for name, draw in self.figures.items():
-            save_figure(draw(self.results), self.run_folder / f"{name}.png")
-        Console().print(f"results: {self.run_folder / 'results.json'}\nfigure: {self.run_folder / 'accuracy_cost.png'}")
+            save_figure(draw(self.results), folder / f"{name}.png")
+        Console().print(f"results: {folder / 'results.json'}\nfigure: {folder / 'accuracy_cost.png'}")
 
     @rank_zero_only
     def _print_results(self) -> None:

@@ -11,9 +11,11 @@ from eenet.calibration.conformal import (
     coverage,
     prediction_sets,
     set_size,
+    summarise_coverage,
     summarise_sets,
     true_class_scores,
 )
+from eenet.calibration.logits import KnownExits, LogitFile, Logits, read_exits
 from eenet.calibration.points import Calibration, OperatingPoint
 from eenet.calibration.risk import (
     betting_p_value,
@@ -36,18 +38,22 @@ from eenet.calibration.search import (
     policy_for_risk,
     standard_error,
 )
-from eenet.calibration.temperature import fit_temperatures
-from eenet.calibration.trust import calibrated_figures, trust
+from eenet.calibration.temperature import Temperatures, fit_temperatures
+from eenet.calibration.trust import calibrated_figures, trust, trust_records
 
 __all__ = [
     "Calibration",
     "ChosenOn",
     "ConformalMode",
+    "KnownExits",
+    "LogitFile",
+    "Logits",
     "OperatingPoint",
     "QuantileRule",
     "Quantiles",
     "Scored",
     "Sweep",
+    "Temperatures",
     "betting_p_value",
     "calibrated_figures",
     "certify",
@@ -70,11 +76,14 @@ __all__ = [
     "policy_for_budget",
     "policy_for_risk",
     "prediction_sets",
+    "read_exits",
     "samples_needed",
     "set_size",
     "standard_error",
+    "summarise_coverage",
     "summarise_sets",
     "true_class_scores",
     "trust",
+    "trust_records",
     "weights_digest",
 ]

@@ -248,16 +248,39 @@ def summarise_sets(
         >>> summarise_sets(sets, torch.tensor([1, 1]), torch.tensor([1, 1]), num_exits=2)["exits"]
         [{'count': 0, 'coverage': None, 'set_size': None}, {'count': 2, 'coverage': 0.5, 'set_size': 1.5}]
     """
-
-    def rows(groups: Tensor, count: int) -> list[dict[str, Any]]:
-        return [_coverage_and_size(sets[groups == group], labels[groups == group]) for group in range(count)]
-
-    classes = {"classes": rows(labels, sets.shape[1])} if per_class else {}
-    overall = _coverage_and_size(sets, labels)
-    return {key: overall[key] for key in ("coverage", "set_size")} | {"exits": rows(exits, num_exits), **classes}
+    covered, sizes = sets.gather(1, labels[:, None]).squeeze(1), sets.sum(1)
+    found = summarise_coverage(covered, sizes, exits, num_exits)
+    return {**found, "classes": coverage_rows(covered, sizes, labels, sets.shape[1])} if per_class else found
 
 
-def _coverage_and_size(sets: Tensor, labels: Tensor) -> dict[str, Any]:
-    if not len(sets):
-        return {"count": 0, "coverage": None, "set_size": None}
-    return {"count": len(sets), "coverage": coverage(sets, labels).item(), "set_size": set_size(sets).item()}
+def summarise_coverage(covered: Tensor, sizes: Tensor, exits: Tensor, num_exits: int) -> dict[str, Any]:
+    """What `summarise_sets` gives, from two numbers per sample.
+
+    Args:
+        covered: Whether the set holds the true class, `(samples,)`.
+        sizes: Classes in the set, `(samples,)`.
+        exits: Where samples left, `(samples,)`.
+        num_exits: Of the network.
+    """
+    return {**_means(covered, sizes), "exits": coverage_rows(covered, sizes, exits, num_exits)}
+
+
+def coverage_rows(covered: Tensor, sizes: Tensor, groups: Tensor, count: int) -> list[dict[str, Any]]:
+    """`count`, `coverage` and `set_size` of the samples of each group, such as exits or classes.
+
+    Args:
+        covered: Whether the set holds the true class, `(samples,)`.
+        sizes: Classes in the set, `(samples,)`.
+        groups: Number of each sample's group, `(samples,)`.
+        count: Of groups.
+    """
+    rows: list[dict[str, Any]] = []
+    for group in range(count):
+        own = groups == group
+        found = _means(covered[own], sizes[own]) if own.any() else {"coverage": None, "set_size": None}
+        rows.append({"count": int(own.sum()), **found})
+    return rows
+
+
+def _means(covered: Tensor, sizes: Tensor) -> dict[str, Any]:
+    return {"coverage": covered.double().mean().item(), "set_size": sizes.double().mean().item()}

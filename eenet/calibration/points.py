@@ -95,12 +95,14 @@ class Calibration:
         samples: Size of the validation split.
         temperatures: Of every exit, `(exits,)`; probabilities are the softmax of logits divided by them.
         points: Operating points by name.
+        doubts: Why the temperatures of some exits are not to be relied on, see `eenet.calibration.Temperatures`.
     """
 
     checkpoint: str
     samples: int
     temperatures: Tensor
     points: dict[str, OperatingPoint]
+    doubts: dict[int, str] = field(default_factory=dict)
 
     def add_to(self, path: Path) -> None:
         """Write the file with the points that it has for the same checkpoint; one of the same name is replaced.
@@ -123,6 +125,7 @@ class Calibration:
             "split": "val",
             "samples": self.samples,
             "temperatures": self.temperatures.tolist(),
+            "doubts": [self.doubts.get(exit) for exit in range(len(self.temperatures))],
             "points": {name: point.to_dict() for name, point in self.points.items()},
         }
         write_json(path, values)
@@ -140,7 +143,8 @@ class Calibration:
             if values["schema"] != SCHEMA:
                 raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {remedy}")
             points = {name: OperatingPoint.from_dict(point) for name, point in values["points"].items()}
-            return cls(values["checkpoint"], values["samples"], torch.tensor(values["temperatures"]), points)
+            doubts = {exit: doubt for exit, doubt in enumerate(values.get("doubts", [])) if doubt}
+            return cls(values["checkpoint"], values["samples"], torch.tensor(values["temperatures"]), points, doubts)
         except FileNotFoundError as error:
             raise UserError("calibration", str(path), f"there is no such file; {remedy}") from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

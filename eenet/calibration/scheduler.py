@@ -1,16 +1,25 @@
 """EENet's budget scheduler, learned on validation data (Ilhan, Chow, Hu, Tekin, Liu, WACV 2024)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eenet.calibration.logits import Logits, blocks, spread
 from eenet.calibration.search import Scored, check_budget, policy_for_budget
 from eenet.gates import SchedulerGate
 from eenet.policies import Policy, Threshold
 
+FIT_BYTES = 2**28
+"""Bytes of what the scoring functions read, above which they are fitted to some of the samples."""
 
-def fit_scheduler(logits: Tensor, labels: Tensor, steps: int = 300, learning_rate: float = 0.01) -> SchedulerGate:
+
+def fit_scheduler(logits: Logits, labels: Tensor, steps: int = 300, learning_rate: float = 0.01) -> SchedulerGate:
     """Fit the scoring functions to whether each exit is right, by Adam on the whole split.
+
+    What they read of an exit's own logits never changes and is computed once; where it takes more than `FIT_BYTES`,
+    samples spread evenly over the split stand for it.
 
     Args:
         logits: Of all exits, `(samples, exits, classes)`.
@@ -21,18 +30,54 @@ def fit_scheduler(logits: Tensor, labels: Tensor, steps: int = 300, learning_rat
     Returns:
         The gate; the same data give the same weights.
     """
-    early = logits[:, :-1].float()
-    correct = (early.argmax(-1) == labels.unsqueeze(1)).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        gate = SchedulerGate(early.shape[1], early.shape[2])
+        gate = SchedulerGate(logits.shape[1] - 1, logits.shape[2])
+    known, correct = _read(gate, logits, labels)
     optimizer = torch.optim.Adam(gate.parameters(), learning_rate, weight_decay=1e-4)
     with torch.enable_grad():
         for _ in range(steps):
             optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(gate(early), correct).backward()
+            scores, earlier = [], correct[:, :0]
+            for exit, own in enumerate(known):
+                scores.append(_score(gate.scorers[exit], own.T, earlier))
+                earlier = torch.cat([earlier, scores[exit].sigmoid().unsqueeze(1)], dim=1)
+            F.binary_cross_entropy_with_logits(torch.stack(scores, dim=1), correct).backward()
             optimizer.step()
     return gate.eval().requires_grad_(False)
+
+
+def _score(scorer: Any, own: Tensor, earlier: Tensor) -> Tensor:
+    """`scorer(torch.cat([own, earlier], dim=1))`, `(samples,)`, without a copy of the large part."""
+    first, *rest = scorer
+    large, small = first.weight.split([own.shape[1], earlier.shape[1]], dim=1)
+    hidden = F.linear(own, large) + F.linear(earlier, small, first.bias)
+    for layer in rest:
+        hidden = layer(hidden)
+    return hidden.squeeze(-1)
+
+
+def _read(gate: SchedulerGate, logits: Logits, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What each exit's function reads of its own logits, `(exits - 1, classes + 3, samples)`, and whether it is right.
+
+    Samples come last: products with few columns are faster so.
+    """
+    width = gate.num_classes + 3
+    most = max(1, FIT_BYTES // (4 * gate.num_gates * width))
+    keep = spread(len(labels), most, labels.device)
+    known = torch.empty(gate.num_gates, width, int(keep.sum()), device=labels.device)
+    correct = torch.empty(known.shape[2], gate.num_gates, device=labels.device)
+    start = 0
+    for rows, block in blocks(logits):
+        early = block[keep[rows], :-1].float()
+        places = slice(start, start + len(early))
+        votes, _ = gate.start(early[:, 0])
+        for exit in range(gate.num_gates):
+            own, votes = gate.own(exit, early[:, exit], votes)
+            known[exit, :, places] = own.T
+        correct[places] = (early.argmax(-1) == labels[rows][keep[rows]].unsqueeze(1)).float()
+        start = places.stop
+    return known, correct
 
 
 def fit_schedule(

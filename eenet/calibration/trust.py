@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from eenet.calibration.conformal import prediction_sets, summarise_sets
+from eenet.calibration.conformal import coverage_rows, prediction_sets, summarise_coverage
 from eenet.calibration.points import OperatingPoint
 from eenet.metrics import sample_statistics, summarise
 
@@ -18,43 +19,76 @@ def calibrated_figures(statistics: Tensor) -> dict[str, float]:
     return {key: figures[key] for key in CALIBRATED}
 
 
-def trust(point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Calibration figures after temperature scaling, and coverage and size of the conformal sets.
+def trust_records(
+    point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """What `trust` needs of every sample of a batch, in place of its logits.
 
     Args:
         point: The operating point.
         temperatures: Of every exit, `(exits,)`.
-        logits: That samples left with, `(samples, classes)`.
-        exits: Where they left, `(samples,)`.
+        logits: That samples left with, `(batch, classes)`.
+        exits: Where they left, `(batch,)`.
+        labels: `(batch,)`.
+
+    Returns:
+        `tempered`, `sample_statistics` of the tempered logits, `(batch, 6)`; `covered` and `sizes`, int32
+        `(batch, sets)`: whether each conformal set of the point holds the true class, and how many classes it holds.
+        The sets are made from the untempered probabilities, as in JEI-DNN.
+    """
+    tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
+    probabilities = logits.softmax(-1)
+    found = labels.new_empty(2, len(labels), len(point.conformal), dtype=torch.int32)
+    for column, quantiles in enumerate(point.conformal.values()):
+        sets = prediction_sets(probabilities, exits, quantiles.values.to(logits))
+        found[0, :, column] = sets.gather(1, labels[:, None]).squeeze(1)
+        found[1, :, column] = sets.sum(1)
+    return {"tempered": sample_statistics(tempered, labels), "covered": found[0], "sizes": found[1]}
+
+
+def trust(
+    point: OperatingPoint,
+    tempered: Tensor,
+    covered: Tensor,
+    sizes: Tensor,
+    exits: Tensor,
+    labels: Tensor,
+    num_exits: int,
+) -> dict[str, Any]:
+    """Calibration figures after temperature scaling, and coverage and size of the conformal sets.
+
+    Args:
+        point: The operating point.
+        tempered: Of all samples, from `trust_records`, like the next two.
+        covered: `(samples, sets)`.
+        sizes: `(samples, sets)`.
+        exits: Where samples left, `(samples,)`.
         labels: `(samples,)`.
+        num_exits: Of the network.
 
     Returns:
         `asked` and `got` of the point; `calibrated`, figures of the tempered probabilities; `conformal`, a row per mode
         and miscoverage with `coverage` and `set_size`, over all samples and over those of each exit (and class, where
-        quantiles are of classes), and the quantiles' `rule` and `fallbacks`. The sets are made from the untempered
-        probabilities, as in JEI-DNN.
+        quantiles are of classes), and the quantiles' `rule` and `fallbacks`.
     """
-    tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
-    probabilities = logits.softmax(-1)
     sets = [
         {
             "mode": mode,
             "alpha": alpha,
             "rule": found.rule,
             "fallbacks": found.fallbacks,
-            **summarise_sets(
-                prediction_sets(probabilities, exits, found.values.to(logits)),
-                labels,
-                exits,
-                len(temperatures),
-                per_class=mode == "per_class",
+            **summarise_coverage(covered[:, column], sizes[:, column], exits, num_exits),
+            **(
+                {"classes": coverage_rows(covered[:, column], sizes[:, column], labels, found.values.shape[1])}
+                if mode == "per_class"
+                else {}
             ),
         }
-        for (mode, alpha), found in point.conformal.items()
+        for column, ((mode, alpha), found) in enumerate(point.conformal.items())
     ]
     return {
         "asked": point.asked,
         "got": point.got,
-        "calibrated": calibrated_figures(sample_statistics(tempered, labels)),
+        "calibrated": calibrated_figures(tempered),
         "conformal": sets,
     }

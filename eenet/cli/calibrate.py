@@ -7,6 +7,7 @@ from rich.table import Table
 from torch import Tensor
 
 from eenet.calibration import (
+    Logits,
     OperatingPoint,
     Quantiles,
     Scored,
@@ -19,8 +20,8 @@ from eenet.calibration import (
     policy_for_accuracy,
     policy_for_budget,
     policy_for_risk,
+    read_exits,
     standard_error,
-    true_class_scores,
 )
 from eenet.calibration.points import point_name
 from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
@@ -152,10 +153,11 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
     if policy in ("own", "random") and (why := run.model.untrained) is not None:
         raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
     logits, labels = exit_logits(run, "val")
+    temperatures = fit_temperatures(logits, labels)
     chooser = Chooser(run, logits, labels, policy, wishes)
     granted = grant(policy, wishes, chooser.point)
     report(granted.points, len(labels))
-    granted.write(run, len(labels), fit_temperatures(logits, labels))
+    granted.write(run, len(labels), temperatures)
     for line in fallback_lines(granted.points):
         print(line)
     if any("risk" in point.asked for point in granted.points.values()):
@@ -178,18 +180,18 @@ class Chooser:
         left_out: Why modes of conformal sets are left out.
     """
 
-    def __init__(self, run: Run, logits: Tensor, labels: Tensor, policy: PolicyName, wishes: Wishes) -> None:
+    def __init__(self, run: Run, logits: Logits, labels: Tensor, policy: PolicyName, wishes: Wishes) -> None:
         network = run.model.network.cpu()
-        self.name, self.true_scores = policy, true_class_scores(logits.softmax(-1), labels)
-        self.labels, self.num_classes, self.wishes = labels, logits.shape[2], wishes
+        self.name, self.labels, self.wishes = policy, labels, wishes
+        self.num_classes = network.backbone.num_classes
         own = next(iter(run.model.policies().values()))
         self.gate, self.policy = decider(policy, network.num_exits - 1, own, lambda: fit_scheduler(logits, labels))
         network = network if self.gate is None else network.with_gate(self.gate)
-        with torch.no_grad():
-            scores = network.gate(logits[:, :-1])
-        predictions = logits.argmax(-1)
         self.costs = network.costs
-        self.scored = Scored(predictions, scores, predictions == labels.unsqueeze(1), self.costs.fractions())
+        known = read_exits(logits, labels, network.gate)
+        correct = known.predictions == labels.unsqueeze(1)
+        self.scored = Scored(known.predictions, known.scores, correct, self.costs.fractions())
+        self.true_scores = known.true_scores
         self.chosen_on = run.chosen_on(len(labels))
         self.quantized = isinstance(network.backbone, QuantizedBackbone)
         self.bitops = torch.tensor(bitops_profile(network).cumulative).double() / bitops(self.costs.full)

@@ -13,6 +13,7 @@ from eenet.calibration import (
     OperatingPoint,
     Scored,
     Sweep,
+    Temperatures,
     betting_p_value,
     check_samples,
     content_order,
@@ -70,7 +71,7 @@ def calibrate_decoder(run: Run, policy: str, wishes: Wishes) -> Granted:
     granted = grant(policy, wishes, chooser.point)
     tokens = len(chooser.scored.scores)
     report(granted.points, tokens)
-    granted.write(run, tokens, torch.ones(run.model.network.num_exits))
+    granted.write(run, tokens, Temperatures.none(run.model.network.num_exits))
     return granted
 
 

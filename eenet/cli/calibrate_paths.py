@@ -2,11 +2,10 @@
 
 from typing import cast
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from rich.table import Table
 
-from eenet.calibration import OperatingPoint
+from eenet.calibration import OperatingPoint, Temperatures
 from eenet.cli.runs import Run
 from eenet.cli.wishes import ON_VALIDATION, Granted, Wishes, grant
 from eenet.errors import UserError
@@ -64,5 +63,5 @@ def calibrate_paths(run: Run, policy: str, wishes: Wishes) -> Granted:
             table.add_row(name, width, tradeoff, accuracy, f"{got['bitops_fraction']:.2f}")
         make_console().print(table)
         print(ON_VALIDATION)
-    granted.write(run, samples, torch.ones(model.network.num_exits))
+    granted.write(run, samples, Temperatures.none(model.network.num_exits))
     return granted

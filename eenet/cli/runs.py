@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from datamodules import SplitData
-from eenet.calibration import Calibration, ChosenOn, OperatingPoint
+from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -116,16 +116,20 @@ def class_names(data: SplitData) -> list[str] | None:
 
 
 @torch.no_grad()
-def exit_logits(run: Run, split: str) -> tuple[Tensor, Tensor]:
-    """All exits' logits on a split, and its labels.
+def exit_logits(run: Run, split: str) -> tuple[LogitFile, Tensor]:
+    """All exits' logits on a split, in a temporary file, and its labels.
 
     Returns:
-        Float32 `(samples, exits, classes)` and int64 `(samples,)`, on the CPU.
+        Float32 `(samples, exits, classes)`, and int64 `(samples,)` on the CPU.
+
+    Raises:
+        UserError: The disk has no room for them.
     """
-    logits, labels = [], []
-    for batch in run.data.loader(split):  # type: ignore[arg-type]
+    loader = run.data.loader(split)  # type: ignore[arg-type]
+    logits, labels = LogitFile(len(loader.dataset), run.folder), []  # type: ignore[arg-type]
+    for batch in loader:
         inputs, classes = run.data.transfer_batch_to_device(batch, run.device, 0)
         network = run.model.network
-        logits.append(network.exit_logits(network.extract(inputs)).float().cpu())
+        logits.append(network.exit_logits(network.extract(inputs)))
         labels.append(classes.cpu())
-    return torch.cat(logits), torch.cat(labels)
+    return logits, torch.cat(labels)

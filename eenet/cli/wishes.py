@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from torch import Tensor
-
 from eenet.calibration import (
     Calibration,
     ConformalMode,
     OperatingPoint,
     QuantileRule,
+    Temperatures,
     check_alpha,
     check_budget,
     check_drop,
@@ -108,18 +107,16 @@ class Granted:
     points: dict[str, OperatingPoint] = field(default_factory=dict)
     unmet: list[UnmetError] = field(default_factory=list)
 
-    def write(self, run: Run, samples: int, temperatures: Tensor) -> Calibration:
+    def write(self, run: Run, samples: int, temperatures: Temperatures) -> Calibration:
         """Add the points to the run's calibration file, where a point of the same name is replaced.
 
         Args:
             run: The run.
             samples: Of the validation split.
-            temperatures: Of every exit, `(exits,)`.
+            temperatures: Of every exit.
         """
-        found, path = (
-            Calibration(sha256(run.checkpoint), samples, temperatures, dict(self.points)),
-            run.folder / CALIBRATION,
-        )
+        points, path = dict(self.points), run.folder / CALIBRATION
+        found = Calibration(sha256(run.checkpoint), samples, temperatures.values, points, temperatures.doubts)
         if self.points:
             found.add_to(path)
             use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")

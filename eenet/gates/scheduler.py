@@ -53,6 +53,22 @@ class SchedulerGate(Gate):
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Logit of the probability that one exit is right, `(batch,)`."""
         votes, earlier = memory
+        own, votes = self.own(exit, logits, votes)
+        score = self.scorers[exit](torch.cat([own, earlier[:, :exit]], dim=1)).squeeze(-1)
+        place = F.one_hot(torch.tensor(exit, device=score.device), self.num_gates).to(score.dtype)
+        return score, (votes, earlier + score.sigmoid().unsqueeze(1) * place)
+
+    def own(self, exit: int, logits: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
+        """What an exit's perceptron reads beside the earlier scores; no weight changes it.
+
+        Args:
+            exit: Number of the exit, from 0.
+            logits: That exit's logits, `(batch, classes)`.
+            votes: Exits before that predict each class, `(batch, classes)`.
+
+        Returns:
+            Probabilities and confidences, `(batch, classes + 3)`, and the votes with this exit's.
+        """
         prediction = logits.argmax(-1, keepdim=True)
         votes = votes + F.one_hot(prediction.squeeze(-1), self.num_classes).to(votes.dtype)
         measures = [
@@ -60,7 +76,4 @@ class SchedulerGate(Gate):
             confidence(logits, "entropy"),
             votes.gather(1, prediction).squeeze(1) / (exit + 1),
         ]
-        known = torch.cat([logits.softmax(-1), torch.stack(measures, dim=1), earlier[:, :exit]], dim=1)
-        score = self.scorers[exit](known).squeeze(-1)
-        place = F.one_hot(torch.tensor(exit, device=score.device), self.num_gates).to(score.dtype)
-        return score, (votes, earlier + score.sigmoid().unsqueeze(1) * place)
+        return torch.cat([logits.softmax(-1), torch.stack(measures, dim=1)], dim=1), votes

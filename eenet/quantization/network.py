@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
-from eenet.gates import ConfidenceGate
+from eenet.gates import ConfidenceGate, uncertainty_statistics
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.quantization.bitops import PathCosts, bitops
@@ -143,9 +143,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         found = []
         for predictor in self.predictors:
             features = torch.zeros(1, predictor.project.in_features, device=device)  # type: ignore[union-attr, arg-type]
-            found.append(
-                count_macs(predictor, Known(torch.zeros(1, self.backbone.num_classes, device=device), features))[0]
-            )
+            found.append(count_macs(predictor, Known(torch.zeros(1, 4, device=device), features))[0])
         return found
 
     def run_segment(self, segment: int, width: int, state: State) -> State:
@@ -201,7 +199,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             logits: From `exit_logits`.
         """
         early = extracted.features[: self.tree.num_early]
-        return [Known(logits[:, node], pooled(features)) for node, features in enumerate(early)]
+        return [Known(uncertainty_statistics(logits[:, node]), pooled(features)) for node, features in enumerate(early)]
 
     def memory(self) -> dict[str, int]:
         """Bytes of the loaded weights: the one float copy, the int8 codes if `native`, and the ranges.

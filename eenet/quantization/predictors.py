@@ -15,8 +15,6 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.gates import uncertainty_statistics
-
 CLUSTERS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of clusters that are tried."""
 
@@ -29,11 +27,11 @@ class Known(NamedTuple):
     """What is known of samples at a decision point.
 
     Attributes:
-        logits: Of the exit there, `(samples, classes)`.
+        statistics: `eenet.gates.uncertainty_statistics` of the exit there, `(samples, 4)`.
         features: Pooled, `(samples, dim)`.
     """
 
-    logits: Tensor
+    statistics: Tensor
     features: Tensor
 
 
@@ -49,7 +47,7 @@ class ErrorPredictor(nn.Module):
         hidden: Width of the hidden layer.
 
     Example:
-        >>> ErrorPredictor(64, 5)(Known(torch.zeros(2, 10), torch.zeros(2, 64))).shape
+        >>> ErrorPredictor(64, 5)(Known(torch.zeros(2, 4), torch.zeros(2, 64))).shape
         torch.Size([2, 5])
     """
 
@@ -67,7 +65,7 @@ class ErrorPredictor(nn.Module):
 
     def describe(self, known: Known) -> Tensor:
         """The compact description of samples that is clustered and read, `(samples, 4 + projection)`."""
-        statistics = (uncertainty_statistics(known.logits) - self.center) / self.spread
+        statistics = (known.statistics - self.center) / self.spread
         return torch.cat([statistics, self.project(known.features)], dim=1)
 
     def forward(self, known: Known) -> Tensor:
@@ -77,9 +75,8 @@ class ErrorPredictor(nn.Module):
     @torch.no_grad()
     def fit_description(self, known: Known) -> None:
         """Standardise the statistics and take the principal components, both halves with the same total variance."""
-        statistics = uncertainty_statistics(known.logits)
-        self.center.copy_(statistics.mean(0))
-        self.spread.copy_(statistics.std(0, correction=0).clamp_min(1e-6))
+        self.center.copy_(known.statistics.mean(0))
+        self.spread.copy_(known.statistics.std(0, correction=0).clamp_min(1e-6))
         features = known.features.double().cpu().numpy()
         components = min(self.project.out_features, *features.shape)
         pca = PCA(components, svd_solver="full").fit(features)

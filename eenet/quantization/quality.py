@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from eenet.gates import confidence
 from eenet.metrics.statistics import reliability_bins
 from eenet.quantization.network import QuantizedNetwork
 from eenet.quantization.paths import path_name
@@ -42,7 +41,7 @@ class SimplePredictors(nn.Module):
         self.rates.copy_(errors.mean(0))
         self.slopes.zero_()
         self.intercepts.copy_(self.rates.clamp(1e-3, 1 - 1e-3).logit())
-        scores = confidence(known.logits).double().unsqueeze(1).cpu().numpy()
+        scores = known.statistics[:, :1].double().cpu().numpy()
         for option, wrong in enumerate(errors.T):
             if 0 < wrong.sum() < len(wrong):
                 line = LogisticRegression().fit(scores, wrong.long().cpu().numpy())
@@ -50,11 +49,11 @@ class SimplePredictors(nn.Module):
 
     def constant(self, known: Known) -> Tensor:
         """Error rates, `(samples, options)`."""
-        return self.rates.expand(len(known.logits), -1)
+        return self.rates.expand(len(known.statistics), -1)
 
     def confidence(self, known: Known) -> Tensor:
         """Errors predicted from the maximum probability alone, `(samples, options)`."""
-        return (confidence(known.logits).unsqueeze(1) * self.slopes + self.intercepts).sigmoid()
+        return (known.statistics[:, :1] * self.slopes + self.intercepts).sigmoid()
 
 
 @torch.no_grad()
@@ -92,7 +91,7 @@ def judge_predictors(
                     "brier_constant": brier(constant[:, option], happened),
                     "brier_confidence": brier(by_confidence[:, option], happened),
                     "auroc": auroc(scores[:, option], happened),
-                    "auroc_confidence": auroc(-confidence(known[node].logits.double()), happened),
+                    "auroc_confidence": auroc(-known[node].statistics[:, 0], happened),
                 }
             )
         nodes.append({"path": path_name(network.tree.nodes[node]), "reachable": rows})

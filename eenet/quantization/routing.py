@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import State, select
+from eenet.gates import uncertainty_statistics
 from eenet.quantization.network import QuantizedNetwork, pooled
 from eenet.quantization.policy import PathPolicy, first_node, next_nodes
 from eenet.quantization.predictors import Known
@@ -66,7 +67,8 @@ def route_paths(network: QuantizedNetwork, inputs: Any, policy: PathPolicy) -> R
             else:
                 features = network.read(segment, state)
                 found = network.exit_logits_at(segment, width, features)
-                after = _decide(network, here, Known(found, pooled(features)), policy.tradeoff)
+                statistics = uncertainty_statistics(found)
+                after = _decide(network, here, Known(statistics, pooled(features)), policy.tradeoff)
             if logits is None:
                 logits = found.new_empty(len(rows), found.shape[1])
             logits[own], nodes[own] = found.to(logits.dtype), after
@@ -85,7 +87,7 @@ def _decide(network: QuantizedNetwork, nodes: Tensor, known: Known, tradeoff: fl
     after = nodes.clone()
     for node in nodes.unique().tolist():
         here = (nodes == node).nonzero().squeeze(1)
-        errors = network.predictors[node](Known(known.logits[here], known.features[here])).sigmoid()
+        errors = network.predictors[node](Known(known.statistics[here], known.features[here])).sigmoid()
         after[here] = next_nodes(network, node, errors, tradeoff)
     return after
 

@@ -5,8 +5,9 @@ Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split
 classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width
 bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
 `macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
-reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities, and
-those of operating points `asked`, `got` on the validation split, and `conformal` sets.
+reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
+exits with `temperature`, and a `doubt` where validation samples do not determine it), and those of operating points
+`asked`, `got` on the validation split, and `conformal` sets.
 
 A row of `operating_points` also has `chosen`, and `chosen_on`: digest of the weights, fingerprint and size of the
 validation split that chose it. One that is not chosen for the run's weights has `chosen: false`, `why`, its `name`, and

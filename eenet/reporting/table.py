@@ -48,7 +48,9 @@ def not_chosen_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 def calibration_table(results: Results) -> Table:
     """What a calibration changes: asked and got, and the figures before and after the temperatures."""
-    table = Table(title="calibrated on the validation split; before > after the temperatures")
+    doubtful = [row["name"] for row in results["exits"] if row["calibrated"].get("doubt")]
+    caption = f"{', '.join(doubtful)}: validation samples do not determine the temperature" if doubtful else None
+    table = Table(title="calibrated on the validation split; before > after the temperatures", caption=caption)
     table.add_column("")
     for heading in ("asked", "got", "NLL", "ECE %", "ECE, equal mass %", "Brier", "AURC"):
         table.add_column(heading, justify="right")

@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from eenet.calibration import Calibration, OperatingPoint, Quantiles, trust
+from eenet.calibration import (
+    Calibration,
+    OperatingPoint,
+    Quantiles,
+    prediction_sets,
+    summarise_sets,
+    trust,
+    trust_records,
+)
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
 from eenet.metrics import sample_statistics, summarise
@@ -67,7 +75,8 @@ def test_trust_tempers_each_sample_by_its_own_exit() -> None:
     logits, labels = 3 * torch.randn(50, 4), torch.randint(0, 4, (50,))
     exits, temperatures = torch.randint(0, 3, (50,)), torch.tensor([1.0, 2.0, 4.0])
     point = OperatingPoint(FixedExit(), conformal={("common", 0.1): Quantiles(torch.full((3,), 2.0))})
-    row = trust(point, temperatures, logits, exits, labels)
+    records = trust_records(point, temperatures, logits, exits, labels)
+    row = trust(point, **records, exits=exits, labels=labels, num_exits=3)
     by_hand = torch.stack([logits[i] / temperatures[exit] for i, exit in enumerate(exits.tolist())])
     assert row["calibrated"]["nll"] == pytest.approx(summarise(sample_statistics(by_hand, labels))["nll"])
     assert row["conformal"][0]["coverage"] == 1
@@ -78,10 +87,35 @@ def test_sets_of_classes_are_judged_class_by_class() -> None:
     logits, labels = torch.randn(60, 3), torch.arange(60) % 3
     fallbacks = [{"class": 2, "samples": 1, "instead": "whole set"}]
     found = Quantiles(torch.tensor([[0.3, 0.6, 1.0]]), "textbook", fallbacks)
-    point = OperatingPoint(FixedExit(), conformal={("per_class", 0.1): found})
-    (row,) = trust(point, torch.ones(2), logits, torch.zeros(60, dtype=torch.long), labels)["conformal"]
+    point, exits = OperatingPoint(FixedExit(), conformal={("per_class", 0.1): found}), torch.zeros(60, dtype=torch.long)
+    records = trust_records(point, torch.ones(2), logits, exits, labels)
+    (row,) = trust(point, **records, exits=exits, labels=labels, num_exits=2)["conformal"]
     held = 1 - logits.softmax(1) <= found.values
     assert (row["rule"], row["fallbacks"]) == ("textbook", fallbacks)
     for label, by_class in enumerate(row["classes"]):
         assert by_class["coverage"] == held[labels == label, label].double().mean()
     assert row["classes"][2]["coverage"] == 1
+
+
+def test_records_of_batches_are_those_of_all_samples() -> None:
+    logits, labels, exits = 3 * torch.randn(50, 4), torch.randint(0, 4, (50,)), torch.randint(0, 3, (50,))
+    quantiles = {
+        ("common", 0.1): Quantiles(torch.tensor([0.5, 0.9, 0.7])),
+        ("per_exit", 0.2): Quantiles(torch.tensor([0.2, 1.0, 0.0])),
+    }
+    point, temperatures = OperatingPoint(FixedExit(), conformal=quantiles), torch.tensor([0.5, 1.0, 2.0])
+    batches = [
+        trust_records(point, temperatures, *parts)
+        for parts in zip(*(x.split(16) for x in (logits, exits, labels)), strict=True)
+    ]
+    records = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    row = trust(point, **records, exits=exits, labels=labels, num_exits=3)
+    probabilities = logits.softmax(-1)
+    for found, chosen in zip(row["conformal"], quantiles.values(), strict=True):
+        expected = summarise_sets(prediction_sets(probabilities, exits, chosen.values), labels, exits, 3)
+        assert {key: found[key] for key in expected} == expected
+
+
+def test_doubts_of_temperatures_are_kept(tmp_path: Path) -> None:
+    Calibration("0", 9, torch.tensor([1.0, 0.5, 2.0]), {}, {1: "smoothed"}).save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json").doubts == {1: "smoothed"}

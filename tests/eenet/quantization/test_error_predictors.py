@@ -21,7 +21,7 @@ def make_samples(count: int) -> tuple[Known, Tensor, Tensor]:
     """Samples whose features tell their group, whose logits tell nothing; their errors and their true rates."""
     groups = torch.randint(0, 4, (count,))
     centers = torch.eye(4, 12) * 6
-    known = Known(torch.randn(count, 5), centers[groups] + 0.5 * torch.randn(count, 12))
+    known = Known(uncertainty_statistics(torch.randn(count, 5)), centers[groups] + 0.5 * torch.randn(count, 12))
     return known, torch.bernoulli(RATES[groups]), RATES[groups]
 
 
@@ -90,7 +90,7 @@ def test_the_description_is_standardised_statistics_and_principal_components() -
     predictor = ErrorPredictor(12, 3, projection=4)
     predictor.fit_description(known)
     described = predictor.describe(known)
-    statistics = uncertainty_statistics(known.logits)
+    statistics = known.statistics
     torch.testing.assert_close(
         described[:, :4], (statistics - statistics.mean(0)) / statistics.std(0, correction=0), atol=1e-4, rtol=1e-4
     )
@@ -113,7 +113,7 @@ def test_simple_predictors_are_rates_and_a_rising_line() -> None:
     logits = torch.randn(2000, 5) * 3
     confident = logits.softmax(-1).amax(-1)
     errors = torch.stack([torch.bernoulli(1 - confident), torch.zeros(2000)], dim=1)
-    known = Known(logits, torch.zeros(2000, 2))
+    known = Known(uncertainty_statistics(logits), torch.zeros(2000, 2))
     simple = SimplePredictors(2)
     simple.fit(known, errors)
     torch.testing.assert_close(simple.constant(known), errors.mean(0).expand(2000, 2))
