@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Digits
-from eenet.calibration import Calibration, OperatingPoint, Quantiles, prediction_sets, summarise_sets
+from eenet.calibration import Calibration, ChosenOn, OperatingPoint, Quantiles, prediction_sets, summarise_sets
 from eenet.gates import ConfidenceGate
 from eenet.metrics import sample_statistics, summarise
 from eenet.policies import Threshold
@@ -31,7 +31,8 @@ def judge(folder: Path, batches: int, **arguments: Any) -> tuple[DecoupledExits,
     routine = DecoupledExits(make_network(gate=ConfidenceGate), budgets=[0.5])
     with torch.no_grad():
         scores = routine.network(next(iter(Digits().loader("test")))[0]).scores
-    points = {"early": OperatingPoint(Threshold(scores.median(0).values.tolist()), conformal=QUANTILES)}
+    early, chosen_on = Threshold(scores.median(0).values.tolist()), ChosenOn(routine.network_digest(), None, 9)
+    points = {"early": OperatingPoint(early, conformal=QUANTILES, chosen_on=chosen_on)}
     routine.calibration = Calibration("0", 9, TEMPERATURES, points, {2: "smoothed"})
     routine.calibrated_points, routine.per_class = points, True
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
