@@ -1,19 +1,14 @@
 """Checkpoints: whose they are, and taking a backbone out of one."""
 
-import pickle
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import eenet
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
-
-IDENTITY = "eenet"
-"""Key of a checkpoint under which the identity of its network stands."""
+from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
 _BACKBONE = "network.backbone."
 
@@ -50,11 +45,6 @@ def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNe
         raise UserError("data", data, f"the checkpoint was trained on {trained_on}; use the data it was made with")
 
 
-def last_checkpoint(run: str | Path) -> Path:
-    """The last checkpoint of a run's folder."""
-    return Path(run) / "checkpoints" / "last.ckpt"
-
-
 def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backbone_checkpoint") -> None:
     """Load a backbone's weights from the checkpoint of any routine.
 
@@ -67,14 +57,11 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         UserError: No such file, no checkpoint of eenet, or of another backbone.
     """
     backbone = backbone.backbone if isinstance(backbone, QuantizedBackbone) else backbone
-    file = last_checkpoint(path) if Path(path).is_dir() else Path(path)
+    file = RunFolder(Path(path)).last if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(field, path, f"there is no checkpoint {file}; train the backbone first with `eenet fit`")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        found = checkpoint[IDENTITY]["backbone"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise UserError(field, path, f"{file} is no checkpoint of eenet ({type(error).__name__})") from error
+    checkpoint = read_checkpoint(file, field, path)
+    found = checkpoint[IDENTITY]["backbone"]
     wanted = backbone.description()
     if found != wanted:
         differences = ", ".join(

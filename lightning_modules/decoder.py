@@ -10,6 +10,7 @@ from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, 
 from eenet.errors import UserError
 from eenet.reporting import make_console, write_json
 from lightning_modules.decoupled import DecoupledExits
+from lightning_modules.heading import heading
 from lightning_modules.joint import JointExits
 from lightning_modules.routine import ExitRoutine
 
@@ -60,7 +61,7 @@ class DecoderRoutine(ExitRoutine):
         full, layers = self._rows["full"], self.network.backbone.num_stages
         points = {name: summarise_rows(rows, full, layers) for name, rows in self._rows.items()}
         self.log_dict({f"test/{key}/{name}": row[key] for name, row in points.items() for key in COLUMNS})
-        results = {**self._heading("test"), "prompts": len(full), "points": points, "texts": self._rows}
+        results = {**heading(self, "test"), "prompts": len(full), "points": points, "texts": self._rows}
         self._report(results)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Any:
@@ -79,8 +80,9 @@ class DecoderRoutine(ExitRoutine):
             table.add_row(name, *(f"{figure:.2f}" for figure in figures))
         make_console().print(table)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_json(self.run_folder / "results.json", results)
-            print(f"results: {self.run_folder / 'results.json'}")
+            path = self.result_file("results.json")
+            write_json(path, results)
+            print(f"results: {path}")
 
 
 class DecoderThresholds(DecoderRoutine, DecoupledExits):

@@ -1,6 +1,5 @@
 """What all routines share: judging exits and operating points, reporting them, and checkpoint identity."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -8,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-import eenet
 from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust
+from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
+from eenet.files import FilePath
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
@@ -26,7 +26,6 @@ from eenet.quantization import QuantizedBackbone, RoutedPaths
 from eenet.quantization.results import bitops_fields
 from eenet.quantization.twins import Twins
 from eenet.reporting import (
-    SCHEMA,
     Results,
     accuracy_cost_figure,
     calibration_table,
@@ -41,9 +40,13 @@ from eenet.reporting import (
     static_exits,
     write_json,
 )
+from eenet.runs import IDENTITY, relocate
 from eenet.runtime import Routed
-from lightning_modules.checkpoints import IDENTITY, check_identity, identity, load_backbone
+from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState, folder_of
+from lightning_modules.checkpoints import check_identity, identity, load_backbone
+from lightning_modules.heading import heading, training_record
 from lightning_modules.losses import LossLog
+from lightning_modules.record import SaveConfig
 
 SCALARS = ("accuracy", "nll", "ece", "brier", "macs", "macs_fraction", "bitops_fraction", "stages_mean")
 """Figures of a result row that are logged where it has them."""
@@ -57,7 +60,7 @@ FIGURES = {
 """Figures of the results by name."""
 
 
-class ExitRoutine(LightningModule, ABC):
+class ExitRoutine(Described, LightningModule, ABC):
     """Trains an early-exit network, judges it and reports it.
 
     Batches are `(inputs, labels)`, or `(ExitFeatures, labels)` where a frozen backbone was run before.
@@ -74,6 +77,7 @@ class ExitRoutine(LightningModule, ABC):
         results: The last validation's or test's results, without the heading fields during validation.
         calibration: What `eenet calibrate` found, of which `calibrated_points` are tested.
         calibrated_points: Operating points that are tested instead of the routine's own.
+        trained: Seed and trainer of the training that the weights come from, where they come from a checkpoint.
         per_class: Report the accuracy of every class too.
     """
 
@@ -84,7 +88,7 @@ class ExitRoutine(LightningModule, ABC):
         self,
         network: EarlyExitNetwork,
         freeze_backbone: bool,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         features: Features = "off",
     ) -> None:
         super().__init__()
@@ -96,6 +100,7 @@ class ExitRoutine(LightningModule, ABC):
         self.calibration: Calibration | None = None
         self.calibrated_points: dict[str, OperatingPoint] = {}
         self.per_class = False
+        self.trained: dict[str, Any] | None = None
         self.losses = LossLog()
         self._records = Records(["statistics", "predictions", "scores"])
         self._tempered = Records(["statistics"])
@@ -137,12 +142,27 @@ class ExitRoutine(LightningModule, ABC):
         for policy in self.policies().values():
             policy.check(self.network.num_exits)
         _ = self.network.costs
+        if stage in ("fit", "validate"):
+            self.keep_features()
         if stage == "fit":
             self.train()
             if self.trainer.ckpt_path is None:
                 if self.backbone_checkpoint is not None:
                     load_backbone(self.network.backbone, self.backbone_checkpoint)
                 self.choose_ranges()
+
+    def keep_features(self) -> None:
+        """Let the data give features instead of inputs where that is asked for, but for a trial.
+
+        Raises:
+            UserError: The data cannot.
+        """
+        trainer: Any = self.trainer
+        options = None if trainer.fast_dev_run or trainer.overfit_batches else self.features
+        if hasattr(trainer.datamodule, "keep_features"):
+            trainer.datamodule.keep_features(self.network, options)
+        elif options is not None:
+            raise UserError("model.features", options.store, "must be off for data that are no `SplitData`")
 
     def choose_ranges(self) -> None:
         """Before a new training, give a quantized backbone the ranges of its activations."""
@@ -156,9 +176,20 @@ class ExitRoutine(LightningModule, ABC):
 
     def inputs(self, split: str, batches: int) -> Iterator[Any]:
         """The first batches of a split in its order, without labels."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = getattr(data, "data", data).loader(split)
+        data, loop = self.trainer.datamodule, self.trainer.fit_loop  # type: ignore[attr-defined]
+        if hasattr(data, "loader"):
+            loader = data.loader(split)
+        else:
+            found = (loop if split == "train" else loop.epoch_loop.val_loop)._data_source.dataloader()
+            loader = found[0] if isinstance(found, list) else found
         return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training gets where checkpoints are kept, unless the trainer has it."""
+        if not self.trainer.checkpoint_callbacks or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return []
+        own = (RandomState(), HoldFolder(), SaveConfig(), LastCheckpoint())
+        return [callback for callback in own if type(callback) not in map(type, self.trainer.callbacks)]  # type: ignore[attr-defined]
 
     def extract(self, inputs: Any) -> ExitFeatures:
         """What the exits read: given, or computed by the backbone."""
@@ -212,7 +243,7 @@ class ExitRoutine(LightningModule, ABC):
         for kind, found in rows.items():
             for row in found:
                 row |= bitops_fields(self.network, row, static=kind == "exits")
-        self.results = {**self._heading("val"), **rows}
+        self.results = {**heading(self, "val"), **rows}
         self._log_results("val")
         if self.trainer.state.fn == "validate":
             self._print_results()
@@ -264,7 +295,7 @@ class ExitRoutine(LightningModule, ABC):
             if self.calibration is not None:
                 row |= trust(point, self.calibration.temperatures, **gathered)
             points.append(row)
-        self.results = {**self._heading("test"), "operating_points": points, "exits": exits}
+        self.results = {**heading(self, "test"), "operating_points": points, "exits": exits}
         self._log_results("test")
         self._print_results()
         self._write_results()
@@ -280,11 +311,16 @@ class ExitRoutine(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
-        checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
+        self.trained = training_record(self.trainer)
+        where = {"folder": str(self.run_folder.absolute()), "training": self.trained}
+        checkpoint[IDENTITY] = {**identity(self.method, self.network, self.data_name), **where}
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse the checkpoint of another network or data set."""
-        check_identity(dict(checkpoint), self.method, self.network, self.data_name)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another network or data set; let its callbacks look into this run's folder."""
+        check_identity(checkpoint, self.method, self.network, self.data_name)
+        self.trained = checkpoint[IDENTITY].get("training")
+        if self._trainer is not None:
+            relocate(checkpoint, self.run_folder)
 
     def cosine(self, optimizer: torch.optim.Optimizer, final: float) -> torch.optim.lr_scheduler.LRScheduler:
         """Cosine decay per epoch from the optimizer's learning rate to a final one at the trainer's last epoch.
@@ -304,27 +340,13 @@ class ExitRoutine(LightningModule, ABC):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run's logs, checkpoints and results lie."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        """Where the run's checkpoints and results lie, which no logger decides."""
+        return folder_of(self.trainer).path
 
-    def _heading(self, split: str) -> Results:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        seed = os.environ.get("PL_GLOBAL_SEED")
-        backbone = self.network.backbone
-        quantized = {"quantization": backbone.describe_twins()} if isinstance(backbone, QuantizedBackbone) else {}
-        return {
-            "schema": SCHEMA,
-            "method": self.method,
-            "data": getattr(data, "name", type(data).__name__),
-            "data_split": data.split_record() if hasattr(data, "split_record") else None,
-            "backbone": backbone.description(),
-            "exit_stages": self.network.exit_stages,
-            "seed": None if seed is None else int(seed),
-            "split": split,
-            "costs": self.network.costs.to_dict(),
-            **quantized,
-            "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
-        }
+    def result_file(self, name: str) -> Path:
+        """A file of the run folder for results of the checkpoint in use; see `eenet.runs.RunFolder.file`."""
+        checkpoint = self.trainer.ckpt_path
+        return folder_of(self.trainer).file(name, None if checkpoint is None else Path(checkpoint))
 
     def _log_results(self, split: str) -> None:
         values: dict[str, float] = {}
@@ -343,10 +365,11 @@ class ExitRoutine(LightningModule, ABC):
     def _write_results(self) -> None:
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        write_json(self.run_folder / "results.json", self.results)
+        results = self.result_file("results.json")
+        write_json(results, self.results)
         for name, draw in self.figures.items():
-            save_figure(draw(self.results), self.run_folder / f"{name}.png")
-        Console().print(f"results: {self.run_folder / 'results.json'}\nfigure: {self.run_folder / 'accuracy_cost.png'}")
+            save_figure(draw(self.results), self.result_file(f"{name}.png"))
+        Console().print(f"results: {results}\nfigure: {self.result_file('accuracy_cost.png')}")
 
     @rank_zero_only
     def _print_results(self) -> None:

@@ -29,7 +29,7 @@ from eenet.cli.calibrate_decoder import calibrate_decoder
 from eenet.cli.calibrate_paths import WISH as PATH_WISH
 from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.deciders import decider
-from eenet.cli.runs import Run, exit_logits, open_run
+from eenet.cli.runs import Run, add_checkpoint, exit_logits, open_run
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
 from eenet.files import sha256
@@ -60,6 +60,7 @@ def main(args: list[str]) -> None:
     """
     parser = ArgumentParser(prog="eenet calibrate", description="Choose operating points on the validation split.")
     parser.add_argument("run", type=str, help="run folder")
+    add_checkpoint(parser)
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
@@ -86,7 +87,7 @@ def main(args: list[str]) -> None:
         check_budget(budget)
     if not any(wishes.values()):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
-    alphas, run = numbers("alpha", options.alpha), open_run(options.run)
+    alphas, run = numbers("alpha", options.alpha), open_run(options.run, checkpoint=options.ckpt_path)
     if isinstance(run.model.network, DecoderNetwork):
         calibrate_decoder(run, options.policy, wishes, options.delta)
     elif isinstance(run.model.network, QuantizedNetwork):
@@ -124,7 +125,7 @@ def calibrate(
         )
     logits, labels = exit_logits(run, "val")
     found = Calibration(sha256(run.checkpoint), len(labels), fit_temperatures(logits, labels), {})
-    path = run.folder / CALIBRATION
+    path = run.file(CALIBRATION)
     chooser = Chooser(run, logits, labels, policy)
     new: dict[str, OperatingPoint] = {}
     for wish, values in wishes.items():
@@ -132,7 +133,7 @@ def calibrate(
             new[point_name(policy, wish, value)] = chooser.point(wish, value, delta, alphas)
     found.points.update(new)
     found.add_to(path)
-    report(new, path, found.samples)
+    report(new, path, found.samples, run)
     if wishes["risk"]:
         print(ASSUMPTION)
     return found
@@ -202,14 +203,14 @@ def random_like(policy: Policy, scored: Scored) -> RandomExits:
     return RandomExits(choice_shares(scored.exits(policy), len(scored.fractions)).tolist())
 
 
-def report(points: dict[str, OperatingPoint], path: Path, samples: int) -> None:
+def report(points: dict[str, OperatingPoint], path: Path, samples: int, run: Run) -> None:
     """Print what was chosen."""
     table = Table("point", "asked", "validation accuracy %", "validation MACs %", title=f"{samples} validation samples")
     for name, point in points.items():
         asked = ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
         table.add_row(name, asked, f"{100 * point.got['accuracy']:.2f}", f"{100 * point.got['macs_fraction']:.1f}")
     make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {path.parent}/config.yaml --point all")
+    print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
 
 
 def numbers(field: str, text: str) -> list[float]:

@@ -63,7 +63,7 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
         if values and wish not in WISHES:
             raise UserError(wish, values, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
     chooser = TokenChooser(run, policy)
-    path = run.folder / CALIBRATION
+    path = run.file(CALIBRATION)
     found = Calibration(sha256(run.checkpoint), len(chooser.scored.scores), torch.ones(run.model.network.num_exits), {})
     new = {
         point_name(policy, wish, value): chooser.point(wish, value, delta)
@@ -73,7 +73,7 @@ def calibrate_decoder(run: Run, policy: str, wishes: dict[str, list[float]], del
     found.points.update(new)
     found.add_to(path)
     report(new, found.samples)
-    print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
+    print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
     return found
 
 

@@ -45,7 +45,7 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
         chosen = cast(Policy, PathPolicy(width, tradeoff))
         got = {"accuracy": accuracy, "bitops_fraction": bitops}
         points[point_name(policy, WISH, budget)] = OperatingPoint(chosen, None, {WISH: budget}, got)
-    path, samples = run.folder / CALIBRATION, len(run.data.loader("val").dataset)  # type: ignore[arg-type]
+    path, samples = run.file(CALIBRATION), len(run.data.loader("val").dataset)  # type: ignore[arg-type]
     found = Calibration(sha256(run.checkpoint), samples - samples // 2, torch.ones(model.network.num_exits), points)
     found.add_to(path)
     table = Table("point", "first width", "lambda", "validation accuracy %", "validation BitOPs %")
@@ -53,5 +53,5 @@ def calibrate_paths(run: Run, policy: str, wishes: dict[str, list[float]]) -> Ca
         setting, (accuracy, bitops) = point.policy.arguments(), (100 * value for value in point.got.values())
         table.add_row(name, f"{setting['first_width']}", f"{setting['tradeoff']:g}", f"{accuracy:.2f}", f"{bitops:.2f}")
     make_console().print(table)
-    print(f"calibration: {path}\nuse it with: eenet test --config {run.folder}/config.yaml --point all")
+    print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
     return found

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eenet import __version__
-from eenet.cli.configs import with_paths
+from eenet.cli.configs import with_own, with_paths
 from eenet.errors import UserError
 
 LIGHTNING = {
@@ -79,7 +79,7 @@ def run(args: list[str]) -> None:
     elif command in LIGHTNING or command.startswith("-"):
         from eenet.cli.lightning import EenetCLI
 
-        EenetCLI(args=with_paths(args))
+        EenetCLI(args=with_own(with_paths(args)))
     else:
         near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
         meant = f"; did you mean `eenet {near[0]}`?" if near else ";"
