@@ -209,6 +209,22 @@ def test_the_best_checkpoint_needs_one_monitor(place: Path, capsys: pytest.Captu
     assert "ckpt_path = 'gone.ckpt'" in printed
 
 
+def test_results_of_two_checkpoints_are_compared_as_two_curves(run: Path) -> None:
+    best, quiet = RunFolder(run).best, [*QUIET, "--trainer.logger=false"]
+    for name in ("last", "best"):
+        main(["test", "--config", str(run / "config.yaml"), f"--ckpt_path={name}", *quiet])
+    for name, expected in (("last", "last"), ("best", best.stem)):
+        main(["compare", str(run), f"--ckpt_path={name}", f"--out={run.parent / name}"])
+        (curve,) = json.loads((run.parent / name / "comparison.json").read_text())["curves"]
+        assert curve["groups"][0]["folders"] == [str(run)]
+        assert (
+            json.loads(RunFolder(run).file("results.json", RunFolder(run).checkpoint(name)).read_text())["checkpoint"]
+            == expected
+        )
+    main(["compare", str(run), str(run / f"results.{best.stem}.json"), f"--out={run.parent / 'both'}"])
+    assert len(json.loads((run.parent / "both" / "comparison.json").read_text())["curves"]) == 2
+
+
 def test_results_say_what_identifies_the_run(run: Path) -> None:
     main(["test", "--config", str(run / "config.yaml"), *QUIET, "--trainer.logger=false", "--trainer.max_epochs=9"])
     results = json.loads((run / "results.json").read_text())
