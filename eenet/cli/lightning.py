@@ -150,14 +150,16 @@ def starting_point(folder: RunFolder, name: str | None, trial: bool) -> Path | N
     Raises:
         UserError: The folder holds a run that would be overwritten, or there is no such checkpoint.
     """
-    if name is None or (name == "auto" and not folder.last.is_file()):
-        if folder.used and not trial:
-            remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
-            raise UserError("trainer.default_root_dir", str(folder.path), remedy)
-        return None
+    found = None
     if name == "last" and not folder.last.is_file():
         raise UserError("ckpt_path", "last", f"there is no {folder.last}; `--ckpt_path auto` begins a new run instead")
-    return folder.checkpoint("last" if name == "auto" else name)
+    if name is not None and (name != "auto" or folder.last.is_file()):
+        found = folder.checkpoint("last" if name == "auto" else name)
+    own = found is not None and found.resolve().is_relative_to(folder.path.resolve())
+    if folder.used and not own and not trial:
+        remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
+        raise UserError("trainer.default_root_dir", str(folder.path), remedy)
+    return found
 
 
 def connect(data: RunData, model: ExitRoutine) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from eenet.cli.lightning import starting_point
 from eenet.cli.main import main
 from eenet.cli.runs import open_run
 from eenet.errors import UserError
@@ -223,6 +224,21 @@ def test_results_of_two_checkpoints_are_compared_as_two_curves(run: Path) -> Non
         )
     main(["compare", str(run), str(run / f"results.{best.stem}.json"), f"--out={run.parent / 'both'}"])
     assert len(json.loads((run.parent / "both" / "comparison.json").read_text())["curves"]) == 2
+
+
+def test_where_a_training_starts(tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    for name in (None, "auto"):
+        assert starting_point(folder, name, trial=False) is None
+    for own in (folder, other):
+        own.checkpoints.mkdir(parents=True)
+        own.last.touch()
+    assert starting_point(folder, "auto", trial=False) == starting_point(folder, "last", trial=False) == folder.last
+    assert starting_point(RunFolder(tmp_path / "new"), str(other.last), trial=False) == other.last
+    for name in (None, str(other.last)):
+        with pytest.raises(UserError, match="holds a run already"):
+            starting_point(folder, name, trial=False)
+        assert starting_point(folder, name, trial=True) == (None if name is None else other.last)
 
 
 def test_results_say_what_identifies_the_run(run: Path) -> None:
