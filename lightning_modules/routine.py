@@ -311,9 +311,10 @@ class ExitRoutine(Described, LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
-        self.trained = training_record(self.trainer)
-        where = {"folder": str(self.run_folder.absolute()), "training": self.trained}
-        checkpoint[IDENTITY] = {**identity(self.method, self.network, self.data_name), **where}
+        checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
+        if self._trainer is not None:
+            self.trained = training_record(self.trainer)
+            checkpoint[IDENTITY] |= {"folder": str(self.run_folder.absolute()), "training": self.trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network or data set; let its callbacks look into this run's folder."""
