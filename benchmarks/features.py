@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from report import finish
 
 from datamodules import FashionMNIST
-from datamodules.features import FeatureData, feature_data
+from datamodules.features import FeatureLoaders
 from eenet.backbones import ViT
 from eenet.features import FeatureOptions, FeatureStore, Layout
 from eenet.features.extraction import shards
@@ -57,7 +57,7 @@ def make_routine(backbone: str) -> JointExits:
     return JointExits(network, tradeoff=0.1, warmup_epochs=1, phase_batches=200)
 
 
-def fit(routine: JointExits, data: FashionMNIST | FeatureData, epochs: int = 1, **arguments: Any) -> Timer:
+def fit(routine: JointExits, data: FashionMNIST, epochs: int = 1, **arguments: Any) -> Timer:
     timer = Timer()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
@@ -77,10 +77,12 @@ def epoch(pairs: int = 5, raw_batches: int = 50, limit: int = 20000, output: Pat
     found = {}
     for name in BACKBONES:
         raw = FashionMNIST(augment=False, limit=limit)
-        stored = feature_data(FashionMNIST(augment=False, limit=limit), make_routine(name).network, FeatureOptions())
+        stored = FashionMNIST(augment=False, limit=limit)
         stored.prepare_data()
-        tables = {split: stored.table(split) for split in ("train", "val")}  # type: ignore[arg-type]
-        stored.table = lambda split, view=None, tables=tables: tables[split]  # type: ignore[method-assign]
+        loaders = FeatureLoaders(stored, make_routine(name).network, FeatureOptions())
+        tables = {split: loaders.table(split) for split in ("train", "val")}  # type: ignore[arg-type]
+        loaders.table = lambda split, view=None, tables=tables: tables[split]  # type: ignore[method-assign]
+        stored.keep_features = lambda network, options, kept=loaders, data=stored: setattr(data, "kept", kept)  # type: ignore
         times = []
         for _ in range(pairs):
             slow = fit(make_routine(name), raw, limit_train_batches=raw_batches, limit_val_batches=1).step
@@ -107,8 +109,8 @@ def run(backbone: str = "vit_8x128_17_tokens", epochs: int = 15, limit: int = 60
         routine, data = make_routine(backbone), FashionMNIST(augment=False, limit=limit)
         data.prepare_data()
         start = time.perf_counter()
-        used = data if name == "raw" else feature_data(data, routine.network, FeatureOptions())
-        fit(routine, used, epochs)
+        routine.features = None if name == "raw" else FeatureOptions()
+        fit(routine, data, epochs)
         seconds[name] = time.perf_counter() - start
     finish({"backbone": backbone, **seconds, "ratio": seconds["raw"] / seconds["stored"]}, output)
 

@@ -27,7 +27,10 @@ from datamodules.splits import (
     single_classes,
     stratified_split,
 )
+from eenet.described import Described
 from eenet.errors import UserError
+from eenet.features import FeatureOptions
+from eenet.network import EarlyExitNetwork
 
 Split = Literal["train", "val", "test"]
 
@@ -81,7 +84,7 @@ class SplitDataset(Dataset, ABC):
         """Bytes that change whenever an input of this split would."""
 
 
-class RunData(LightningDataModule, ABC):
+class RunData(Described, LightningDataModule, ABC):
     """What the data of every run offer: a fixed split into `train`, `val` and `test`, kept in the checkpoint.
 
     Attributes:
@@ -170,6 +173,25 @@ class SplitData(RunData):
         self.validation_fraction, self.seed = validation_fraction, seed
         self.sampler, self.rare = sampler, rare
 
+    kept: Any = None
+    """What loads training and validation batches of features instead, see `keep_features`."""
+
+    def keep_features(self, network: EarlyExitNetwork, options: FeatureOptions | None) -> None:
+        """Train and validate from what a frozen backbone's exits read, extracted at first use.
+
+        Testing and predicting read the raw inputs.
+
+        Args:
+            network: The network whose backbone is frozen.
+            options: Where features are kept, and of what; `None` for inputs as they are.
+
+        Raises:
+            UserError: Views are asked for and the data are not augmented.
+        """
+        from datamodules.features import FeatureLoaders
+
+        self.kept = None if options is None else FeatureLoaders(self, network, options)
+
     @abstractmethod
     def read(self) -> tuple[Samples, Samples | None]:
         """The training and the test samples as stored; `None` where the data set has no test split."""
@@ -237,11 +259,15 @@ class SplitData(RunData):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training batches; the order of an epoch is a function of the seed and the epoch."""
+        if self.kept is not None:
+            return self.kept.train_dataloader()
         dataset = self.train_dataset()
         return self.load(dataset, batch_sampler=training_batches(self.train_sampler(dataset), self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches, in data set order; the training batches themselves where the trainer overfits them."""
+        if self.kept is not None:
+            return self.kept.val_dataloader()
         if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self.load(self.dataset("train"), batch_size=self.batch_size)
         return self.loader("val")
@@ -253,6 +279,10 @@ class SplitData(RunData):
     def predict_dataloader(self) -> DataLoader:
         """The test batches."""
         return self.loader("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing to do on the CPU, where Lightning's walk through a batch costs more than slicing features."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataset(self) -> SplitDataset:
         """The samples that `train_dataloader` draws from."""

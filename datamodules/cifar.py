@@ -12,6 +12,7 @@ from datamodules.base import Samples
 from datamodules.image import ImageData, Pixels, check_files, fetch
 from datamodules.splits import Labels, Rows, long_tailed
 from eenet.errors import UserError
+from eenet.files import FilePath
 
 
 class CIFAR10(ImageData):
@@ -29,7 +30,7 @@ class CIFAR10(ImageData):
     flips = True
     source: Callable[..., Any] = datasets.CIFAR10
 
-    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+    def __init__(self, root: FilePath = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root, self.download = Path(root), download
 

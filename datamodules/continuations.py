@@ -22,6 +22,7 @@ from eenet.decoding.judging import full_texts, split_batches
 from eenet.decoding.observe import judged_tokens
 from eenet.decoding.sequences import Sequences
 from eenet.errors import UserError
+from eenet.files import NameOrPath
 
 Origin = Literal["model", "reference"]
 
@@ -58,7 +59,7 @@ class Continuations(RunData):
     def __init__(
         self,
         task: NLG,
-        tokenizer: str,
+        tokenizer: NameOrPath,
         continuation: Origin = "model",
         val_size: int = 40,
         prompt_tokens: int = 0,

@@ -18,6 +18,7 @@ from datamodules.base import Samples, check_at_least
 from datamodules.image import ImageData, Pixels, fetch
 from datamodules.splits import Labels, Rows, stratified_split
 from eenet.errors import UserError
+from eenet.files import FilePath
 
 PACKAGE = "dataset-fashion-mnist"
 FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -41,7 +42,7 @@ class FashionMNIST(ImageData):
     padding = 1  # the clothes fill the frame
 
     def __init__(
-        self, root: str | None = None, limit: int | None = None, download: bool = False, **kwargs: Any
+        self, root: FilePath | None = None, limit: int | None = None, download: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if limit is not None:

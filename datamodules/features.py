@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -58,10 +57,8 @@ class ViewSampler(DistributedSampler):
         return iter(self.sampler)
 
 
-class FeatureData(LightningDataModule):
-    """A data set whose training and validation inputs are a frozen backbone's features, extracted at first use.
-
-    Testing and predicting read the raw inputs. Everything else is the wrapped data module's.
+class FeatureLoaders:
+    """Training and validation batches of a frozen backbone's features instead of a data set's inputs.
 
     Args:
         data: The data module.
@@ -73,20 +70,10 @@ class FeatureData(LightningDataModule):
     """
 
     def __init__(self, data: SplitData, network: EarlyExitNetwork, options: FeatureOptions) -> None:
-        super().__init__()
         if options.views and not getattr(data, "augment", False):
             remedy = f"{data.name} is not augmented; set data.augment or views: 0"
             raise UserError("model.features.views", options.views, remedy)
         self.data, self.network, self.options = data, network, options
-        self.name, self.num_classes, self.input_shape = data.name, data.num_classes, data.input_shape
-
-    def prepare_data(self) -> None:
-        """As the wrapped data module's."""
-        self.data.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        """Give the wrapped data module the trainer."""
-        self.data.trainer = self.trainer
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of features, the same samples as the raw batches'."""
@@ -100,20 +87,6 @@ class FeatureData(LightningDataModule):
         tables = Views([self.table("val")])
         sampler: DistributedSampler = DistributedSampler(tables, *self.data.processes, shuffle=False)
         return load_whole(tables, sampler=sampler, batch_size=self.data.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader:
-        """Raw test batches, in data set order."""
-        return self.data.test_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        """Raw test batches."""
-        return self.data.predict_dataloader()
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Nothing to do on the CPU, where Lightning's walk through a batch costs more than slicing it."""
-        if device.type == "cpu":
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def table(self, split: Split, view: int | None = None) -> FeatureTable:
         """The features of a split behind the evaluation transform, or of one augmented view of it."""
@@ -141,24 +114,8 @@ class FeatureData(LightningDataModule):
         def load(rows: range) -> DataLoader:
             return self.data.load(Subset(dataset, rows), batch_size=self.data.eval_batch_size)
 
-        name = f"{self.name} {split}" + ("" if view is None else f", view {view}")
+        name = f"{self.data.name} {split}" + ("" if view is None else f", view {view}")
         return Source(name, self.network, load, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.rows))
-
-    def fingerprint(self, split: Split, augmented: bool = False) -> str:
-        """As the wrapped data module's."""
-        return self.data.fingerprint(split, augmented)
-
-    def split_record(self) -> dict[str, Any]:
-        """As the wrapped data module's."""
-        return self.data.split_record()
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the wrapped data module's."""
-        return self.data.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the wrapped data module's."""
-        self.data.load_state_dict(state_dict)
 
 
 def load_whole(dataset: Dataset, **options: Any) -> Loader:
@@ -174,9 +131,3 @@ def load_whole(dataset: Dataset, **options: Any) -> Loader:
 def whole(batch: Any) -> Any:
     """A batch as it was sliced."""
     return batch
-
-
-def feature_data(data: SplitData, network: EarlyExitNetwork, options: FeatureOptions) -> FeatureData:
-    """Wrap a data module in a class of the same name: Lightning keeps a checkpoint's data state under that name."""
-    named = type(type(data).__qualname__, (FeatureData,), {"__doc__": FeatureData.__doc__})
-    return named(data, network, options)

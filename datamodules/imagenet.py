@@ -15,6 +15,7 @@ from datamodules.base import Samples
 from datamodules.image import ImageData
 from datamodules.splits import Rows
 from eenet.errors import UserError
+from eenet.files import FilePath
 
 
 class ImageFiles:
@@ -57,7 +58,9 @@ class ImageNet(ImageData):
     stored_shape = (3, 0, 0)  # photographs have no common size
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, root: str, classes: int | list[str] | None = None, image_size: int = 224, **kwargs: Any) -> None:
+    def __init__(
+        self, root: FilePath, classes: int | list[str] | None = None, image_size: int = 224, **kwargs: Any
+    ) -> None:
         super().__init__(image_size=image_size, **kwargs)
         if classes is not None and (classes if isinstance(classes, int) else len(set(classes))) < 2:
             raise UserError("data.classes", classes, "must be at least 2 different classes")

@@ -10,7 +10,9 @@ from datamodules.base import check_at_least
 from datamodules.bbc import CLASSES, read_article
 from datamodules.text import check_text_file, load_table, package_folder
 from eenet.decoding.sequences import Sequences
+from eenet.described import Described
 from eenet.errors import UserError
+from eenet.files import NameOrFile, NameOrPath
 
 Part = Literal["train", "test"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "bleu", "exact_match"]
@@ -21,7 +23,7 @@ TEST_FRACTION = 0.5
 Row = dict[str, Any]
 
 
-class NLG:
+class NLG(Described):
     """A prompt and a reference for every row of a table.
 
     Rows whose prompt is empty are left out. Each part is shuffled by the seed and cut to its size.
@@ -53,10 +55,10 @@ class NLG:
 
     def __init__(
         self,
-        dataset: str | None = None,
+        dataset: NameOrPath | None = None,
         config: str | None = None,
-        train: str | None = "train",
-        test: str | None = "test",
+        train: NameOrFile | None = "train",
+        test: NameOrFile | None = "test",
         prompt: str = "{prompt}",
         reference: str | None = "{reference}",
         system: str | None = None,

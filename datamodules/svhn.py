@@ -10,6 +10,7 @@ from torchvision import datasets
 
 from datamodules.base import Samples
 from datamodules.image import ImageData, Pixels, check_files, fetch
+from eenet.files import FilePath
 
 
 class SVHN(ImageData):
@@ -26,7 +27,7 @@ class SVHN(ImageData):
     stored_shape = (3, 32, 32)
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 
-    def __init__(self, root: str = "data", extra: bool = False, download: bool = False, **kwargs: Any) -> None:
+    def __init__(self, root: FilePath = "data", extra: bool = False, download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root, self.extra, self.download = Path(root), extra, download
 

@@ -16,6 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
 from datamodules.splits import Rows
 from eenet.errors import UserError
+from eenet.files import NameOrFile, NameOrPath
 
 READERS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 CHUNK = 1024
@@ -57,7 +58,7 @@ class TextData(SplitData):
     max_length: int
 
     def __init__(
-        self, tokenizer: str | None = None, max_length: int = 128, download: bool = False, **kwargs: Any
+        self, tokenizer: NameOrPath | None = None, max_length: int = 128, download: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         check_at_least("data.max_length", max_length, 1)
@@ -171,10 +172,10 @@ class TextClassification(TextData):
 
     def __init__(
         self,
-        dataset: str | None = None,
+        dataset: NameOrPath | None = None,
         config: str | None = None,
-        train: str = "train",
-        test: str | None = "test",
+        train: NameOrFile = "train",
+        test: NameOrFile | None = "test",
         text: str | list[str] = "text",
         label: str = "label",
         **kwargs: Any,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.costs import CostProfile, count_operators
+from eenet.described import Described
 from eenet.errors import UserError
 from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
@@ -44,7 +45,7 @@ class ExitOutputs(NamedTuple):
     scores: Tensor
 
 
-class EarlyExitNetwork(nn.Module):
+class EarlyExitNetwork(Described, nn.Module):
     """Exits after some stages of a backbone; the last exit is the backbone's own head.
 
     Args:

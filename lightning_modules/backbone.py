@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
+from eenet.files import FilePath
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights
 from eenet.policies import FixedExit, Policy
@@ -37,7 +38,7 @@ class BackboneTraining(ExitRoutine):
     def __init__(
         self,
         backbone: StagedBackbone,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.05),
         warmup: float = 0.1,
         label_smoothing: float = 0.0,

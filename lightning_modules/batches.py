@@ -47,7 +47,6 @@ class DataModel(LightningModule):
         """
         super().on_fit_start()
         data: Any = getattr(self.trainer, "datamodule", None)
-        data = getattr(data, "data", data)
         if self.class_weights == "none":
             return
         if getattr(data, "sampler", None) == "balanced":

@@ -1,11 +1,78 @@
-"""Callbacks: the random state that makes a resumed run the same run, and a warm-up that no callback judges."""
+"""What trainings get: a held folder, a last checkpoint, a random state that resumes, a warm-up that nothing judges."""
 
 import random
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from eenet.errors import UserError
+from eenet.runs import RunFolder, Training
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `checkpoints/last.ckpt` in the run folder after every epoch, whole or not at all.
+
+    It is no `ModelCheckpoint`: one that a module gives replaces all that the trainer was given.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        trainer.save_checkpoint(folder_of(trainer).last)
+
+
+class HoldFolder(Callback):
+    """Keeps checkpoints in the run folder whatever the logger, and holds the folder while a run trains in it.
+
+    A folder that holds a run is refused, unless the training continues one.
+
+    Args:
+        training: Of the folder, where it is held already.
+    """
+
+    def __init__(self, training: Training | None = None) -> None:
+        self.training, self.held = training, ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say where checkpoints go, and take the folder."""
+        if stage != "fit":
+            return
+        folder = folder_of(trainer)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder.checkpoints.absolute())
+        if self.training is None and trainer.is_global_zero:
+            self.training = self.held.enter_context(folder.training())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to overwrite a run; from here on what is written stays."""
+        folder = folder_of(trainer)
+        if folder.used and trainer.global_step == 0:
+            remedy = "holds a run already; continue it with ckpt_path, or choose another folder"
+            raise UserError("trainer.default_root_dir", str(folder.path), remedy)
+        if self.training is not None:
+            self.training.begin()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Free the folder."""
+        self._free()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the folder."""
+        self._free()
+
+    def _free(self) -> None:
+        self.held.close()
+        self.training = None
+
+
+def folder_of(trainer: Trainer) -> RunFolder:
+    """The folder of a trainer's run, which no logger decides."""
+    return RunFolder(Path(trainer.default_root_dir))
 
 
 class RandomState(Callback):

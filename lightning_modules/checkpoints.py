@@ -1,19 +1,14 @@
 """Checkpoints: whose they are, and taking a backbone out of one."""
 
-import pickle
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import eenet
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
-
-IDENTITY = "eenet"
-"""Key of a checkpoint under which the identity of its network stands."""
+from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
 _BACKBONE = "network.backbone."
 
@@ -61,35 +56,6 @@ def check_epochs(checkpoint: dict[str, Any], max_epochs: int | None) -> None:
         raise UserError("trainer.max_epochs", max_epochs, f"the checkpoint has trained for {done} epochs already")
 
 
-def last_checkpoint(run: str | Path) -> Path:
-    """The last checkpoint of a run's folder."""
-    return Path(run) / "checkpoints" / "last.ckpt"
-
-
-def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint of any routine; its tensors stay in the file until they are used.
-
-    Args:
-        file: The checkpoint.
-        field: The configuration field that asks for it.
-        value: What the field holds, the file by default.
-
-    Raises:
-        UserError: The file is damaged, or no checkpoint of eenet.
-    """
-    name = "" if value in (None, str(file)) else f"{file} "
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except PermissionError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        problem = f"{name}is no checkpoint of eenet, or damaged ({type(error).__name__})"
-        raise UserError(field, value or str(file), problem) from error
-    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
-        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
-    return checkpoint
-
-
 def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backbone_checkpoint") -> None:
     """Load a backbone's weights from the checkpoint of any routine.
 
@@ -102,7 +68,7 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         UserError: No such file, no checkpoint of eenet, or of another backbone.
     """
     backbone = backbone.backbone if isinstance(backbone, QuantizedBackbone) else backbone
-    file = last_checkpoint(path) if Path(path).is_dir() else Path(path)
+    file = RunFolder(Path(path)).last if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(field, path, f"there is no checkpoint {file}; train the backbone first with `eenet fit`")
     checkpoint = read_checkpoint(file, field, path)

@@ -19,6 +19,7 @@ from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_diges
 from eenet.errors import UserError
 from eenet.policies import SequentialGates
 from eenet.reporting import Results
+from lightning_modules.callbacks import LastCheckpoint, folder_of
 
 Row = dict[str, Any]
 """A row of results."""
@@ -220,7 +221,7 @@ class ChoosesPoints(LightningModule):
         """Add the last whole validation."""
         checkpoint[VALIDATED_ON] = None if self.validated_on is None else self.validated_on.to_dict()
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the last whole validation; checkpoints that were written before it was kept have none."""
         found = checkpoint.get(VALIDATED_ON)
         self.validated_on = None if found is None else ChosenOn(**found)
@@ -283,7 +284,9 @@ def validate(trainer: Trainer) -> None:
 def checkpoints(trainer: Trainer) -> Iterator[str]:
     """The checkpoints that a training has written and kept."""
     written = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    paths = (path for c in written for path in (*c.best_k_models, c.best_model_path, c.last_model_path))
+    paths = [path for c in written for path in (*c.best_k_models, c.best_model_path, c.last_model_path)]
+    if any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
+        paths.append(str(folder_of(trainer).last))
     return (path for path in dict.fromkeys(paths) if Path(path).is_file())
 
 

@@ -1,6 +1,5 @@
 """Exits of a decoder, trained on tokens by the routines for classifiers and tested by generating."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -12,6 +11,7 @@ from eenet.errors import UserError
 from eenet.reporting import make_console, not_chosen_lines, write_json
 from lightning_modules.choosing import chosen
 from lightning_modules.decoupled import DecoupledExits
+from lightning_modules.heading import heading
 from lightning_modules.joint import JointExits
 from lightning_modules.routine import ExitRoutine
 
@@ -70,8 +70,8 @@ class DecoderRoutine(ExitRoutine):
         self.log_dict({f"test/{key}/{name}": row[key] for name, row in rows.items() for key in COLUMNS})
         marked = {name: chosen(rows[name], point) for name, (point, _) in self._points.items()}
         points = {"full": rows["full"]} | dict(zip(self.operating_points(), self.all_rows(marked), strict=True))
-        results = {**self._heading("test"), "prompts": len(full), "points": points, "texts": self._rows}
-        self._report(results, self.run_folder)
+        results = {**heading(self, "test"), "prompts": len(full), "points": points, "texts": self._rows}
+        self._report(results)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Any:
         """Texts at the principal operating point."""
@@ -81,7 +81,7 @@ class DecoderRoutine(ExitRoutine):
         return [row["text"] for row in generated_rows(executor, data.prompts("test"), batch, data.decode)]
 
     @rank_zero_only
-    def _report(self, results: dict[str, Any], folder: Path) -> None:
+    def _report(self, results: dict[str, Any]) -> None:
         title = f"{self.method} on {results['prompts']} test prompts of {results['data']}, seed {results['seed']}"
         table = Table("", *COLUMNS.values(), title=title)
         for name, row in results["points"].items():
@@ -95,8 +95,9 @@ class DecoderRoutine(ExitRoutine):
         for line in not_chosen_lines(results["points"].values()):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_json(folder / "results.json", results)
-            print(f"results: {folder / 'results.json'}")
+            path = self.result_file("results.json")
+            write_json(path, results)
+            print(f"results: {path}")
 
 
 class DecoderThresholds(DecoderRoutine, DecoupledExits):

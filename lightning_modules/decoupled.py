@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.features import Features
+from eenet.files import FilePath
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights, DeepSupervision, Supervision
 from lightning_modules.methods import method_name
@@ -45,7 +46,7 @@ class DecoupledExits(ThresholdExits):
     def __init__(
         self,
         network: EarlyExitNetwork,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         supervision: Supervision | None = None,
         freeze_backbone: bool = True,
         budgets: list[float] | None = None,

@@ -1,7 +1,6 @@
 """JEI-DNN: gates and inference modules learned jointly on a frozen backbone (Regol, Chataoui, Coates, ICLR 2024)."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.features import Features
+from eenet.files import FilePath
 from eenet.gates import ConfidenceGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
@@ -77,7 +77,7 @@ class JointExits(ExitRoutine):
     def __init__(
         self,
         network: EarlyExitNetwork,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         tradeoff: float = 1.0,
         gate_objective: GateObjective = "ce",
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
@@ -251,7 +251,7 @@ class JointExits(ExitRoutine):
             "early_stopping": self.early_stopping.state_dict(),
         }
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the schedule.
 
         Raises:

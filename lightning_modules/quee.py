@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eenet.calibration import ChosenOn, OperatingPoint
 from eenet.errors import UserError
 from eenet.features import Features
+from eenet.files import FilePath
 from eenet.metrics import Records, sample_statistics
 from eenet.objectives import ClassWeights, weighted_sum_loss
 from eenet.policies import Policy
@@ -36,8 +37,10 @@ from eenet.quantization.figures import accuracy_bitops_figure, path_histogram_fi
 from eenet.quantization.results import curve_rows, halves_at_budget, path_row, uniform_rows
 from eenet.reporting import gather_exits
 from lightning_modules.choosing import chosen
+from lightning_modules.heading import heading
 from lightning_modules.predictions import predicted
-from lightning_modules.routine import FIGURES, ExitRoutine
+from lightning_modules.reports import FIGURES
+from lightning_modules.routine import ExitRoutine
 
 PATH_FIGURES = {
     "accuracy_bitops": accuracy_bitops_figure,
@@ -106,7 +109,7 @@ class QuEE(ExitRoutine):
     def __init__(
         self,
         network: QuantizedNetwork,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         budgets: list[float] | None = None,
         calibration_batches: int = 4,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
@@ -312,7 +315,7 @@ class QuEE(ExitRoutine):
         quality = judge_predictors(network, simple, nodes.known, nodes.errors)
         others = other_predictions(network, simple, nodes.known, nodes.errors)
         self.results = {
-            **self._heading(split),
+            **heading(self, split),
             "operating_points": rows,
             "exits": static[network.widths[0]],
             "static_widths": {str(width): found for width, found in static.items()},

@@ -1,23 +1,20 @@
 """What all routines share: judging exits and operating points, reporting them, and checkpoint identity."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
-from rich.console import Console
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-import eenet
 from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust, trust_records
+from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
+from eenet.files import FilePath
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
@@ -25,48 +22,28 @@ from eenet.quantization import QuantizedBackbone
 from eenet.quantization.results import bitops_fields
 from eenet.quantization.twins import Twins
 from eenet.reporting import (
-    SCHEMA,
     Results,
-    accuracy_cost_figure,
-    calibration_table,
-    chosen_rows,
-    conformal_table,
     evaluate,
-    exit_histogram_figure,
-    make_console,
-    not_chosen_lines,
     operating_point,
-    reliability_figure,
-    results_table,
-    save_figure,
     static_exits,
-    write_json,
 )
+from eenet.runs import IDENTITY, relocate
 from lightning_modules.batches import DataModel
-from lightning_modules.checkpoints import IDENTITY, check_epochs, check_identity, identity, load_backbone
+from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
+from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
 from lightning_modules.choosing import ChoosesPoints, chosen
+from lightning_modules.heading import heading, training_record
 from lightning_modules.losses import LossLog
 from lightning_modules.predictions import predicted
+from lightning_modules.record import SaveConfig
+from lightning_modules.reports import Reports
 from lightning_modules.schedules import cosine, end_schedules
-
-SCALARS = (
-    *("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "brier"),
-    *("macs", "macs_fraction", "bitops_fraction", "stages_mean"),
-)
-"""Figures of a result row that are logged where it has them."""
 
 TRUSTED = ("tempered", "covered", "sizes")
 """What `trust_records` makes."""
 
-FIGURES = {
-    "accuracy_cost": accuracy_cost_figure,
-    "exit_histogram": exit_histogram_figure,
-    "reliability": reliability_figure,
-}
-"""Figures of the results by name."""
 
-
-class ExitRoutine(DataModel, ChoosesPoints, ABC):
+class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     """Trains an early-exit network, judges it and reports it.
 
     Batches are `(inputs, labels)`, or `(ExitFeatures, labels)` where a frozen backbone was run before.
@@ -80,22 +57,20 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
     Attributes:
         method: Name of the method in results.
         updates: Optimizer steps that Lightning counts for each batch.
-        figures: Draw the results, by name; in files after a test, in TensorBoard after every validation and test.
-        results: The last validation's or test's results, without the heading fields during validation.
         calibration: What `eenet calibrate` found, of which `calibrated_points` are tested.
         calibrated_points: Operating points that are tested instead of the routine's own.
+        trained: Seed and trainer of the training that the weights come from, where they come from a checkpoint.
         per_class: Report the accuracy of every class too.
     """
 
     method: str
     updates = 1
-    figures: Mapping[str, Callable[[Results], Figure]] = FIGURES
 
     def __init__(
         self,
         network: EarlyExitNetwork,
         freeze_backbone: bool,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         features: Features = "off",
     ) -> None:
         super().__init__()
@@ -107,6 +82,7 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
         self.calibration: Calibration | None = None
         self.calibrated_points: dict[str, OperatingPoint] = {}
         self.per_class = False
+        self.trained: dict[str, Any] | None = None
         self.losses = LossLog()
         self._continued = False
         self._records = Records(["statistics", "predictions", "scores"])
@@ -154,6 +130,8 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
             policy.check(self.network.num_exits)
         _ = self.network.costs
         self._continued = False
+        if stage in ("fit", "validate"):
+            self.keep_features()
         if stage == "fit":
             self.train()
             if self.trainer.strategy.restore_checkpoint_after_setup:
@@ -170,6 +148,19 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
             load_backbone(self.network.backbone, self.backbone_checkpoint)
         self.choose_ranges()
 
+    def keep_features(self) -> None:
+        """Let the data give features instead of inputs where that is asked for, but for a trial.
+
+        Raises:
+            UserError: The data cannot.
+        """
+        trainer: Any = self.trainer
+        options = None if trainer.fast_dev_run or trainer.overfit_batches else self.features
+        if hasattr(trainer.datamodule, "keep_features"):
+            trainer.datamodule.keep_features(self.network, options)
+        elif options is not None:
+            raise UserError("model.features", options.store, "must be off for data that are no `SplitData`")
+
     def choose_ranges(self) -> None:
         """Before a new training, give a quantized backbone the ranges of its activations."""
         if isinstance(self.network.backbone, QuantizedBackbone):
@@ -185,13 +176,20 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
 
     def inputs(self, split: str, batches: int) -> Iterator[Any]:
         """The first batches of a split in its order, without labels."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        data = getattr(data, "data", data)
-        if not hasattr(data, "loader"):
-            problem = "has no `loader(split)`, from which activations get their ranges; use a datamodules.SplitData"
-            raise UserError("data", type(data).__name__, problem)
-        loader = data.loader(split)
+        data, loop = self.trainer.datamodule, self.trainer.fit_loop  # type: ignore[attr-defined]
+        if hasattr(data, "loader"):
+            loader = data.loader(split)
+        else:
+            found = (loop if split == "train" else loop.epoch_loop.val_loop)._data_source.dataloader()
+            loader = found[0] if isinstance(found, list) else found
         return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training gets beside its last validation where checkpoints are kept, unless the trainer has it."""
+        if not self.trainer.checkpoint_callbacks or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return super().configure_callbacks()
+        own = (*super().configure_callbacks(), RandomState(), HoldFolder(), SaveConfig(), LastCheckpoint())
+        return [callback for callback in own if type(callback) not in map(type, self.trainer.callbacks)]  # type: ignore[attr-defined]
 
     def extract(self, inputs: Any) -> ExitFeatures:
         """What the exits read: given, or computed by the backbone."""
@@ -258,7 +256,7 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
                 row |= bitops_fields(self.network, row, static=kind == "exits")
         principal = rows["operating_points"][0]
         rows["operating_points"] = self.mark(rows["operating_points"], trial)
-        self.results = {**self._heading("val"), **rows}
+        self.results = {**heading(self, "val"), **rows}
         self._log_results("val", principal)
         if self.trainer.state.fn == "validate":
             self._print_results()
@@ -319,7 +317,7 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
             if self.calibration is not None:
                 row |= trust(point, **gathered, labels=labels, num_exits=network.num_exits)
             points[name] = chosen(row, point)
-        self.results = {**self._heading("test"), "operating_points": self.all_rows(points), "exits": exits}
+        self.results = {**heading(self, "test"), "operating_points": self.all_rows(points), "exits": exits}
         self._log_results("test")
         self._print_results()
         self._write_results()
@@ -342,14 +340,20 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
         """Say whose checkpoint it is."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
+        if self._trainer is not None:
+            self.trained = training_record(self.trainer)
+            checkpoint[IDENTITY] |= {"folder": str(self.run_folder.absolute()), "training": self.trained}
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse the checkpoint of another network or data set, or one that has trained for longer than is asked."""
-        check_identity(dict(checkpoint), self.method, self.network, self.data_name)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network or data, or trained for longer; take what it says of its run."""
+        check_identity(checkpoint, self.method, self.network, self.data_name)
         super().on_load_checkpoint(checkpoint)
         self._continued = True
-        if self._trainer is not None and self._trainer.state.fn == "fit":
-            check_epochs(dict(checkpoint), self._trainer.max_epochs)
+        self.trained = checkpoint[IDENTITY].get("training")
+        if self._trainer is not None:
+            relocate(checkpoint, self.run_folder)
+            if self._trainer.state.fn == "fit":
+                check_epochs(checkpoint, self._trainer.max_epochs)
 
     def cosine(self, optimizer: torch.optim.Optimizer, final: float) -> torch.optim.lr_scheduler.LRScheduler:
         """Cosine decay per epoch from the optimizer's learning rate to a final one at the training's last epoch.
@@ -363,67 +367,3 @@ class ExitRoutine(DataModel, ChoosesPoints, ABC):
         """Let the learning rates end with this training, which may continue another."""
         super().on_train_start()
         end_schedules(self.trainer, self.updates)
-
-    @property
-    def data_name(self) -> str | None:
-        """Name of the trainer's data set, `None` where there is no trainer or the data have no name."""
-        return getattr(getattr(self._trainer, "datamodule", None), "name", None)
-
-    @property
-    def run_folder(self) -> Path:
-        """Where the run's logs, checkpoints and results lie."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
-
-    def _heading(self, split: str) -> Results:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        seed = os.environ.get("PL_GLOBAL_SEED")
-        backbone = self.network.backbone
-        quantized = {"quantization": backbone.describe_twins()} if isinstance(backbone, QuantizedBackbone) else {}
-        return {
-            "schema": SCHEMA,
-            "method": self.method,
-            "data": getattr(data, "name", None) or ("loaders" if data is None else type(data).__name__),
-            "data_split": data.split_record() if hasattr(data, "split_record") else None,
-            "backbone": backbone.description(),
-            "exit_stages": self.network.exit_stages,
-            "seed": None if seed is None else int(seed),
-            "split": split,
-            "costs": self.network.costs.to_dict(),
-            **quantized,
-            "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
-        }
-
-    def _log_results(self, split: str, principal: dict[str, Any] | None = None) -> None:
-        """Log the figures of exits and chosen points, and those of the principal point, which stopping may watch."""
-        values: dict[str, float] = {}
-        points = chosen_rows(self.results)
-        for row in self.results["exits"] + points:
-            name = row["name"].replace(" ", "_")
-            values |= {f"{split}/{key}/{name}": row[key] for key in SCALARS if key in row}
-        for row in points:
-            for exit, share in enumerate(row["exit_fractions"]):
-                values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share
-        principal = principal or (self.results["operating_points"][0] if points else {})
-        watched = {f"{split}/{key}": principal[key] for key in ("macs_fraction", "accuracy") if key in principal}
-        self.log_dict(values, rank_zero_only=True)
-        self.log_dict(watched, rank_zero_only=True, prog_bar=True)
-
-    def _write_results(self) -> None:
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write_files(self.run_folder)  # all processes ask for the folder, which one tells the others
-
-    @rank_zero_only
-    def _write_files(self, folder: Path) -> None:
-        write_json(folder / "results.json", self.results)
-        for name, draw in self.figures.items():
-            save_figure(draw(self.results), folder / f"{name}.png")
-        Console().print(f"results: {folder / 'results.json'}\nfigure: {folder / 'accuracy_cost.png'}")
-
-    @rank_zero_only
-    def _print_results(self) -> None:
-        console = make_console()
-        console.print(results_table(self.results))
-        for line in not_chosen_lines(self.results["operating_points"]):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        if "calibrated" in self.results["exits"][0]:
-            console.print(calibration_table(self.results), conformal_table(self.results))

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from eenet.reporting import Results, chosen_rows
+from eenet.runs import flatten
 from lightning_modules.routine import ExitRoutine
 
 HPARAMS = "hparams"
@@ -139,19 +140,10 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float | str]:
     """
     trainer = {name: config["trainer"].get(name) for name in ("max_epochs", "precision")}
     chosen = {"seed": config["seed_everything"], **trainer, "model": config["model"], "data": config["data"]}
-    return dict(_flatten("", chosen))
+    found = ((name, value) for name, value in flatten("", chosen) if value is not None)
+    return {name: value if plain(value) else json.dumps(value) for name, value in found}
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, float | str]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key == "class_path":
-                yield prefix, inner.rpartition(".")[2]
-            elif key == "init_args":
-                yield from _flatten(prefix, inner)
-            else:
-                yield from _flatten(f"{prefix}.{key}".lstrip("."), inner)
-    elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        yield prefix, value
-    elif value is not None:
-        yield prefix, json.dumps(value)
+def plain(value: Any) -> bool:
+    """Whether TensorBoard takes a value as it is: text or a number, not a list or a truth value."""
+    return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -8,6 +8,7 @@ from torch import Tensor
 from eenet.calibration import Scored, check_budget, policy_for_budget
 from eenet.errors import UserError
 from eenet.features import Features
+from eenet.files import FilePath
 from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
@@ -37,7 +38,7 @@ class ThresholdExits(ExitRoutine):
         self,
         network: EarlyExitNetwork,
         freeze_backbone: bool,
-        backbone_checkpoint: str | None,
+        backbone_checkpoint: FilePath | None,
         features: Features,
         budgets: list[float] | None,
     ) -> None:

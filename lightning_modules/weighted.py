@@ -11,6 +11,7 @@ from torch.func import functional_call
 from eenet.backbones.base import select
 from eenet.errors import UserError
 from eenet.features import Features
+from eenet.files import FilePath
 from eenet.gates import confidence
 from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.objectives import WeightNetwork, assign_exits, assigned_loss, cross_entropies, geometric_shares
@@ -50,7 +51,7 @@ class WeightedExits(ThresholdExits):
     def __init__(
         self,
         network: EarlyExitNetwork,
-        backbone_checkpoint: str | None = None,
+        backbone_checkpoint: FilePath | None = None,
         budgets: list[float] | None = None,
         exit_ratio: float = 0.75,
         weight_hidden: int = 500,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from eenet.described import Described
+
 State = Any
 """A pytree of tensors whose first axis is the batch."""
 
@@ -36,7 +38,7 @@ def to_device(inputs: Any, network: nn.Module) -> Any:
     )
 
 
-class StagedBackbone(nn.Module, ABC):
+class StagedBackbone(Described, nn.Module, ABC):
     """A classifier cut into stages, so that computation can stop after any of them.
 
     The law: `embed`, then every `run_stage` in order, then `classify` gives the original model's output to float

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
+from eenet.files import NameOrPath
 
 FAMILIES = ("bert", "roberta", "distilbert")
 
@@ -47,7 +48,7 @@ class Bert(StagedBackbone):
     def __init__(
         self,
         num_classes: int,
-        pretrained: str | None = None,
+        pretrained: NameOrPath | None = None,
         family: Literal["bert", "roberta", "distilbert"] = "bert",
         overrides: dict[str, Any] | None = None,
         pooling: Literal["cls", "mean"] = "cls",

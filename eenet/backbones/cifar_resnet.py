@@ -7,6 +7,7 @@ from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
+from eenet.files import FilePath
 
 WIDTHS = (16, 32, 64)
 
@@ -75,7 +76,7 @@ class CifarResNet(ImageBackbone):
         num_classes: int,
         image_size: int = 32,
         in_channels: int = 3,
-        pretrained: str | None = None,
+        pretrained: FilePath | None = None,
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:

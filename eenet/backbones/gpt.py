@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
 from eenet.errors import UserError
+from eenet.files import NameOrPath
 
 
 class Gpt(StagedBackbone):
@@ -49,7 +50,7 @@ class Gpt(StagedBackbone):
         self,
         num_classes: int | None = None,
         task: Literal["classification", "tokens"] = "classification",
-        pretrained: str | None = None,
+        pretrained: NameOrPath | None = None,
         family: Literal["gpt2", "llama", "qwen2", "opt"] = "gpt2",
         overrides: dict[str, Any] | None = None,
         download: bool = False,

@@ -11,6 +11,7 @@ from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
+from eenet.files import NameOrPath
 
 
 class ResNet(ImageBackbone):
@@ -42,7 +43,7 @@ class ResNet(ImageBackbone):
         image_size: int = 224,
         in_channels: int = 3,
         library: Literal["timm", "torchvision"] = "timm",
-        pretrained: bool | str = False,
+        pretrained: bool | NameOrPath = False,
         small_images: bool = False,
         overrides: dict[str, Any] | None = None,
     ) -> None:

@@ -12,6 +12,7 @@ from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.errors import UserError
+from eenet.files import NameOrPath
 
 CONTAINERS = ("blocks", "stages", "layers")
 HEADS = ("global_pool", "head_drop", "head", "fc_norm", "classifier", "fc")
@@ -46,7 +47,7 @@ class TimmBackbone(ImageBackbone):
         num_classes: int,
         image_size: int | None = None,
         in_channels: int = 3,
-        pretrained: bool | str = False,
+        pretrained: bool | NameOrPath = False,
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
 from eenet.errors import UserError
+from eenet.files import NameOrPath
 
 
 class ViT(ImageBackbone):
@@ -37,7 +38,7 @@ class ViT(ImageBackbone):
         num_classes: int,
         image_size: int | None = None,
         in_channels: int = 3,
-        pretrained: bool | str = False,
+        pretrained: bool | NameOrPath = False,
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -18,11 +18,12 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from eenet.quantization.policy import PathPolicy
 from eenet.reporting import write_json
+from eenet.runs.folder import RunFolder
 
 SCHEMA = 2
 
 CALIBRATION = "calibration.json"
-"""File of a run folder that `eenet calibrate` writes."""
+"""File of a run folder that `eenet calibrate` writes for the last checkpoint; see `eenet.runs.RunFolder.file`."""
 
 POLICIES: dict[str, Any] = {
     cls.__name__: cls for cls in (FixedExit, PathPolicy, Patience, RandomExits, SequentialGates, Threshold)
@@ -162,7 +163,10 @@ class Calibration:
         Raises:
             UserError: Nothing, or for another checkpoint.
         """
-        path = folder / CALIBRATION
+        path = RunFolder(folder).file(CALIBRATION, checkpoint)
+        if not path.is_file() and (folder / CALIBRATION).is_file():
+            remedy = f"was chosen for another checkpoint; run `eenet calibrate {folder} --ckpt_path {checkpoint}`"
+            raise UserError("point", names, remedy)
         calibration = cls.load(path)
         if calibration.checkpoint != sha256(checkpoint):
             raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")

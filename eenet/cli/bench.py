@@ -11,7 +11,7 @@ from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, open_run
+from eenet.cli.runs import Run, add_checkpoint, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
@@ -31,6 +31,7 @@ def main(args: list[str]) -> None:
         description="Time the full network, the static exits and the routed network in turns on test samples.",
     )
     parser.add_argument("run", type=str, help="run folder")
+    add_checkpoint(parser)
     parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads of an operator")
     parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="compile what is timed")
@@ -44,15 +45,17 @@ def main(args: list[str]) -> None:
             raise UserError(field, options[field], "must be at least 1")
     sizes = batch_sizes(options.batch_size)
     torch.set_num_threads(options.threads)
-    run = open_run(options.run)
+    run = open_run(options.run, checkpoint=options.ckpt_path)
     bench = measure(run, sizes, options.compile, options.point, options.samples, options.rounds)
-    folder = Path(options.out or options.run)
-    write_json(folder / "bench.json", bench)
-    save_figure(speed_figure(bench), folder / "bench.png")
+    results, figure = (
+        Path(options.out, name) if options.out else run.file(name) for name in ("bench.json", "bench.png")
+    )
+    write_json(results, bench)
+    save_figure(speed_figure(bench), figure)
     make_console().print(speed_table(bench))
     for batch in bench["batches"]:
         print(f"overhead when nobody leaves early, batch {batch['batch_size']}: {100 * batch['overhead']:.1f} %")
-    print(f"results: {folder / 'bench.json'}\nfigure: {folder / 'bench.png'}")
+    print(f"results: {results}\nfigure: {figure}")
 
 
 def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int, rounds: int) -> Bench:
@@ -89,6 +92,7 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
     return {
         "schema": SCHEMA,
         "run": str(run.folder),
+        "checkpoint": run.checkpoint.name,
         "data": run.data.name,
         "split": "test",
         "device": device_name(run.device),
@@ -120,7 +124,7 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
     Raises:
         UserError: There is no such point, or it was not chosen for the run's weights and data.
     """
-    if (run.folder / CALIBRATION).is_file():
+    if run.file(CALIBRATION).is_file():
         found = Calibration.of(run.folder, run.checkpoint, names)
     else:
         found = Calibration("", 0, torch.empty(0), run.model.operating_points())

@@ -30,7 +30,7 @@ from eenet.cli.calibrate_paths import WISH as PATH_WISH
 from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.deciders import decider
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, exit_logits, open_run
+from eenet.cli.runs import Run, add_checkpoint, exit_logits, open_run
 from eenet.cli.wishes import MODES, ON_VALIDATION, RULES, Granted, Wishes, grant, names, numbers
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UnmetError, UserError
@@ -64,6 +64,7 @@ def main(args: list[str]) -> None:
     """
     parser = Parser(prog="eenet calibrate", description="Choose operating points on the validation split.")
     parser.add_argument("run", type=str, help="run folder")
+    add_checkpoint(parser)
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
@@ -109,7 +110,7 @@ def main(args: list[str]) -> None:
     )
     if not list(wishes):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
-    run = open_run(options.run)
+    run = open_run(options.run, checkpoint=options.ckpt_path)
     if isinstance(run.model.network, DecoderNetwork):
         granted = calibrate_decoder(run, options.policy, wishes)
     elif isinstance(run.model.network, QuantizedNetwork):

@@ -31,13 +31,14 @@ def main(args: list[str]) -> None:
         type=str,
         help="LOW,HIGH: fractions of the full MACs between which the area under the accuracy/cost curve is taken",
     )
+    parser.add_argument("--ckpt_path", type=str, default="last", help="whose results: last, best or a file name")
     options = parser.parse_args(args)
     budgets, out = parse_budgets(options.budgets), Path(options.out)
     if (out / "results.json").exists():
         raise UserError(
             "out", options.out, "is the folder of a run, whose figures would be overwritten; choose another"
         )
-    comparison = compare(load_runs(options.runs), budgets)
+    comparison = compare(load_runs(options.runs, options.ckpt_path), budgets)
     figures = draw_all(comparison)
     for name, figure in figures.items():
         save_figure(figure, out / f"{name}.png")

@@ -1,5 +1,6 @@
 """The shipped configurations: found beside the sources or inside the installed package, by path or by name."""
 
+import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +14,9 @@ _PACKAGE = Path(eenet.__file__).parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 """Folder of the configurations; a wheel holds it inside the package."""
 
-OPTIONS = ("--config", "-c", "--data")
+CONFIG = ("--config", "-c")
+
+OPTIONS = (*CONFIG, "--data")
 """Options that take a configuration; `--data` may also take something else."""
 
 
@@ -60,6 +63,31 @@ def with_paths(args: list[str]) -> list[str]:
         UserError: A configuration is neither a file nor shipped.
     """
     return list(_with_paths(args))
+
+
+def with_own(args: list[str]) -> list[str]:
+    """Arguments with the configurations that runs saved put in the place of their paths; see `eenet.runs.load_config`.
+
+    Args:
+        args: What `with_paths` returns.
+    """
+    found = list(args)
+    for i, text in enumerate(found):
+        name, equals, value = text.partition("=")
+        if text in CONFIG and i + 1 < len(found):
+            found[i + 1] = _inline(found[i + 1])
+        elif name in CONFIG and equals:
+            found[i] = f"{name}={_inline(value)}"
+    return found
+
+
+def _inline(text: str) -> str:
+    from eenet.runs.paths import is_own, load_config
+
+    if not os.path.isfile(text):
+        return text
+    values = load_config(Path(text))
+    return yaml.safe_dump(values, sort_keys=False) if is_own(values) else text
 
 
 def _with_paths(args: list[str]) -> Iterator[str]:

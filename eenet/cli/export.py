@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, chosen_point, class_names, open_run
+from eenet.cli.runs import Run, add_checkpoint, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.export import Description, export_network
 from eenet.runtime.manifest import Format
@@ -23,6 +23,7 @@ def main(args: list[str]) -> None:
     """
     parser = Parser(prog="eenet export", description="Write a run as a folder of programs and weights.")
     parser.add_argument("run", type=str, help="run folder")
+    add_checkpoint(parser)
     parser.add_argument("--out", type=str, required=True, help="new folder")
     parser.add_argument("--format", type=str, default="torch", help=", ".join(get_args(Format)))
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
@@ -32,7 +33,7 @@ def main(args: list[str]) -> None:
     out = Path(options.out)
     if out.exists():
         raise UserError("out", str(out), "exists already; give a new folder")
-    run = open_run(options.run)
+    run = open_run(options.run, checkpoint=options.ckpt_path)
     chosen = chosen_point(run, options.point)
     network = chosen.point.network(run.model.network.cpu())
     names = class_names(run.data)

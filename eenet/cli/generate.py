@@ -48,6 +48,7 @@ def generate(
     confidence: float | None = None,
     fill: Fill = "project",
     point: str | None = None,
+    ckpt_path: str = "last",
     summary: Path | None = None,
     download: bool = False,
 ) -> None:
@@ -68,6 +69,7 @@ def generate(
             the second by this probability.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
         point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
+        ckpt_path: Of a run, which checkpoint: `last`, `best` or a file.
         summary: JSON file for the texts, layers per token, MACs per token of prompt and decoding, and tokens per
             second.
         download: Allow a hub name to be downloaded.
@@ -79,7 +81,7 @@ def generate(
     if Path(model, "config.yaml").is_file():
         if (plan, confidence) != ("full", None):
             raise UserError("plan", plan, "a run's exits decide which layers run; leave --plan and --confidence out")
-        executor, tokenizer, head = open_decoder(model, point, fill)
+        executor, tokenizer, head = open_decoder(model, point, fill, ckpt_path)
     else:
         if point is not None:
             raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
@@ -108,7 +110,7 @@ def open_model(model: str, download: bool) -> tuple[Gpt, Any]:
         raise UserError("model", model, error.problem) from error
 
 
-def open_decoder(folder: str, point: str | None, fill: Fill) -> tuple[Executor, Any, dict[str, str]]:
+def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
     """What generates with the exits of a run, the tokenizer, and which operating point decides.
 
     Raises:
@@ -116,7 +118,7 @@ def open_decoder(folder: str, point: str | None, fill: Fill) -> tuple[Executor, 
     """
     from eenet.cli.runs import chosen_point, open_run
 
-    run = open_run(folder, read_data=False)
+    run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):
         raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
     chosen = chosen_point(run, point)

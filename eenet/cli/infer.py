@@ -11,7 +11,7 @@ from eenet.backbones.base import to_device
 from eenet.cli.inputs import Item, Unreadable, batches, items, reader_of
 from eenet.cli.outputs import Parts, Row
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Chosen, Run, chosen_point, class_names, open_run
+from eenet.cli.runs import Chosen, Run, add_checkpoint, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.files import sha256
 
@@ -24,6 +24,7 @@ def main(args: list[str]) -> None:
     """
     parser = Parser(prog="eenet infer", description="Route new inputs through a run, batch by batch.")
     parser.add_argument("run", type=str, help="run folder")
+    add_checkpoint(parser)
     parser.add_argument("--input", type=str, required=True, help="folder of images or texts, or a .csv or .jsonl file")
     parser.add_argument("--output", type=str, required=True, help="new file ending in .parquet, .csv or .jsonl")
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
@@ -31,7 +32,7 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.batch_size < 1:
         raise UserError("batch-size", options.batch_size, "must be at least 1")
-    run = open_run(options.run, read_data=False)
+    run = open_run(options.run, read_data=False, checkpoint=options.ckpt_path)
     infer(run, chosen_point(run, options.point), Path(options.input), Path(options.output), options.batch_size)
 
 

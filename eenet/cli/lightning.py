@@ -1,46 +1,45 @@
 """`eenet fit|validate|test|predict`: LightningCLI with a run folder that is never overwritten by accident."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules import Continuations, RunData
-from datamodules.features import feature_data
 from eenet.backbones import StagedBackbone
 from eenet.calibration import Calibration
 from eenet.cli.parsing import Refusals
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
+from eenet.reporting import write_text
+from eenet.runs import RunFolder, Training, portable, read_checkpoint
 from lightning_modules import DecoderRoutine, ExitRoutine
-from lightning_modules.callbacks import RandomState
-from lightning_modules.checkpoints import last_checkpoint, read_checkpoint
+from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState, folder_of
 from lightning_modules.tensorboard import TensorBoardReport, show_config
 
 
-def last_epoch_checkpoint() -> ModelCheckpoint:
-    """Writes `checkpoints/last.ckpt` after every epoch, whole or not at all.
-
-    `save_last` would write it only where a top-k checkpoint was written too.
-    """
-    return ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
-
-
 class FitConfig(SaveConfigCallback):
-    """Saves the configuration of a training, not of a later test, in the run folder."""
+    """Saves the configuration of a training, not of a later test, in the run folder once the training begins."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save before training."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: what is refused later must not leave its configuration."""
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show it in TensorBoard too."""
-        show_config(trainer.logger, self.parser.dump(self.config, skip_none=False))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and show it in TensorBoard too."""
+        if not trainer.is_global_zero:
+            return
+        folder = folder_of(trainer)
+        config = {**yaml.safe_load(self.parser.dump(self.config, skip_none=False)), "ckpt_path": None}
+        text = yaml.safe_dump(portable(config, folder.path), sort_keys=False)
+        write_text(folder.config, text)
+        show_config(trainer.logger, text)
 
 
 class LightningParser(Refusals, LightningArgumentParser):
@@ -51,14 +50,21 @@ class EenetCLI(LightningCLI):
     """The command line; model and data are given by `class_path` and `init_args`.
 
     The run folder is `trainer.default_root_dir`: TensorBoard events, `config.yaml`, `checkpoints/last.ckpt`,
-    `results.json` and figures. `fit` refuses a folder that holds a run unless `--ckpt_path` says to continue;
-    `validate`, `test` and `predict` take its last checkpoint unless `--ckpt_path` names another.
+    `results.json` and figures; see `eenet.runs`. `fit` refuses a folder that holds a run unless `--ckpt_path` says to
+    continue: with `last`, or with `auto`, which begins where there is nothing to continue. `validate`, `test` and
+    `predict` take its last checkpoint unless `--ckpt_path` is `best` or a file.
     """
 
     datamodule: Any
     model: ExitRoutine
 
     def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
+        self.training: Training | None = None
+        with ExitStack() as self.held:
+            self.execute(args, run)
+
+    def execute(self, args: list[str] | dict[str, Any] | None, run: bool) -> None:
+        """Parse, build and run; what a training holds is freed afterwards."""
         super().__init__(
             ExitRoutine,
             LightningDataModule,
@@ -91,23 +97,20 @@ class EenetCLI(LightningCLI):
         config = self.config[self.subcommand]
         if "verbose" in config:
             config.verbose = False  # the routine prints its own table
-        folder = str(config.trainer.default_root_dir)
-        last = last_checkpoint(folder)
-        new = config.ckpt_path is None and not config.trainer.fast_dev_run
         if self.subcommand in ("fit", "validate") and config.point is not None:
             raise UserError("point", config.point, "operating points are used by `eenet test` and `eenet predict`")
+        folder, trial = RunFolder(Path(config.trainer.default_root_dir)), bool(config.trainer.fast_dev_run)
         if self.subcommand == "fit":
-            if new and last.is_file():
-                remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
-                raise UserError("trainer.default_root_dir", folder, remedy)
-            if config.ckpt_path == "last":
-                config.ckpt_path = str(last) if last.is_file() else None
-        elif new or config.ckpt_path == "last":
-            config.ckpt_path = str(last)
-        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise UserError("ckpt_path", config.ckpt_path, "there is no such checkpoint; `eenet fit` makes it")
-        if config.ckpt_path is not None:
-            read_checkpoint(Path(config.ckpt_path), "ckpt_path")
+            if not trial and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # its launcher's others share it
+                self.training = self.held.enter_context(folder.training())
+            checkpoint = starting_point(folder, config.ckpt_path, trial)
+        elif trial and config.ckpt_path is None:
+            checkpoint = None
+        else:
+            checkpoint = folder.checkpoint(config.ckpt_path)
+        if checkpoint is not None:
+            read_checkpoint(checkpoint, "ckpt_path")
+        config.ckpt_path = None if checkpoint is None else str(checkpoint)
 
     def choose_points(self) -> None:
         """Give the routine the operating points that are asked for.
@@ -127,8 +130,10 @@ class EenetCLI(LightningCLI):
         """A trainer that logs to TensorBoard in the run folder and keeps the last epoch's checkpoint."""
         config = self._get(self.config_init, "trainer")
         callbacks: list[Any] = [RandomState(), TensorBoardReport()]
-        if config.enable_checkpointing is not False:
-            callbacks.append(last_epoch_checkpoint())
+        if not config.fast_dev_run:
+            callbacks.append(HoldFolder(self.training))
+            if config.enable_checkpointing is not False:
+                callbacks.append(LastCheckpoint())
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar(refresh_rate=20))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
@@ -141,7 +146,7 @@ class EenetCLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Check that data and backbone fit each other, and put the features in the place of the inputs where asked."""
+        """Check that data and backbone fit each other, and take the operating points that are asked for."""
         data = self.datamodule
         if not isinstance(self.datamodule, RunData):
             remedy = (
@@ -152,12 +157,31 @@ class EenetCLI(LightningCLI):
             connect(data, self.model)
         else:
             check_fit(self.model.network.backbone, data)
-        if self.subcommand is None:
-            return
-        self.choose_points()
-        trial = self.trainer.fast_dev_run or self.trainer.overfit_batches  # type: ignore[attr-defined]
-        if self.model.features is not None and not trial:
-            self.datamodule = feature_data(data, self.model.network, self.model.features)
+        if self.subcommand is not None:
+            self.choose_points()
+
+
+def starting_point(folder: RunFolder, name: str | None, trial: bool) -> Path | None:
+    """The checkpoint from which `fit` goes on, `None` for a new run.
+
+    Args:
+        folder: The run's.
+        name: As for `RunFolder.checkpoint`, or `auto`: the last one where the folder has it.
+        trial: Whether nothing is written.
+
+    Raises:
+        UserError: The folder holds a run that would be overwritten, or there is no such checkpoint.
+    """
+    found = None
+    if name == "last" and not folder.last.is_file():
+        raise UserError("ckpt_path", "last", f"there is no {folder.last}; `--ckpt_path auto` begins a new run instead")
+    if name is not None and (name != "auto" or folder.last.is_file()):
+        found = folder.checkpoint("last" if name == "auto" else name)
+    own = found is not None and found.resolve().is_relative_to(folder.path.resolve())
+    if folder.used and not own and not trial:
+        remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
+        raise UserError("trainer.default_root_dir", str(folder.path), remedy)
+    return found
 
 
 def connect(data: RunData, model: ExitRoutine) -> None:

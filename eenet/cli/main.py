@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eenet import __version__
-from eenet.cli.configs import with_paths
+from eenet.cli.configs import with_own, with_paths
 from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError
 from eenet.errors import command as quoted
@@ -100,7 +100,7 @@ def run(args: list[str]) -> None:
         args = with_paths(args)
         from eenet.cli.lightning import EenetCLI
 
-        EenetCLI(args=args)
+        EenetCLI(args=with_own(args))
     else:
         near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
         meant = f"; did you mean {quoted(near[0])}?" if near else ";"

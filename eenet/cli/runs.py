@@ -1,11 +1,12 @@
 """Opening a finished run: its routine with the trained weights, its data, and what its exits say of a split."""
 
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from datamodules import SplitData
@@ -13,8 +14,8 @@ from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
+from eenet.runs import RunFolder, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
-from lightning_modules.checkpoints import last_checkpoint, read_checkpoint
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Run:
 
     Attributes:
         folder: Run folder.
+        checkpoint: The checkpoint whose weights it has.
         model: The routine in evaluation mode, on the device that the run's trainer chooses.
         data: Its data.
         device: That device.
@@ -30,42 +32,55 @@ class Run:
     """
 
     folder: Path
+    checkpoint: Path
     model: ExitRoutine
     data: SplitData
     device: torch.device
     split: str | None = None
 
+    def file(self, name: str) -> Path:
+        """A file of the run folder that belongs to the checkpoint; see `eenet.runs.RunFolder.file`."""
+        return RunFolder(self.folder).file(name, self.checkpoint)
+
     @property
-    def checkpoint(self) -> Path:
-        """The last checkpoint."""
-        return last_checkpoint(self.folder)
+    def options(self) -> str:
+        """How `eenet test` is told which run and checkpoint: what follows the command."""
+        last = self.checkpoint == RunFolder(self.folder).last
+        args = ["--config", str(self.folder / "config.yaml"), *([] if last else ["--ckpt_path", str(self.checkpoint)])]
+        return shlex.join(args)
 
     def chosen_on(self, samples: int) -> ChosenOn:
         """What a point is chosen on by so many samples of the run's validation split."""
         return ChosenOn(self.model.network_digest(), self.split, samples)
 
 
-def open_run(folder: str, read_data: bool = True) -> Run:
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """Let a command that opens runs be told which checkpoint is meant."""
+    parser.add_argument("--ckpt_path", type=str, default="last", help="last, best (of the run's monitor) or a file")
+
+
+def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> Run:
     """Open the run of a folder.
 
     Args:
         folder: The run folder.
         read_data: Read the data of the run, without which only its transform or tokenizer can be used.
+        checkpoint: Which checkpoint, as for `eenet.runs.RunFolder.checkpoint`.
 
     Raises:
         UserError: The folder holds no finished run.
     """
-    config, checkpoint = Path(folder, "config.yaml"), last_checkpoint(folder)
-    for path in (config, checkpoint):
+    own = RunFolder(Path(folder))
+    for path in (own.config, own.last) if checkpoint in ("last", "best") else (own.config,):
         if not path.is_file():
             raise UserError("run", folder, f"there is no {path}; `eenet fit` makes a run")
-    values = yaml.safe_load(config.read_text())
+    file, values = own.checkpoint(checkpoint), load_config(own.config)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
-    trainer = {**values["trainer"], **quiet, "devices": 1, "strategy": "auto"}
+    trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
     model, device = cli.model, cli.trainer.strategy.root_device
-    saved = read_checkpoint(checkpoint, "run")
+    saved = read_checkpoint(file, "run")
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"])
     data = cli.datamodule
@@ -73,7 +88,7 @@ def open_run(folder: str, read_data: bool = True) -> Run:
         data.prepare_data()
         data.setup("validate")
     split = data.fingerprint("val") if read_data else None
-    return Run(Path(folder), model.to(device).eval(), data, device, split)
+    return Run(own.path, file, model.to(device).eval(), data, device, split)
 
 
 @dataclass

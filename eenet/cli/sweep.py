@@ -159,7 +159,7 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     quiet = "--trainer.enable_progress_bar=false"
-    fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=last", quiet]
+    fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=auto", quiet]
     calibrations = [["calibrate", str(run.folder), *shlex.split(text)] for text in calibrate]
     test = ["test", f"--config={run.folder / 'config.yaml'}", quiet, *(["--point=all"] if calibrate else [])]
     with open(run.folder / "lock", "w") as lock, open(run.folder / "log.txt", "a") as log:

@@ -18,7 +18,7 @@ from eenet.calibration import (
 )
 from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.runs import Run
-from eenet.errors import UnmetError, UserError, command
+from eenet.errors import UnmetError, UserError
 from eenet.files import sha256
 
 MODES: tuple[ConformalMode, ...] = get_args(ConformalMode)
@@ -115,12 +115,11 @@ class Granted:
             samples: Of the validation split.
             temperatures: Of every exit.
         """
-        points, path = dict(self.points), run.folder / CALIBRATION
+        points, path = dict(self.points), run.file(CALIBRATION)
         found = Calibration(sha256(run.checkpoint), samples, temperatures.values, points, temperatures.doubts)
         if self.points:
             found.add_to(path)
-            use = command("test", "--config", run.folder / "config.yaml", "--point", "all").strip("`")
-            print(f"calibration: {path}\nuse it with: {use}")
+            print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
         return found
 
     def end(self) -> None:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from eenet.errors import UserError
 from eenet.features.layout import DTYPES
+from eenet.files import FilePath
 
 Store = Literal["memory", "disk"]
 
@@ -27,7 +28,7 @@ class FeatureOptions:
     store: Store = "memory"
     views: int = 0
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    folder: str = "features"
+    folder: FilePath = "features"
 
     def __post_init__(self) -> None:
         if self.store not in get_args(Store):

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from eenet.described import Described
+
 Memory = Any
 """What a gate or a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
 
@@ -12,7 +14,7 @@ GateInput = Literal["logits", "steps"]
 """What a gate reads at an exit: its logits, or, in a decoder, the similarity of the last layer's output and input."""
 
 
-class Gate(nn.Module, ABC):
+class Gate(Described, nn.Module, ABC):
     """The gates of all exits but the last, held together so that they can be trained in one kernel.
 
     Args:

@@ -6,11 +6,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from eenet.described import Described
+
 Reads = Literal["vector", "map"]
 """What a head reads: `StagedBackbone.features` or `StagedBackbone.feature_map`."""
 
 
-class InferenceModule(nn.Module):
+class InferenceModule(Described, nn.Module):
     """A classifier on the features of one stage; subclasses take `(dim, num_classes)` first.
 
     Attributes:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eenet.described import Described
 from eenet.errors import UserError
 from eenet.objectives.losses import weighted_sum_loss
 
 Weights = Literal["uniform", "linear"]
 
 
-class Supervision(ABC):
+class Supervision(Described, ABC):
     """Loss of the exits that are trained.
 
     Attributes:

@@ -1,11 +1,14 @@
 """Runs beside each other: read, checked to be tested on the same samples, and grouped over seeds.
 
-A group is the runs whose folders differ by nothing but the seed part that `eenet sweep` ends a name with. Its operating
-points, the random routing at each point's exit fractions, and its static exits carry mean and deviation over seeds.
+A group is the runs of one identity, as `eenet.runs.identify` records it, that differ by their field `seed`. Its
+operating points, the random routing at each point's exit fractions, and its static exits carry mean and deviation over
+seeds.
 """
 
+import json
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from eenet.errors import UserError
 from eenet.quantization.bitops import bitops
 from eenet.reporting.results import Results, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines
+from eenet.runs.folder import RunFolder
 
 Row = dict[str, Any]
 """A row of `exits` or `operating_points` of a `results.json`; its fractions of the cost have one denominator."""
@@ -34,8 +38,27 @@ MIXTURES = ("accuracy", "nll", "brier")
 STATIC_MODELS = "backbone"
 """Method of the runs that are static models."""
 
-FIELDS = ("method", "data", "split", "backbone", "exit_stages", "costs", "versions", "exits", "operating_points")
-SEED_PART = re.compile(r"(^|,)seed=\d+$")
+FIELDS = (
+    "method",
+    "identity",
+    "data",
+    "split",
+    "backbone",
+    "exit_stages",
+    "costs",
+    "versions",
+    "exits",
+    "operating_points",
+)
+SEED_PART = re.compile(r"(^|[,_-])seed[=_-]?\d+$")
+"""The end of a folder's name that says its seed."""
+
+SEED = re.compile(r"seed[=_-]?\d+")
+"""A seed in a value, such as the name of the backbone's run."""
+
+KNOBS = ("model.tradeoff", "model.budgets")
+"""Fields that move a method along its curve."""
+
 CALIBRATED = re.compile(r"(?:(.+)-)?(?:budget-macs|budget-bitops|budget|max-accuracy-drop|risk)-[^-]+(?:e-\d+)?")
 """Names that `eenet calibrate` gives to points: the policy, unless it is the run's own, and what was asked for."""
 
@@ -65,14 +88,42 @@ class Run:
     results: Results
 
     @property
-    def key(self) -> Path:
+    def key(self) -> str:
+        """What runs share that differ by their seed alone.
+
+        Example:
+            >>> about = {"method": "jei_dnn", "backbone": {}, "exit_stages": [1]}
+            >>> one, two = ({**about, "identity": {"fields": {"data.seed": 0}}, "seed": seed} for seed in (0, 1))
+            >>> Run(Path("a"), one).key == Run(Path("b"), two).key
+            True
+        """
+        fields = {name: SEED.sub("seed", json.dumps(value)) for name, value in self.fields.items()}
+        return json.dumps([*self.about, fields], sort_keys=True)
+
+    @property
+    def curve_key(self) -> str:
+        """What runs share that lie on one curve, such as those of several lambdas."""
+        fields = {name: value for name, value in json.loads(self.key)[-1].items() if name not in KNOBS}
+        return json.dumps([*self.about, fields], sort_keys=True)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the run was given beside the defaults."""
+        return self.results["identity"]["fields"]
+
+    @property
+    def about(self) -> list[Any]:
+        """What else tells it from others; which checkpoint it is of counts as the last or another."""
+        last = self.results.get("checkpoint", "last") == "last"
+        return [*(self.results[key] for key in ("method", "backbone", "exit_stages")), last]
+
+    @property
+    def stem(self) -> Path:
         """The folder without the seed part of its name; the folder around it if its name is the seed alone.
 
         Example:
-            >>> Run(Path("/runs/sweep/tradeoff=1,seed=2"), {}).key.as_posix()
-            '/runs/sweep/tradeoff=1'
-            >>> Run(Path("/runs/sweep/seed=2"), {}).key.as_posix()
-            '/runs/sweep'
+            >>> Run(Path("/runs/sweep/tradeoff=1,seed=2"), {}).stem.as_posix(), Run(Path("/runs/x/seed2"), {}).stem.name
+            ('/runs/sweep/tradeoff=1', 'x')
         """
         folder = self.folder.resolve()
         return folder.parent / SEED_PART.sub("", folder.name)
@@ -223,11 +274,12 @@ def policy_of(point: str) -> str:
     return (named[1] or "") if named else ""
 
 
-def load_runs(paths: Sequence[str]) -> list[Run]:
+def load_runs(paths: Sequence[str], checkpoint: str = "last") -> list[Run]:
     """Read runs that can be compared.
 
     Args:
         paths: Run folders or `results.json` files.
+        checkpoint: Whose results are taken in a folder, as for `eenet.runs.RunFolder.checkpoint`.
 
     Raises:
         UserError: A file is not there or of another kind, is given twice, has no chosen point, or is of other
@@ -236,14 +288,17 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for text in paths:
         path = Path(text)
-        path = path / "results.json" if path.is_dir() else path
+        if path.is_dir():
+            own = RunFolder(path)
+            path = own.file("results.json", None if checkpoint == "last" else own.checkpoint(checkpoint))
         run = Run(path.parent, read_results(path))
         missing = [field for field in FIELDS if field not in run.results or run.results[field] in (None, {})]
         if not missing:
             leave_out_unchosen(run)
         if missing or not run.results["operating_points"]:
             lacks = ", ".join(missing or ["operating_points"])
-            raise UserError("RUN", text, f"its results lack {lacks}; write them again with `eenet test`")
+            again = shlex.join(["eenet", "test", "--config", str(path.parent / "config.yaml")])
+            raise UserError("RUN", text, f"its results lack {lacks}; write them again with `{again}`")
         if path.resolve() in runs:
             raise UserError("RUN", text, "is given twice")
         runs[path.resolve()] = run
@@ -287,22 +342,38 @@ def group_runs(runs: Sequence[Run], reference_macs: int) -> list[Group]:
         reference_macs: Denominator of `macs_fraction`.
 
     Raises:
-        UserError: Two of them have one seed, or another method, backbone, exits or operating points.
+        UserError: Two of them have one seed, or other operating points.
     """
-    together: dict[Path, list[Run]] = {}
+    together: dict[str, list[Run]] = {}
     for run in runs:
         others = together.setdefault(run.key, [])
         for other in others:
             check_seed_only(run, other)
         others.append(run)
-    labels = short_names(list(together))
+    members = [sorted(found, key=lambda run: run.results.get("seed") or 0) for found in together.values()]
     groups = []
-    for key, members in together.items():
-        members.sort(key=lambda run: run.results.get("seed") or 0)
-        rows = [rows_of(run.results, reference_macs) for run in members]
+    for label, found in zip(labels_of(members), members, strict=True):
+        rows = [rows_of(run.results, reference_macs) for run in found]
         policies = dict.fromkeys(policy_of(row["name"]) for row in rows[0]["operating_points"])
-        groups += [Group(labels[key], policy, members, [of_policy(policy, run) for run in rows]) for policy in policies]
+        groups += [Group(label, policy, found, [of_policy(policy, run) for run in rows]) for policy in policies]
     return groups
+
+
+def labels_of(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A short name for each group of runs: of what their folders share, else of the first one's."""
+    stems = [{run.stem for run in runs} for runs in groups]
+    taken = [stem for found in stems for stem in found]
+    paths = [
+        next(iter(found)) if len(found) == 1 and taken.count(min(found)) == 1 else runs[0].folder.resolve()
+        for found, runs in zip(stems, groups, strict=True)
+    ]
+    for i, (path, (run, *_)) in enumerate(zip(paths, groups, strict=True)):
+        if paths.count(path) > 1:  # two checkpoints of one run
+            stems[i] = {path.with_name(f"{path.name} ({run.results.get('checkpoint', 'last')})")}
+        else:
+            stems[i] = {path}
+    names = short_names([min(found) for found in stems])
+    return [names[min(found)] for found in stems]
 
 
 def of_policy(policy: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
@@ -314,20 +385,14 @@ def of_policy(policy: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def check_seed_only(run: Run, other: Run) -> None:
-    """Refuse to average runs that differ by more than the seed, or not by it."""
-    what = {
-        "method": [r.results["method"] for r in (run, other)],
-        "backbone": [r.results["backbone"] for r in (run, other)],
-        "exits": [r.results["exit_stages"] for r in (run, other)],
-        "operating points": [[row["name"] for row in r.results["operating_points"]] for r in (run, other)],
-    }
-    for name, (this, that) in what.items():
-        if this != that:
-            problem = f"its {name}: {this}, those of {other.folder}: {that}; folders that differ by their seed only"
-            raise UserError("RUN", str(run.folder), f"{problem} are averaged, so rename one or test both alike")
+    """Refuse to average runs of one seed, or at other operating points."""
+    this, that = ([row["name"] for row in found.results["operating_points"]] for found in (run, other))
+    if this != that:
+        problem = f"its operating points: {this}, those of {other.folder}: {that}; runs that differ by their seed only"
+        raise UserError("RUN", str(run.folder), f"{problem} are averaged, so test both alike")
     if run.results.get("seed") == other.results.get("seed"):
-        problem = f"has the seed {run.results.get('seed')}, as {other.folder} has; give one of them"
-        raise UserError("RUN", str(run.folder), problem)
+        problem = f"is the same run as {other.folder} by all that was recorded, seed {run.results.get('seed')} included"
+        raise UserError("RUN", str(run.folder), f"{problem}; give one of them")
 
 
 def short_names(paths: Sequence[Path]) -> dict[Path, str]:

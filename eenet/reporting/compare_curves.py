@@ -181,8 +181,8 @@ def line_area(groups: Sequence[Group], kind: str, budgets: Budgets) -> Area:
 def make_curves(groups: Sequence[Group], budgets: Budgets) -> list[Curve]:
     """Join groups into curves.
 
-    Static models of one family form one curve. So do the groups of one method, policy, backbone and exits that have a
-    single operating point each, such as JEI-DNN at several lambdas. A group of several points is a curve of its own.
+    Static models of one family form one curve. So do the groups of one method and policy that have a single operating
+    point each and differ by lambda or a budget alone. A group of several points is a curve of its own.
     """
     joined: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
@@ -191,7 +191,7 @@ def make_curves(groups: Sequence[Group], budgets: Budgets) -> list[Curve]:
             key = (STATIC_MODELS, str(results["backbone"].get("family")))
         else:
             alone = (group.label,) if len(group.rows[0]["operating_points"]) > 1 else ()
-            key = (group.method, repr((results["backbone"], results["exit_stages"])), *alone)
+            key = (group.method, group.runs[0].curve_key, *alone)
         joined.setdefault(key, []).append(group)
     methods = [method for method, *_ in joined]
     curves = []
@@ -241,6 +241,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                         "policy": group.policy,
                         "backbone": group.results["backbone"],
                         "exit_stages": group.results["exit_stages"],
+                        "identity": group.results["identity"],
                         "seeds": group.seeds,
                         "folders": [str(run.folder) for run in group.runs],
                         **{kind: [describe(point) for point in group.points(kind)] for kind in curve.areas},

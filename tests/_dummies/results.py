@@ -11,13 +11,18 @@ EXIT_ACCURACIES = (0.5, 0.8)
 
 
 def make_results(
-    points: Sequence[tuple[str, float, float]] = (("learned", 0.5, 0.7),), *, full: int = 1000, **fields: Any
+    points: Sequence[tuple[str, float, float]] = (("learned", 0.5, 0.7),),
+    *,
+    full: int = 1000,
+    given: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """A run of two exits of half and all of the MACs.
 
     Args:
         points: Name, share leaving at the first exit, and accuracy of each operating point.
         full: MACs of the plain backbone.
+        given: What the run was given beside the defaults.
         fields: Of the heading, instead of the defaults.
     """
 
@@ -29,6 +34,7 @@ def make_results(
     return {
         "schema": SCHEMA,
         "method": "jei_dnn",
+        "identity": {"gate": "UncertaintyGate", "heads": ["LinearHead"], "lambda": 1, "fields": given or {}},
         "data": "noise",
         "data_split": {"sizes": {"test": 100}, "digest": {"test": "abc", "train": "def"}},
         "backbone": {"family": "ViT", "depth": 2},

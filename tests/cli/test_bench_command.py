@@ -170,13 +170,15 @@ def test_texts_are_collated_for_every_batch_size(tmp_path: Path) -> None:
     network = EarlyExitNetwork(Bert(2, overrides={**SMALL_BERT, "num_hidden_layers": 3}, example_tokens=8)).eval()
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(b"weights")
     seen: list[tuple[int, ...]] = []
     embed = network.backbone.embed
     network.backbone.embed = lambda inputs: seen.append(inputs["input_ids"].shape) or embed(inputs)  # type: ignore[method-assign, func-returns-value]
     routine = JointExits(network)
     routine.joint_batches = 1  # gates that never trained are not timed
-    found = measure(Run(folder, routine, data, torch.device("cpu")), [1, 4], False, "all", 8, 1)
+    run = Run(folder, checkpoint, routine, data, torch.device("cpu"))
+    found = measure(run, [1, 4], False, "all", 8, 1)
     assert [batch["samples"] for batch in found["batches"]] == [8, 8]
     widths = {size: {width for rows, width in seen if rows == size} for size in (1, 4)}
     assert len(widths[1]) > 1, "single texts are not padded"

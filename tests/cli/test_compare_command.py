@@ -12,7 +12,7 @@ def runs(tmp_path: Path) -> list[str]:
     sweep = [
         write_run(
             tmp_path / "sweep" / f"tradeoff={tradeoff},seed={seed}",
-            make_results([("learned", share, 0.7 + seed / 100)], seed=seed),
+            make_results([("learned", share, 0.7 + seed / 100)], seed=seed, given={"model.tradeoff": tradeoff}),
         )
         for tradeoff, share in ((0.1, 0.4), (1, 0.9))
         for seed in range(2)

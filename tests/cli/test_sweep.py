@@ -103,7 +103,7 @@ def test_a_finished_run_is_not_run_again(config: Path) -> None:
     main(arguments(config))
     fits = {path.parent.name: path.read_text().splitlines() for path in runs.glob("*/fits.txt")}
     assert {name: len(lines) for name, lines in fits.items() if len(lines) > 1} == {"tradeoff=1,seed=0": 2}
-    assert {line.split()[0] for lines in fits.values() for line in lines} == {"last"}
+    assert {line.split()[0] for lines in fits.values() for line in lines} == {"auto"}
 
 
 def test_a_failed_run_is_named_and_the_others_are_reported(config: Path, capsys: pytest.CaptureFixture) -> None:

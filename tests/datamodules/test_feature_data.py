@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Digits
-from datamodules.features import FeatureData, feature_data
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
 from eenet.gates import ConfidenceGate
@@ -63,8 +62,8 @@ def fit(
 ) -> ExitRoutine:
     data = make_data(augment)
     trainer = make_trainer(folder, **arguments)
-    used = data if options is None else feature_data(data, routine.network, options)
-    trainer.fit(routine, datamodule=used, ckpt_path=ckpt_path)
+    routine.features = options
+    trainer.fit(routine, datamodule=data, ckpt_path=ckpt_path)
     return routine
 
 
@@ -106,7 +105,8 @@ def test_views_cycle_by_epoch_and_none_is_the_evaluation_transform() -> None:
     network = make_network()
 
     def epochs(options: FeatureOptions, augment: bool, count: int) -> list[torch.Tensor]:
-        data = feature_data(make_data(augment), network, options)
+        data = make_data(augment)
+        data.keep_features(network, options)
         data.prepare_data()
         loader = data.train_dataloader()
         found = []
@@ -157,7 +157,8 @@ def test_the_test_split_goes_through_the_backbone(tmp_path: Path) -> None:
 
     routine.network.backbone.embed = count  # type: ignore[method-assign]
     results = []
-    for data in (make_data(), feature_data(make_data(), routine.network, FeatureOptions())):
+    for options in (None, FeatureOptions()):
+        routine.features, data = options, make_data()
         seen.clear()
         make_trainer(tmp_path).test(routine, datamodule=data, verbose=False)
         assert sum(seen) == 2 * 360
@@ -167,22 +168,27 @@ def test_the_test_split_goes_through_the_backbone(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_everything_else_is_the_wrapped_data_modules(tmp_path: Path) -> None:
-    data = make_data()
-    wrapped = feature_data(data, make_network(), FeatureOptions())
-    assert isinstance(wrapped, FeatureData)
-    for name in ("name", "num_classes", "input_shape"):
-        assert getattr(wrapped, name) == getattr(data, name)
-    assert wrapped.split_record() == wrapped.state_dict() == data.split_record()
-    assert wrapped.fingerprint("val") == data.fingerprint("val")
-    assert type(wrapped).__qualname__ == "Digits"
-    with pytest.raises(UserError, match=r"data \(seed\)"):
-        wrapped.load_state_dict({**data.state_dict(), "seed": 1})
+def test_features_are_not_kept_for_the_next_routine() -> None:
+    data, first, second = make_data(), make_routine(), make_routine()
+    first.features = FeatureOptions()
+    for routine, kind in ((first, ExitFeatures), (second, torch.Tensor)):
+        trainer = make_trainer(Path("unused"), limit_train_batches=0, limit_val_batches=1)
+        trainer.validate(routine, datamodule=data, verbose=False)
+        assert isinstance(next(iter(data.val_dataloader()))[0], kind)
+
+
+def test_data_that_cannot_keep_features_are_refused(tmp_path: Path) -> None:
+    routine = make_routine()
+    routine.features = FeatureOptions()
+    loader = make_data().loader("val")
+    with pytest.raises(UserError, match=r"model\.features = 'memory': must be off for data that are no `SplitData`"):
+        make_trainer(tmp_path).fit(routine, loader, loader)
 
 
 def test_loaders_slice_batches_in_the_raw_order() -> None:
     network = make_network()
-    raw, stored = make_data(), feature_data(make_data(), network, FeatureOptions())
+    raw, stored = make_data(), make_data()
+    stored.keep_features(network, FeatureOptions())
     for epoch in (0, 3):
         loaders = raw.train_dataloader(), stored.train_dataloader()
         for loader in loaders:
@@ -195,7 +201,7 @@ def test_loaders_slice_batches_in_the_raw_order() -> None:
 
 def test_views_of_data_without_augmentation_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.features\.views = 2: digits is not augmented"):
-        feature_data(make_data(), make_network(), FeatureOptions(views=2))
+        make_data().keep_features(make_network(), FeatureOptions(views=2))
 
 
 @pytest.mark.parametrize(("kind", "store"), [("decoupled", "memory"), ("joint", "disk")])
@@ -207,7 +213,8 @@ def test_two_processes_train_the_same_weights(kind: str, store: Any, tmp_path: P
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=kind == "joint")
     options = FeatureOptions(store, folder=str(tmp_path / "two"))
     trainer = make_trainer(tmp_path, strategy=strategy, devices=2, limit_train_batches=20)
-    trainer.fit(routine, datamodule=feature_data(data, routine.network, options))
+    routine.features = options
+    trainer.fit(routine, datamodule=data)
     assert_same_weights(single, routine)
     if store == "disk":
         for one in tmp_path.glob("one/*/exit_*.bin"):

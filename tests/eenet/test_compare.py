@@ -30,7 +30,13 @@ fractions = st.floats(0.01, 1)
 
 
 def compared(**runs: dict[str, Any]) -> Comparison:
-    """Compare results by folder name; `_seed_` in a name stands for the seed part."""
+    """Compare results by folder name; `_seed_` in a name stands for the seed part.
+
+    Runs of other names were given something else beside the defaults, as long as they do not say what.
+    """
+    for name, results in runs.items():
+        if not results["identity"]["fields"]:
+            results["identity"]["fields"] = {"model.tradeoff": name.split("_seed_")[0]}
     folders = {Path("/runs") / name.replace("_seed_", ",seed="): results for name, results in runs.items()}
     return compare([Run(folder, results) for folder, results in folders.items()], BUDGETS)
 
@@ -285,7 +291,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for paths, message in (
         ([str(tmp_path)], "cannot be read"),
         ([good, str(Path(good) / "results.json")], "is given twice"),
-        ([poor], "lack method, data"),
+        ([poor], "lack method, identity, data"),
         ([write_run(tmp_path / "empty", make_results([]))], "lack operating_points"),
     ):
         with pytest.raises(UserError, match=message):
@@ -295,16 +301,61 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"seed": 1, "method": "decoupled"}, r"method: decoupled, .*a,seed=0: jei_dnn"),
-        ({"seed": 1, "exit_stages": [1]}, r"exits: \[1\]"),
-        ({"seed": 1, "backbone": {"family": "ResNet"}}, "backbone: .*ResNet"),
         ({"seed": 1, "operating_points": make_results([("other", 0.5, 0.7)])["operating_points"]}, "operating points"),
-        ({"seed": 0}, "has the seed 0"),
+        ({"seed": 0}, "is the same run as .*a,seed=0 by all that was recorded, seed 0 included"),
     ],
 )
-def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(fields: dict[str, Any], message: str) -> None:
+def test_runs_that_cannot_be_averaged_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compared(a_seed_0=make_results(), a_seed_1=make_results(**fields))
+
+
+def group_labels(*runs: tuple[str, dict[str, Any]]) -> list[list[tuple[str, list[int | None]]]]:
+    """Labels and seeds of the groups of each curve, of results by folder."""
+    comparison = compare([Run(Path("/runs", folder), results) for folder, results in runs], BUDGETS)
+    return [[(group.label, group.seeds) for group in curve.groups] for curve in comparison.curves]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"given": {"model.network.gate": "MLPGate"}},
+        {"given": {"trainer.max_epochs": 3}},
+        {"method": "decoupled"},
+        {"exit_stages": [1]},
+        {"backbone": {"family": "ResNet"}},
+        {"checkpoint": "epoch=3"},
+    ],
+)
+def test_whatever_else_differs_makes_two_curves(fields: dict[str, Any]) -> None:
+    curves = group_labels(*((f"{name}/seed{n}", make_results(seed=n, **given)) for name, given in
+        (("one", {}), ("two", fields)) for n in (0, 1)))  # fmt: skip
+    assert curves == [[("one", [0, 1])], [("two", [0, 1])]]
+
+
+def test_the_seed_is_the_field_and_not_the_folder() -> None:
+    backbones = [{"model.backbone_checkpoint": f"vit_seed{n}"} for n in (3, 4)]
+    same = ((name, make_results(seed=n, given=given)) for name, n, given in zip("ba", (3, 4), backbones, strict=True))
+    assert group_labels(*same) == [[("b", [3, 4])]]
+    same = (("x,seed=0", make_results(seed=0)), ("x,seed=1", make_results(seed=1, given={"data.batch_size": 8})))
+    assert group_labels(*same) == [[("x,seed=0", [0])], [("x,seed=1", [1])]]
+    two = (("x", make_results(seed=0)), ("x", make_results(seed=0, checkpoint="epoch=3")))
+    assert group_labels(*two) == [[("x (last)", [0])], [("x (epoch=3)", [0])]]
+
+
+def test_only_lambda_and_budgets_move_along_a_curve() -> None:
+    runs = ((f"t{n}", make_results(given={"model.tradeoff": n})) for n in range(2))
+    assert [len(curve) for curve in group_labels(*runs)] == [2]
+    runs = ((f"t{n}", make_results(given={"model.tradeoff": n, "model.warmup_epochs": n})) for n in range(2))
+    assert [len(curve) for curve in group_labels(*runs)] == [1, 1]
+
+
+def test_results_of_before_say_how_to_write_them_again(tmp_path: Path) -> None:
+    results = make_results()
+    del results["identity"]
+    old = write_run(tmp_path / "old run", results)
+    with pytest.raises(UserError, match=r"lack identity; .*`eenet test --config '.*old run/config\.yaml'`"):
+        load_runs([old])
 
 
 def test_the_figures_draw_every_line() -> None:

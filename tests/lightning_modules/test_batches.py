@@ -12,9 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from datamodules import Digits
-from datamodules.features import feature_data
 from eenet.errors import UserError
-from eenet.features import FeatureOptions
 from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import balanced_weights, cross_entropies
@@ -213,10 +211,9 @@ def test_balanced_weights_are_scikit_learns_with_features_as_without(tmp_path: P
     expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
     torch.testing.assert_close(balanced_weights(torch.from_numpy(labels), 10).double(), torch.from_numpy(expected))
     for stored in (False, True):
-        routine = lopsided("decoupled", class_weights="balanced")
-        data = Digits(batch_size=64)
-        used = feature_data(data, routine.network, FeatureOptions()) if stored else data
-        make_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(routine, datamodule=used)
+        routine = lopsided("decoupled", class_weights="balanced", features="memory" if stored else "off")
+        trainer = make_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+        trainer.fit(routine, datamodule=Digits(batch_size=64))
         assert routine.class_weight.tolist() == pytest.approx(expected.tolist())  # type: ignore[union-attr]
 
 

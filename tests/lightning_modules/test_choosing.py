@@ -13,14 +13,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from datamodules import Digits
-from datamodules.features import feature_data
 from eenet.calibration import ChosenOn, policy_for_budget, weights_digest
 from eenet.calibration.search import Scored
-from eenet.cli.lightning import last_epoch_checkpoint
 from eenet.errors import UserError
-from eenet.features import FeatureOptions
 from eenet.gates import ConfidenceGate
 from eenet.policies import Threshold
+from eenet.runs import RunFolder
 from lightning_modules import BackboneTraining, DecoupledExits, JointExits
 from tests._dummies import make_network, make_vit
 
@@ -89,18 +87,16 @@ ENDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("arguments", ENDS.values(), ids=ENDS)
 def test_points_are_those_of_the_whole_split_on_the_final_weights(arguments: dict[str, Any], tmp_path: Path) -> None:
-    last = last_epoch_checkpoint()
-    last.dirpath = str(tmp_path)
-    routine = fitted(tmp_path, callbacks=[last], **arguments)
+    routine = fitted(tmp_path, **arguments)
     check_chosen(routine)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved = torch.load(RunFolder(tmp_path).last, weights_only=True)
     assert saved["validated_on"] == routine.validated_on.to_dict()  # type: ignore[union-attr]
     assert torch.equal(saved["state_dict"]["thresholds"], routine.thresholds)
 
 
 def test_a_checkpoint_brings_its_points_to_a_test(tmp_path: Path) -> None:
     routine = fitted(tmp_path, limit_val_batches=0)
-    (path,) = tmp_path.rglob("*.ckpt")
+    path = RunFolder(tmp_path).last
     again = make_routine()
     make_trainer(tmp_path).test(again, datamodule=make_data(), ckpt_path=path, verbose=False)
     assert again.thresholds.tolist() == routine.thresholds.tolist()
@@ -182,8 +178,7 @@ def test_stopping_reads_the_parts_of_a_limited_training(tmp_path: Path) -> None:
 
 def test_features_in_memory_end_with_the_same_points(tmp_path: Path) -> None:
     routine = make_routine(features="memory")
-    data = feature_data(make_data(), routine.network, FeatureOptions("memory"))
-    make_trainer(tmp_path, limit_val_batches=1).fit(routine, datamodule=data)
+    make_trainer(tmp_path, limit_val_batches=1).fit(routine, datamodule=make_data())
     assert routine.validated_on is not None
     assert (routine.validated_on.samples, routine.validated_on.split) == (SAMPLES, make_data().fingerprint("val"))
     assert routine.thresholds.tolist() == pytest.approx(expected_thresholds(routine), abs=1e-5)
@@ -195,7 +190,7 @@ def test_two_processes_end_with_one_whole_validation(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, limit_val_batches=1, strategy=strategy, devices=2)
     data = Digits(batch_size=64, eval_batch_size=48, validation_fraction=0.0995)
     trainer.fit(routine, datamodule=data)
-    (path,) = tmp_path.rglob("*.ckpt")
+    path = RunFolder(tmp_path).last
     saved = torch.load(path, weights_only=True)
     assert data.split_record()["sizes"]["val"] == 143  # one is judged twice, so that processes have as many
     assert saved["validated_on"]["samples"] == 143

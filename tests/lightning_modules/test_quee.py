@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Digits
-from datamodules.features import feature_data
 from eenet.cli.main import main
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
@@ -37,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuEE, Path]:
     folder = tmp_path_factory.mktemp("quee")
     routine, data, trainer = make_routine(features="memory"), Digits(validation_fraction=0.4), make_trainer(folder)
     routine.before = [weight.clone() for weight in routine.network.backbone.parameters()]  # type: ignore[assignment]
-    trainer.fit(routine, datamodule=feature_data(data, routine.network, routine.features))  # type: ignore[arg-type]
+    trainer.fit(routine, datamodule=data)
     trainer.save_checkpoint(folder / "last.ckpt")
     trainer.test(routine, datamodule=data, verbose=False)
     return routine, folder
@@ -137,8 +136,7 @@ def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:
     for features in ("off", "memory"):
         torch.manual_seed(0)
         routine, data = make_routine(features=features), Digits()
-        used = data if routine.features is None else feature_data(data, routine.network, routine.features)
-        make_trainer(tmp_path, max_steps=4).fit(routine, datamodule=used)
+        make_trainer(tmp_path / features, max_steps=4).fit(routine, datamodule=data)
         heads.append(routine.network.inference_modules.state_dict())
     for name, weight in heads[0].items():
         torch.testing.assert_close(weight, heads[1][name], atol=1e-3, rtol=1e-2)
@@ -149,10 +147,11 @@ def fit_from_disk(folder: Path, routine: QuEE, **arguments: Any) -> list[int]:
     seen: list[int] = []
     extract = routine.network.extract
     routine.network.extract = lambda inputs: (seen.append(len(inputs)), extract(inputs))[1]  # type: ignore
-    options = FeatureOptions("disk", folder=str(folder / "features"))
-    data = feature_data(Digits(batch_size=arguments.pop("batch_size", 64)), routine.network, options)
+    routine.features = FeatureOptions("disk", folder=str(folder / "features"))
+    data = Digits(batch_size=arguments.pop("batch_size", 64))
     ckpt_path = arguments.pop("ckpt_path", None)
-    make_trainer(folder, **arguments).fit(routine, datamodule=data, ckpt_path=ckpt_path)
+    quiet = {"enable_checkpointing": False, **arguments}  # so that one folder takes several trainings
+    make_trainer(folder, **quiet).fit(routine, datamodule=data, ckpt_path=ckpt_path)
     return seen
 
 
@@ -166,9 +165,8 @@ def seeded(**arguments: Any) -> QuEE:
 
 
 def test_features_of_paths_are_kept_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    memory = seeded()
-    data = feature_data(Digits(batch_size=64), memory.network, FeatureOptions("memory"))
-    make_trainer(tmp_path).fit(memory, datamodule=data)
+    memory = seeded(features="memory")
+    make_trainer(tmp_path / "memory").fit(memory, datamodule=Digits(batch_size=64))
     disk = seeded()
     assert len(fit_from_disk(tmp_path, disk)) > 2
     for name, values in memory.state_dict().items():

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(config: Path, folder: Path) -> list[str]:
-    args = ["fit", "--config", str(config), f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    args = ["fit", "--config", str(config), f"--trainer.default_root_dir={folder}", "--ckpt_path=auto"]
     return [sys.executable, "-m", "eenet", *args, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 
 

@@ -188,18 +188,14 @@ def test_a_budget_below_the_first_exit_is_said_and_keeps_nothing_from_training(t
 
 
 def test_a_nan_loss_stops_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    from eenet.cli.lightning import last_epoch_checkpoint
-
     class Poison(Callback):
         def on_train_batch_start(self, trainer: Trainer, routine: Any, batch: Any, batch_idx: int) -> None:
             if trainer.current_epoch == 1 and batch_idx == 2:
                 routine.network.inference_modules[0].linear.bias.data.fill_(float("nan"))
 
-    checkpoint = last_epoch_checkpoint()
-    checkpoint.dirpath = str(tmp_path)
     with pytest.raises(UserError, match=r"loss = nan: in phase `warmup`, batch 2"):
-        train(make_joint(warmup_epochs=5), tmp_path, callbacks=[checkpoint, Poison()])
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        train(make_joint(warmup_epochs=5), tmp_path, callbacks=[Poison()])
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["epoch"] == 0
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from datamodules import Digits
-from datamodules.features import feature_data
 from eenet.inference_modules import LinearHead
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import cross_entropies
@@ -35,8 +34,7 @@ def fit(routine: JointExits, folder: Path, epochs: int, **settings: Any) -> Join
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     rest = {"enable_checkpointing": False, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
     trainer = Trainer(default_root_dir=folder, max_epochs=epochs, **{**quiet, **rest, **settings})
-    assert routine.features is not None
-    trainer.fit(routine, datamodule=feature_data(Digits(batch_size=64), routine.network, routine.features))
+    trainer.fit(routine, datamodule=Digits(batch_size=64))
     return routine
 
 

@@ -1,0 +1,23 @@
+"""A run is a folder with its configuration, checkpoints, calibration and results, from the command line and Python.
+
+`RunFolder` says what lies where and which checkpoint is meant, and holds the folder while a run trains in it;
+`portable` and `load_config` keep a configuration usable when the folder is moved; `identify` says what tells a
+run from others.
+"""
+
+from eenet.runs.folder import IDENTITY, RunFolder, Training, read_checkpoint, relocate
+from eenet.runs.identity import flatten, identify, training_identity
+from eenet.runs.paths import load_config, portable
+
+__all__ = [
+    "IDENTITY",
+    "RunFolder",
+    "Training",
+    "flatten",
+    "identify",
+    "load_config",
+    "portable",
+    "read_checkpoint",
+    "relocate",
+    "training_identity",
+]

@@ -1,0 +1,57 @@
+"""What results say of their run: its method, what identifies it, its data, seed and costs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import eenet
+from eenet.quantization import QuantizedBackbone
+from eenet.reporting import SCHEMA, Results
+from eenet.runs import identify, training_identity
+from lightning_modules.callbacks import folder_of
+
+
+def heading(routine: Any, split: str) -> Results:
+    """The fields of `results.json` above the rows.
+
+    Args:
+        routine: The routine, with a trainer.
+        split: `val` or `test`.
+    """
+    trainer, backbone = routine.trainer, routine.network.backbone
+    data, trained = trainer.datamodule, routine.trained or training_record(trainer)
+    identity = identify(routine, data)
+    used = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+    quantized = {"quantization": backbone.describe_twins()} if isinstance(backbone, QuantizedBackbone) else {}
+    return {
+        "schema": SCHEMA,
+        "method": routine.method,
+        "identity": {**identity, "fields": {**identity["fields"], **trained["trainer"]}},
+        "data": routine.data_name or data_kind(trainer, split),
+        "data_split": data.split_record() if hasattr(data, "split_record") else None,
+        "backbone": backbone.description(),
+        "exit_stages": routine.network.exit_stages,
+        "seed": trained["seed"],
+        "split": split,
+        "checkpoint": (folder_of(trainer).tag(used) if used else "") or "last",
+        "costs": routine.network.costs.to_dict(),
+        **quantized,
+        "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
+    }
+
+
+def data_kind(trainer: Any, split: str) -> str:
+    """A name for data without one: the class of the data module, or of what the loaders read."""
+    if trainer.datamodule is not None:
+        return type(trainer.datamodule).__name__
+    loaders = trainer.test_dataloaders if split == "test" else trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    return type(getattr(loader, "dataset", loader)).__name__
+
+
+def training_record(trainer: Any) -> dict[str, Any]:
+    """The seed of this process, and what its trainer was told."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {"seed": None if seed is None else int(seed), "trainer": training_identity(trainer)}
