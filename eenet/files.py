@@ -1,7 +1,7 @@
 """Content of files and of tensors, and what marks an argument that is a path."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,3 +44,18 @@ def tensor_digest(named: Iterable[tuple[str, Tensor]]) -> str:
         found.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         found.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The shortest end of each path that no other path has.
+
+    Example:
+        >>> list(short_names([Path("/runs/a/x"), Path("/runs/b/x"), Path("/runs/y")]).values())
+        ['a/x', 'b/x', 'y']
+    """
+
+    def ends(path: Path) -> list[str]:
+        return ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)]
+
+    taken = [end for path in paths for end in ends(path)]
+    return {path: next((end for end in ends(path) if taken.count(end) == 1), str(path)) for path in paths}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -67,7 +67,7 @@ class EenetCLI(LightningCLI):
         """Parse, build and run; what a training holds is freed afterwards."""
         super().__init__(
             ExitRoutine,
-            LightningDataModule,
+            RunData,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=FitConfig,
@@ -148,11 +148,6 @@ class EenetCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and take the operating points that are asked for."""
         data = self.datamodule
-        if not isinstance(self.datamodule, RunData):
-            remedy = (
-                "has no recorded split; write its `read` and `build` as a datamodules.SplitData, or fit from Python"
-            )
-            raise UserError("data", type(data).__name__, remedy)
         if isinstance(data, Continuations) or isinstance(self.model, DecoderRoutine):
             connect(data, self.model)
         else:

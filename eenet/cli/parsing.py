@@ -40,6 +40,9 @@ PLAIN = re.compile(r"Subtypes: .*(?:Literal|'(?:int|float|bool|str|dict|list)'|l
 
 NEAREST = "; did you mean "
 
+HINTS = {"RunData": "; write its `read` and `build` as a datamodules.SplitData, or fit from Python"}
+"""What to do where a class is not of some base."""
+
 
 class Refusals:
     """Mixin of a jsonargparse parser that raises a `UserError` where the parser would print its usage and exit."""
@@ -251,7 +254,7 @@ def no_class_path(cause: Cause, said: re.Match[str]) -> Explained:
 
 def wrong_class(cause: Cause, said: re.Match[str]) -> Explained:
     """A class of another kind."""
-    return cause.key, cause.path or said["path"], f"must be a subclass of {said['base']}"
+    return cause.key, cause.path or said["path"], f"must be a subclass of {said['base']}{HINTS.get(said['base'], '')}"
 
 
 def ambiguous(cause: Cause, said: re.Match[str]) -> Explained:

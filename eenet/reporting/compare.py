@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from eenet.costs import CostProfile
 from eenet.errors import UserError
+from eenet.files import short_names
 from eenet.quantization.bitops import bitops
 from eenet.reporting.results import Results, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines
@@ -393,18 +394,3 @@ def check_seed_only(run: Run, other: Run) -> None:
     if run.results.get("seed") == other.results.get("seed"):
         problem = f"is the same run as {other.folder} by all that was recorded, seed {run.results.get('seed')} included"
         raise UserError("RUN", str(run.folder), f"{problem}; give one of them")
-
-
-def short_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The shortest end of each path that no other path has.
-
-    Example:
-        >>> list(short_names([Path("/runs/a/x"), Path("/runs/b/x"), Path("/runs/y")]).values())
-        ['a/x', 'b/x', 'y']
-    """
-
-    def ends(path: Path) -> list[str]:
-        return ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)]
-
-    taken = [end for path in paths for end in ends(path)]
-    return {path: next((end for end in ends(path) if taken.count(end) == 1), str(path)) for path in paths}

@@ -165,23 +165,27 @@ def remove(folder: Path, keep: set[Path]) -> None:
 
 
 def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
-    """A checkpoint of eenet, on the CPU.
+    """Read a checkpoint of any routine; its tensors stay in the file until they are used.
 
     Args:
-        file: The file.
-        field: The field that named it, for the error.
-        value: What that held, if not the file.
+        file: The checkpoint.
+        field: The configuration field that asks for it.
+        value: What the field holds, the file by default.
 
     Raises:
-        UserError: It is not a checkpoint of eenet.
+        UserError: The file is damaged, or no checkpoint of eenet.
     """
+    name = "" if value in (None, str(file)) else f"{file} "
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        _ = found[IDENTITY]["backbone"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        problem = f"{file} is no checkpoint of eenet ({type(error).__name__})"
-        raise UserError(field, str(file) if value is None else value, problem) from error
-    return found
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        problem = f"{name}is no checkpoint of eenet, or damaged ({type(error).__name__})"
+        raise UserError(field, value or str(file), problem) from error
+    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
+        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
+    return checkpoint
 
 
 def checkpoint_states(saved: dict[str, Any]) -> list[dict[str, Any]]:

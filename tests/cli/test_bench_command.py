@@ -131,7 +131,7 @@ def test_what_cannot_be_timed_is_one_clear_error(
 @pytest.mark.parametrize("kind", ["backbone", "quantized"])
 def test_runs_without_exits_in_one_precision_are_refused(kind: str, tmp_path: Path) -> None:
     model = BackboneTraining(make_vit()) if kind == "backbone" else QuEE(QuantizedNetwork(make_vit(), [1]))
-    other = Run(tmp_path, model, Digits(), torch.device("cpu"))
+    other = Run(tmp_path, tmp_path / "last.ckpt", model, Digits(), torch.device("cpu"))
     with pytest.raises(UserError, match="early exit" if kind == "backbone" else "one precision"):
         measure(other, [1], False, "all", 8, 1)
 

@@ -156,7 +156,7 @@ def test_every_key_of_a_config_is_explained(path: Path) -> None:
         ("--data=datamodules.CIFAR10", "data.root"),
         (
             "--data=lightning.pytorch.demos.boring_classes.BoringDataModule",
-            "data = 'BoringDataModule': has no recorded split",
+            "BoringDataModule': must be a subclass of RunData; write its `read` and `build` as a datamodules.SplitData",
         ),
         ("--data.init_args.sampler=weighted", "sampler"),
         ("--ckpt_path=nowhere.ckpt", "ckpt_path = 'nowhere.ckpt'"),

@@ -76,7 +76,7 @@ def test_labels_are_what_the_full_model_says_next(runs: dict[str, Path]) -> None
     for row, prompt in enumerate(sequences.prompts):
         tokens = greedy(model, prompt, sequences.new_tokens, eos_token_id=sequences.stop[0], pad_token_id=0)
         assert table.labels[table.texts == row].tolist() == tokens[1:]
-    batch, labels = table[torch.arange(len(table))]
+    batch, labels = table.__getitems__(list(range(len(table))))
     logits = run.model.network.exit_logits(batch)
     assert torch.equal(logits[:, -1].argmax(-1), labels)
 

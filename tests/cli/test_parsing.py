@@ -67,7 +67,8 @@ IN_ARGUMENTS = {
     "did you mean lightning_modules.JointExits?",
     "--data datamodules.Digit": "data = 'datamodules.Digit': cannot be imported "
     "(module 'datamodules' has no attribute 'Digit'); did you mean datamodules.Digits?",
-    "--data eenet.backbones.ViT": "data = 'eenet.backbones.ViT': must be a subclass of LightningDataModule",
+    "--data eenet.backbones.ViT": "data = 'eenet.backbones.ViT': must be a subclass of RunData; "
+    "write its `read` and `build` as a datamodules.SplitData, or fit from Python",
     f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be list[int] or 'all'",
     "--model.features dsk": "model.init_args.features = 'dsk': must be 'off', 'memory', 'disk', False or "
     "FeatureOptions; did you mean disk?",
@@ -163,7 +164,7 @@ def test_wrong_keys_and_values_of_files_are_one_line(
     ("key", "expected"),
     [
         ("data", "data = None: must be given, best by a configuration: --config; `eenet list` prints the shipped ones"),
-        ("data.class_path", "data.class_path = None: must be given, the path of a subclass of LightningDataModule"),
+        ("data.class_path", "data.class_path = None: must be given, the path of a subclass of RunData"),
         ("model.class_path", "model.class_path = None: must be given, the path of a subclass of ExitRoutine"),
         (
             f"{BACKBONE}.class_path",

@@ -127,7 +127,7 @@ def test_nothing_to_continue_is_an_error_unless_it_may_begin(
     ("option", "message"),
     [
         ("--model.init_args.backbone_checkpoint=nowhere", "there is no checkpoint nowhere"),
-        ("--model.init_args.budgets=[0.0001]", "model.budgets = 0.0001"),
+        ("--model.init_args.budgets=[1.5]", "model.budgets = 1.5"),
     ],
 )
 def test_a_refused_fit_leaves_nothing(

@@ -89,7 +89,8 @@ def test_the_hparams_tab_compares_runs_of_different_methods(runs: Path) -> None:
     shown = context.experiment_from_metadata(
         request, "", True, found, context.hparams_from_data_provider(request, "", None)
     )
-    metrics = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "nll", "ece", "macs_fraction")}
+    figures = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")
+    metrics = {f"{split}/{name}" for split in ("val", "test") for name in figures}
     assert {info.name.tag for info in shown.metric_infos} == metrics
     assert {"seed", "model", "model.network.backbone.overrides.depth", "model.warmup_epochs"} <= {
         info.name for info in shown.hparam_infos

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from datamodules import Digits
 from datamodules.base import Samples
 from datamodules.continuations import TokenTable
-from datamodules.features import feature_data, load_whole
+from datamodules.features import FeatureLoaders, load_whole
 from datamodules.samplers import Batches, EpochSampler, training_batches
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
@@ -67,7 +67,7 @@ def test_the_last_digit_joins_the_batch_before_it_and_this_is_said() -> None:
 
 
 def test_features_come_in_the_same_batches_as_raw_inputs() -> None:
-    stored = feature_data(Digits(batch_size=34, eval_batch_size=143), make_network(), FeatureOptions())
+    stored = FeatureLoaders(Digits(batch_size=34, eval_batch_size=143), make_network(), FeatureOptions())
     loaders = stored.data.train_dataloader(), stored.train_dataloader()
     for raw, kept in zip(*map(labels_of, loaders), strict=True):
         assert torch.equal(raw, kept)
@@ -133,7 +133,7 @@ def test_a_balanced_order_is_a_function_of_seed_and_epoch_and_reaches_features()
     assert order(2) != order(3)
     assert order(2) != order(2, seed=1)
     data = Digits(sampler="balanced", augment=True)
-    loader = feature_data(data, make_network(), FeatureOptions()).train_dataloader()
+    loader = FeatureLoaders(data, make_network(), FeatureOptions()).train_dataloader()
     raw = data.train_dataloader()
     for found in (loader, raw):
         found.sampler.set_epoch(2)

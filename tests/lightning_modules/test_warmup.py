@@ -119,7 +119,7 @@ def test_the_warm_up_ends_when_every_module_is_out_of_patience(tmp_path: Path) -
     for settings in ({}, {"val_check_interval": 0.25}):
         phases = Phases()
         routine = still(warmup_epochs=9, warmup_patience=2)
-        make_trainer(tmp_path, 5, phases, **settings).fit(routine, datamodule=digits())
+        make_trainer(tmp_path / str(len(settings)), 5, phases, **settings).fit(routine, datamodule=digits())
         assert phases.seen == ["warmup"] * 12 + ["gates"] * 8
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_only_warms_up_or_is_interrupted_leaves_its_callbacks_in_plac
 
     for others in ([], [Kill()]):
         stop, best = Stop("val/accuracy", patience=1, mode="max"), ModelCheckpoint(tmp_path, monitor="val/accuracy")
-        trainer = make_trainer(tmp_path, 3, stop, best, *others)
+        trainer = make_trainer(tmp_path / str(len(others)), 3, stop, best, *others)
         try:
             trainer.fit(still(warmup_epochs=5), datamodule=digits())
         except Killed:
