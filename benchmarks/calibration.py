@@ -74,7 +74,7 @@ def main(
     with timed("a budget and its sets"):
         point = policy_for_budget(Threshold([0.0] * (exits - 1)), scored, 0.5)
         for mode in get_args(ConformalMode):
-            conformal_quantiles(known.true_scores, scored.exits(point), 0.1, mode)
+            conformal_quantiles(known.true_scores, scored.exits(point), 0.1, mode, labels=labels, num_classes=classes)
     with timed("a certificate"):
         policy_for_risk(point, scored, 0.02, 0.1)
     if scheduler:
