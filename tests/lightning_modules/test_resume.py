@@ -1,12 +1,10 @@
 """A run killed by SIGKILL at any moment and continued ends with the weights of an uninterrupted one."""
 
 import multiprocessing
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,28 +14,29 @@ import yaml
 from eenet.cli.main import main
 from tests._dummies import VIT
 
-ROOT = Path(__file__).parents[2]
 
-
-def command(config: Path, folder: Path) -> list[str]:
+def start(config: Path, folder: Path) -> BaseProcess:
+    """A training in a fork, which has the imports already."""
     args = ["fit", "--config", str(config), f"--trainer.default_root_dir={folder}", "--ckpt_path=auto"]
-    return [sys.executable, "-m", "eenet", *args, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    process = multiprocessing.get_context("fork").Process(target=main, args=([*args, *quiet],))
+    process.start()
+    return process
 
 
 def run(config: Path, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(config, folder), cwd=ROOT, env=environment, check=True, capture_output=True)
+    process = start(config, folder)
+    process.join()
+    assert process.exitcode == 0
 
 
-def kill_when(condition: object, config: Path, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder.parent / f"{folder.name}.log", "a") as log:
-        process = subprocess.Popen(command(config, folder), cwd=ROOT, env=environment, stdout=log, stderr=log)
-        while not condition() and process.poll() is None:  # type: ignore[operator]
-            time.sleep(0.01)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+def kill_when(condition: Callable[[], bool], config: Path, folder: Path) -> None:
+    process = start(config, folder)
+    while not condition() and process.is_alive():
+        time.sleep(0.01)
+    assert process.is_alive(), "the run ended before it could be killed"
+    process.kill()
+    process.join()
 
 
 def write_config(path: Path, dropout: float) -> None:
@@ -52,9 +51,9 @@ def write_config(path: Path, dropout: float) -> None:
         "trainer": {"max_epochs": 6, "log_every_n_steps": 5},
         "model": {
             "class_path": "lightning_modules.JointExits",
-            "init_args": {"network": network, "warmup_epochs": 3, "warmup_patience": 1, "phase_batches": 30},
+            "init_args": {"network": network, "warmup_epochs": 3, "warmup_patience": 1, "phase_batches": 15},
         },
-        "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32, "augment": True}},
+        "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 64, "augment": True}},
     }
     path.write_text(yaml.safe_dump(config))
 
@@ -110,9 +109,7 @@ def test_killed_twenty_times_in_training_from_a_store_it_ends_with_the_same_weig
     moments, last = random.Random(0), broken / "checkpoints" / "last.ckpt"
     for kill in range(20):
         before = last.stat().st_mtime_ns if last.exists() else 0
-        # A fork has the imports already; it is struck at a random moment after it has trained an epoch of its own.
-        process = multiprocessing.get_context("fork").Process(target=main, args=(command(config, broken)[3:],))
-        process.start()
+        process = start(config, broken)  # struck at a random moment after it has trained an epoch of its own
         while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
             time.sleep(0.01)
         process.join(moments.uniform(0, 1))
