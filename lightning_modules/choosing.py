@@ -1,6 +1,5 @@
 """What a routine's operating points were chosen on, and which of them may be used."""
 
-import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils import _pytree as pytree
 
 from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.policies import SequentialGates
 from eenet.reporting import Results
 from lightning_modules.callbacks import LastCheckpoint, folder_of
@@ -203,7 +202,7 @@ class ChoosesPoints(LightningModule):
 
     def remedy(self, folder: str | Path) -> str:
         """The command that chooses points for a run as it is."""
-        return f"choose points with `eenet calibrate {shlex.quote(str(folder))} {self.wish}`"
+        return f"choose points with {command('calibrate', folder, *self.wish.split())}"
 
     @property
     def wish(self) -> str:

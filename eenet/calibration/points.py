@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
@@ -165,11 +165,12 @@ class Calibration:
         """
         path = RunFolder(folder).file(CALIBRATION, checkpoint)
         if not path.is_file() and (folder / CALIBRATION).is_file():
-            remedy = f"was chosen for another checkpoint; run `eenet calibrate {folder} --ckpt_path {checkpoint}`"
-            raise UserError("point", names, remedy)
+            remedy = command("calibrate", folder, "--ckpt_path", checkpoint)
+            raise UserError("point", names, f"was chosen for another checkpoint; run {remedy}")
         calibration = cls.load(path)
         if calibration.checkpoint != sha256(checkpoint):
-            raise UserError("point", names, f"{path} is of another checkpoint; run `eenet calibrate` again")
+            again = command("calibrate", folder)
+            raise UserError("point", names, f"{path} is of another checkpoint; run {again} again")
         return calibration
 
     def choose(self, names: str) -> dict[str, OperatingPoint]:

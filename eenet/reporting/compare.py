@@ -8,7 +8,6 @@ seeds.
 import json
 import math
 import re
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from eenet.costs import CostProfile
-from eenet.errors import UserError
+from eenet.errors import UserError, command
 from eenet.files import short_names
 from eenet.quantization.bitops import bitops
 from eenet.reporting.results import Results, chosen_rows, read_results
@@ -298,8 +297,8 @@ def load_runs(paths: Sequence[str], checkpoint: str = "last") -> list[Run]:
             leave_out_unchosen(run)
         if missing or not run.results["operating_points"]:
             lacks = ", ".join(missing or ["operating_points"])
-            again = shlex.join(["eenet", "test", "--config", str(path.parent / "config.yaml")])
-            raise UserError("RUN", text, f"its results lack {lacks}; write them again with `{again}`")
+            again = command("test", "--config", path.parent / "config.yaml")
+            raise UserError("RUN", text, f"its results lack {lacks}; write them again with {again}")
         if path.resolve() in runs:
             raise UserError("RUN", text, "is given twice")
         runs[path.resolve()] = run
