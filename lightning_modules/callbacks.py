@@ -22,7 +22,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it."""
-        trainer.save_checkpoint(folder_of(trainer).last)
+        trainer.save_checkpoint(folder_of(trainer).last, weights_only=False)
 
 
 class HoldFolder(Callback):

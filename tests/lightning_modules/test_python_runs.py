@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def test_checkpoints_lie_in_the_run_folder(run: Path) -> None:
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert not list((run.parent / "logs").rglob("*.ckpt"))
     assert RunFolder(run).best == run / "checkpoints" / "best.ckpt"
+
+
+def test_an_epoch_ends_without_a_line_of_lightnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector")
+    log.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, log.name):
+        make_trainer(tmp_path / "run").fit(make_routine(), datamodule=Digits(batch_size=32))
+    log.removeHandler(caplog.handler)
+    assert RunFolder(tmp_path / "run").last.is_file()
+    assert not [record for record in caplog.records if record.name == log.name]
 
 
 def test_the_command_line_opens_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
