@@ -146,6 +146,9 @@ def check_inputs(batch: Any, backbone: StagedBackbone) -> int:
     rows = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not rows:
         raise UserError("data", describe(inputs), "the inputs of a batch hold no tensor")
+    if isinstance(inputs, dict) and shape is not None:
+        wanted = f"the inputs of a batch must be one tensor (batch, {', '.join(map(str, shape))}), not a mapping"
+        raise UserError("data", describe(inputs), f"{wanted}; take it out in the data set or a collate_fn")
     if isinstance(inputs, Tensor) and shape is not None:
         if tuple(inputs.shape[1:]) != tuple(shape):
             problem = f"a batch's inputs must be (batch, {', '.join(map(str, shape))}), as the backbone is made for"

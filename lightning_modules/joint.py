@@ -127,6 +127,13 @@ class JointExits(ExitRoutine):
             remedy = f"only breaks ties under zero_one; every value below {enough:.2f} trains the same gates"
             warnings.warn(f"model.tradeoff = {self.tradeoff:g}: {remedy}, and larger ones leave earlier", stacklevel=2)
 
+    def on_fit_start(self) -> None:
+        """Say what a training without validation lacks."""
+        super().on_fit_start()
+        if not self.trainer.enable_validation:
+            lack = "the warm-up lasts for all warmup_epochs and the gates' positive weights stay at 1"
+            warnings.warn(f"without validation batches {lack}", stacklevel=2)
+
     def policies(self) -> dict[str, Policy]:
         """The learned gates."""
         return {"learned": SequentialGates()}

@@ -159,7 +159,9 @@ class WeightedExits(ThresholdExits):
         return assigned_loss(logits, labels, assign_exits(confidence(logits.detach()), self.shares))
 
     def on_train_epoch_end(self) -> None:
-        """Step the schedules."""
+        """Step the schedules, as Lightning does: not where the training ends in the midst of an epoch."""
+        if not self.trainer.is_last_batch:
+            return
         for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()
 

@@ -60,4 +60,4 @@ def feature_options(features: Features) -> FeatureOptions | None:
     for store in get_args(Store):
         if features == store:
             return FeatureOptions(store)
-    raise UserError("model.features", features, "must be off, memory, disk, or a mapping of options")
+    raise UserError("model.features", features, "must be off, memory, disk, or FeatureOptions (a mapping in a file)")

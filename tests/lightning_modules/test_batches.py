@@ -83,6 +83,10 @@ WRONG = [
     (loader(INPUTS[:32].expand(-1, 3, -1, -1)), r"'float32 \(8, 3, 8, 8\)': .* must be \(batch, 1, 8, 8\)"),
     (loader((INPUTS[:32] * 16).byte()), r"'uint8 \(8, 1, 8, 8\)': .* must be float32"),
     (loader(INPUTS[:32].double()), r"'float64 \(8, 1, 8, 8\)': .* must be float32"),
+    (
+        DataLoader([({"pixel_values": INPUTS[0]}, 1)] * 8, 8),  # type: ignore[arg-type]
+        r"'dict of pixel_values': .* one tensor \(batch, 1, 8, 8\), not a mapping",
+    ),
     (DataLoader(INPUTS[:32], 8), r"'float32 \(8, 1, 8, 8\)': a batch must be a pair"),
     (DataLoader(TensorDataset(INPUTS[:32]), 8), r"'list of 1': a batch must be a pair"),
     (DataLoader([("a", 1)] * 8, 8), r"'tuple of 8': the inputs of a batch hold no tensor"),  # type: ignore[arg-type]

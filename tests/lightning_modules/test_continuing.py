@@ -155,6 +155,15 @@ def test_a_cosine_ends_with_the_steps_where_they_end_the_training(
     assert rates == epochs
 
 
+@pytest.mark.parametrize("name", ["joint", "weighted"])
+def test_a_training_that_ends_inside_an_epoch_continues_at_that_epochs_rate(name: str, tmp_path: Path) -> None:
+    updates = 4 if name == "weighted" else 1
+    broken, _ = fit(ROUTINES[name], tmp_path, 9, max_steps=3 * updates)
+    continued, _ = fit(ROUTINES[name], tmp_path, 9, max_steps=7 * updates)
+    assert len(broken) == 3
+    assert continued[0] == broken[-1] > continued[1]
+
+
 def test_without_an_end_there_is_no_schedule(tmp_path: Path) -> None:
     for make in (ROUTINES["joint"], make_backbone):
         with pytest.raises(UserError, match=r"trainer\.max_epochs = -1: .* needs a last epoch"):

@@ -187,3 +187,8 @@ def test_a_run_continued_from_its_warm_up_goes_on_without_being_judged(tmp_path:
     trainer = make_trainer(tmp_path, 9, stop)
     trainer.fit(still(warmup_epochs=4, warmup_patience=9), datamodule=digits(), ckpt_path=tmp_path / "last.ckpt")
     assert trainer.current_epoch == 6
+
+
+def test_a_training_without_validation_says_what_its_gates_lack(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="without validation batches the warm-up lasts for all warmup_epochs"):
+        make_trainer(tmp_path, 1, limit_val_batches=0).fit(still(warmup_epochs=1), datamodule=digits())
