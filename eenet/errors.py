@@ -2,6 +2,9 @@
 
 import shlex
 
+NOT_MET = "eenet: not met: "
+"""What a line begins with that says which wish could not be met."""
+
 
 class UserError(Exception):
     """A value that cannot be used: says which field, what it holds and what would be right.

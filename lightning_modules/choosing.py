@@ -19,6 +19,7 @@ from eenet.errors import UserError, command
 from eenet.policies import SequentialGates
 from eenet.reporting import Results
 from lightning_modules.callbacks import LastCheckpoint, folder_of
+from lightning_modules.heading import part
 
 Row = dict[str, Any]
 """A row of results."""
@@ -95,8 +96,7 @@ class ChoosesPoints(LightningModule):
         for field in ("fast_dev_run", "overfit_batches"):
             if getattr(trainer, field):
                 return f"a trial run (trainer.{field}) chooses nothing"
-        seen, whole = sum(trainer.num_val_batches), sum(map(_batches, pytree.tree_leaves(trainer.val_dataloaders)))
-        return f"the validation saw {seen:g} of {whole:g} batches" if seen < whole else None
+        return part(trainer, "val")
 
     def remember(self, samples: int) -> None:
         """The present validation was one of the whole split, of so many samples with those that fill up processes."""
@@ -305,10 +305,3 @@ def amend(path: str | Path, routine: ChoosesPoints, state: Mapping[str, Any], fi
         checkpoint["state_dict"] = dict(state)
         ChoosesPoints.on_save_checkpoint(routine, checkpoint)
         files.save_checkpoint(checkpoint, path)
-
-
-def _batches(loader: Any) -> float:
-    try:
-        return len(loader)
-    except TypeError:
-        return float("inf")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 import eenet
 from eenet.quantization import QuantizedBackbone
@@ -35,11 +36,27 @@ def heading(routine: Any, split: str) -> Results:
         "exit_stages": routine.network.exit_stages,
         "seed": trained["seed"],
         "split": split,
+        "part": part(trainer, split),
         "checkpoint": (folder_of(trainer).tag(used) if used else "") or "last",
         "costs": routine.network.costs.to_dict(),
         **quantized,
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
     }
+
+
+def part(trainer: Any, split: str) -> str | None:
+    """That a validation or test sees some of the batches alone; `None` where it sees the whole split."""
+    seen = sum(getattr(trainer, f"num_{split}_batches"))
+    whole = sum(map(_batches, pytree.tree_leaves(getattr(trainer, f"{split}_dataloaders"))))
+    name = {"val": "validation"}.get(split, split)
+    return f"the {name} saw {seen:g} of {whole:g} batches" if seen < whole else None
+
+
+def _batches(loader: Any) -> float:
+    try:
+        return len(loader)
+    except TypeError:
+        return float("inf")
 
 
 def data_kind(trainer: Any, split: str) -> str:

@@ -94,6 +94,8 @@ class Reports(LightningModule):
     def _print_results(self) -> None:
         console = make_console()
         console.print(results_table(self.results))
+        if self.results["part"]:
+            console.print(f"figures of a part: {self.results['part']}", highlight=False)
         for line in not_chosen_lines(self.results["operating_points"]):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         if "calibrated" in self.results["exits"][0]:

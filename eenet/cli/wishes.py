@@ -18,7 +18,7 @@ from eenet.calibration import (
 )
 from eenet.calibration.points import CALIBRATION, point_name
 from eenet.cli.runs import Run
-from eenet.errors import UnmetError, UserError
+from eenet.errors import NOT_MET, UnmetError, UserError
 from eenet.files import sha256
 
 MODES: tuple[ConformalMode, ...] = get_args(ConformalMode)
@@ -129,7 +129,7 @@ class Granted:
             SystemExit: With status 1 if something was not met.
         """
         for problem in dict.fromkeys(str(error) for error in self.unmet):
-            print(f"eenet: not met: {problem}", file=sys.stderr)
+            print(f"{NOT_MET}{problem}", file=sys.stderr)
         if self.unmet:
             raise SystemExit(1)
 

@@ -326,10 +326,11 @@ def leave_out_unchosen(run: Run) -> None:
 
 
 def tested_on(results: Results) -> Iterator[str]:
-    """What samples the results are of, coarse to fine: data, split, and the digest of the split's rows."""
+    """What samples the results are of, coarse to fine: data, split, the part of it, and the digest of its rows."""
     split, record = results["split"], results.get("data_split") or {}
     yield results["data"]
     yield f"its {split} split"
+    yield f"a part ({results['part']})" if results.get("part") else "all samples of it"
     rows, digest = record.get("sizes", {}).get(split, "unknown"), record.get("digest", {}).get(split, "unknown")
     yield f"a {split} split of {rows} samples with digest {digest[:12]}"
 

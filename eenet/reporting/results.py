@@ -11,7 +11,7 @@ exits with `temperature`, and a `doubt` where validation samples do not determin
 
 A row of `operating_points` also has `chosen`, and `chosen_on`: digest of the weights, fingerprint and size of the
 validation split that chose it. One that is not chosen for the run's weights has `chosen: false`, `why`, its `name`, and
-no figures.
+no figures. `part` says how much of the split was seen where that was not all of it, as under `limit_test_batches`.
 """
 
 import json

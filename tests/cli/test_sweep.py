@@ -30,6 +30,13 @@ if command == "fit":
 elif command == "calibrate":
     with open(Path(sys.argv[2]) / "calibrations.txt", "a") as file:
         file.write(" ".join(sys.argv[3:]) + "\\n")
+    wish = sys.argv[4]
+    if wish != "0.01":
+        (Path(sys.argv[2]) / "calibration.json").write_text("{}")
+    if wish == "13":
+        sys.exit("a crash")
+    if wish in ("0.01", "0.01,0.5"):
+        sys.exit("eenet: not met: budget = 0.01: too low")
 else:
     config = Path(args["config"])
     values = json.loads(config.read_text())
@@ -63,6 +70,33 @@ def test_every_run_is_calibrated_before_its_test(config: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(arguments(config))
     assert "another configuration or calibration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wish", "point"), [("0.01", "learned"), ("0.01,0.5", "all")])
+def test_a_wish_that_cannot_be_met_is_said_and_the_runs_are_tested(
+    wish: str, point: str, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = config.parent / "runs"
+    for _ in range(2):  # the second time all runs are finished
+        with pytest.raises(SystemExit) as end:
+            main(arguments(config, f"--calibrate=--budget {wish}"))
+        assert end.value.code == 1
+        said = capsys.readouterr().err.splitlines()
+        assert said == [f"{run}: eenet: not met: budget = 0.01: too low" for run in names_of(folder)]
+    with open(folder / "sweep.csv") as file:
+        assert [row["operating_point"] for row in csv.DictReader(file)] == [point] * 4
+
+
+def test_a_calibration_that_fails_is_a_failed_run(config: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(config, "--calibrate=--budget 0.01", "--calibrate=--budget 13"))
+    folder = config.parent / "runs"
+    assert sum(line.startswith("failed: ") for line in capsys.readouterr().err.splitlines()) == 4
+    assert not list(folder.glob("*/results.json"))
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("tradeoff*"))
 
 
 def test_a_grid_leaves_results_and_one_table(config: Path, capsys: pytest.CaptureFixture) -> None:

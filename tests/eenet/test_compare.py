@@ -253,6 +253,10 @@ def test_the_table_shows_mean_deviation_and_the_gain_over_random_routing() -> No
 REFUSED = {
     "other data": ({"data": "other"}, "of other, those of .*/a of noise"),
     "validation": ({"split": "val"}, "of its val split, those of .*/a of its test split"),
+    "a part": (
+        {"part": "the test saw 1 of 2 batches"},
+        "of a part .*1 of 2 batches.*/a of all",
+    ),
     "other rows": ({"data_split": {"sizes": {"test": 9}, "digest": {"test": "xyz"}}}, "9 samples with digest xyz.*abc"),
     "unknown rows": ({"data_split": None}, "unknown"),
 }

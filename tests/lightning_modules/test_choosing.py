@@ -266,3 +266,14 @@ def test_points_by_which_nobody_leaves_early_warn(tmp_path: Path) -> None:
     routine.choose_points = lambda records: routine.thresholds.fill_(float("inf"))  # type: ignore
     with pytest.warns(UserWarning, match="at budget-1 no validation sample leaves early"):
         make_trainer(tmp_path, max_epochs=1).fit(routine, datamodule=make_data())
+
+
+def test_a_test_of_a_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    routine = fitted(tmp_path)
+    said = []
+    for limit in (2, 1.0):
+        make_trainer(tmp_path, limit_test_batches=limit).test(routine, datamodule=make_data(), verbose=False)
+        said.append(json.loads((tmp_path / "results.json").read_text())["part"])
+        printed = "figures of a part" in capsys.readouterr().out
+        assert printed == (limit == 2)
+    assert said == ["the test saw 2 of 8 batches", None]
