@@ -8,7 +8,7 @@ import torch
 
 from eenet.cli.configs import names
 from eenet.cli.main import main
-from tests.test_howto import BLOCK, FEW, ROOT, commands, write_images
+from tests.test_howto import BLOCK, FEW, ROOT, commands, few, write_images
 
 README = (ROOT / "README.md").read_text()
 LINES = [line for language, _, text in BLOCK.findall(README) if language == "bash" for line in commands(text)]
@@ -28,7 +28,7 @@ def test_commands_run_on_few_batches(folder: Path, monkeypatch: pytest.MonkeyPat
     assert {line[0] for line in short} == {"fit", "test", "calibrate", "compare", "bench", "export", "infer"}
     for line in short:
         main(
-            [*line, *FEW]
+            [*line, *few(line)]
             if line[0] == "fit"
             else [*line, "--rounds", "1", "--samples", "32"]
             if line[0] == "bench"
