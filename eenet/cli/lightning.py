@@ -1,5 +1,6 @@
 """`eenet fit|validate|test|predict`: LightningCLI with a run folder that is never overwritten by accident."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class EenetCLI(LightningCLI):
             config.verbose = False  # the routine prints its own table
         if self.subcommand in ("fit", "validate") and config.point is not None:
             raise UserError("point", config.point, "operating points are used by `eenet test` and `eenet predict`")
+        check_counts(config.trainer)
         folder, trial = RunFolder(Path(config.trainer.default_root_dir)), bool(config.trainer.fast_dev_run)
         if self.subcommand == "fit":
             if not trial and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # its launcher's others share it
@@ -154,6 +156,18 @@ class EenetCLI(LightningCLI):
             check_fit(self.model.network.backbone, data)
         if self.subcommand is not None:
             self.choose_points()
+
+
+def check_counts(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a trainer by which Lightning divides, or that it takes for none, without a word.
+
+    Raises:
+        UserError: A count or an interval is not above 0, or the norm of gradients below 0.
+    """
+    for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch", "gradient_clip_val"):
+        value, clips = settings.get(name), name == "gradient_clip_val"
+        if isinstance(value, int | float) and not (value >= 0 if clips else value > 0):
+            raise UserError(f"trainer.{name}", value, "must be at least 0" if clips else "must be above 0")
 
 
 def starting_point(folder: RunFolder, name: str | None, trial: bool) -> Path | None:

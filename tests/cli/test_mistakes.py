@@ -166,3 +166,27 @@ def test_a_mistake_in_a_process_of_its_own_needs_no_torch() -> None:
         assert ended.stdout == "False\n"
         assert ended.stderr.count("\n") == 1
         assert ended.stderr.startswith("eenet: error: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accumulate_grad_batches", "0"),
+        ("val_check_interval", "0.0"),
+        ("check_val_every_n_epoch", "-1"),
+        ("gradient_clip_val", "-1"),
+    ],
+)
+def test_counts_that_a_trainer_divides_by_are_refused(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        entry.main(
+            [
+                *("fit", "--config", "digits/vit_backbone", f"--trainer.{name}", value),
+                *("--trainer.default_root_dir", str(tmp_path / "run")),
+            ]
+        )
+    assert end.value.code == 2
+    assert f"eenet: error: trainer.{name} = {value}: must be " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
