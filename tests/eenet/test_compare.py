@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from eenet.costs import CostProfile
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.metrics import sample_statistics
 from eenet.policies.random import RandomExits
 from eenet.reporting import evaluate, write_json
@@ -23,6 +24,7 @@ from eenet.reporting.compare_figures import FIGURES as DRAWN
 from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, draw_all, exit_histogram, svg
 from eenet.reporting.compare_page import page
 from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
+from eenet.runs import RunFolder
 from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
 
 BUDGETS = Budgets(0.5, 1.0)
@@ -255,7 +257,7 @@ REFUSED = {
     "validation": ({"split": "val"}, "of its val split, those of .*/a of its test split"),
     "a part": (
         {"part": "the test saw 1 of 2 batches"},
-        "of a part .*1 of 2 batches.*/a of all",
+        "saw 1 of 2 batches, those of .*/a of its test split;",
     ),
     "other rows": ({"data_split": {"sizes": {"test": 9}, "digest": {"test": "xyz"}}}, "9 samples with digest xyz.*abc"),
     "unknown rows": ({"data_split": None}, "unknown"),
@@ -269,6 +271,17 @@ def test_runs_on_other_samples_are_refused_by_name(name: str, tmp_path: Path) ->
     with pytest.raises(UserError, match=message) as error:
         load_runs([first, second])
     assert error.value.value == second
+
+
+def test_results_of_replaced_weights_are_refused(tmp_path: Path) -> None:
+    last = RunFolder(tmp_path / "a").last
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"before")
+    run = write_run(tmp_path / "a", make_results(checkpoint_digest=sha256(last)))
+    assert len(load_runs([run])) == 1
+    last.write_bytes(b"after")
+    with pytest.raises(UserError, match="of weights before the last training"):
+        load_runs([run])
 
 
 def test_another_training_split_is_accepted(tmp_path: Path) -> None:
