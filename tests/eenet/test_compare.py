@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 from eenet.costs import CostProfile
 from eenet.errors import UserError
-from eenet.files import sha256
 from eenet.metrics import sample_statistics
 from eenet.policies.random import RandomExits
 from eenet.reporting import evaluate, write_json
@@ -274,10 +274,10 @@ def test_runs_on_other_samples_are_refused_by_name(name: str, tmp_path: Path) ->
 
 
 def test_results_of_replaced_weights_are_refused(tmp_path: Path) -> None:
-    last = RunFolder(tmp_path / "a").last
-    last.parent.mkdir(parents=True)
+    digest = hashlib.sha256(b"before").hexdigest()
+    run, last = write_run(tmp_path / "a", make_results(checkpoint_digest=digest)), RunFolder(tmp_path / "a").last
+    last.parent.mkdir()
     last.write_bytes(b"before")
-    run = write_run(tmp_path / "a", make_results(checkpoint_digest=sha256(last)))
     assert len(load_runs([run])) == 1
     last.write_bytes(b"after")
     with pytest.raises(UserError, match="of weights before the last training"):
