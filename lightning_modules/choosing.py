@@ -18,6 +18,7 @@ from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_diges
 from eenet.errors import UserError, command
 from eenet.policies import SequentialGates
 from eenet.reporting import Results
+from eenet.runs import RunFolder
 from lightning_modules.callbacks import LastCheckpoint, folder_of
 from lightning_modules.heading import part
 
@@ -138,7 +139,14 @@ class ChoosesPoints(LightningModule):
         found = {name: unmet.get(name) or self.objection(point, weights, split) for name, point in points.items()}
         return {name: why for name, why in found.items() if why is not None}
 
-    def require_chosen(self, name: str, point: OperatingPoint, split: str | None, folder: str | Path) -> None:
+    def require_chosen(
+        self,
+        name: str,
+        point: OperatingPoint,
+        split: str | None,
+        folder: str | Path,
+        checkpoint: str | Path | None = None,
+    ) -> None:
         """Refuse to use or ship a point that was not chosen for what is there.
 
         Args:
@@ -146,13 +154,14 @@ class ChoosesPoints(LightningModule):
             point: The point.
             split: Fingerprint of the validation split, `None` where it is not known.
             folder: Run folder, for the remedy.
+            checkpoint: Whose weights are there, the last by default.
 
         Raises:
             UserError: It was chosen on other weights, on another split, or never.
         """
         why = self.objections({name: point}, split).get(name)
         if why is not None:
-            raise UserError("point", name, f"is not chosen: {why}; {self.remedy(folder)}")
+            raise UserError("point", name, f"is not chosen: {why}; {self.remedy(folder, checkpoint)}")
 
     def require_principal(self) -> None:
         """Refuse to use the principal point where it is not chosen.
@@ -161,7 +170,7 @@ class ChoosesPoints(LightningModule):
             UserError: It is not.
         """
         name, point = next(iter(self.operating_points().items()))
-        self.require_chosen(name, point, self.split, self.trainer.default_root_dir)
+        self.require_chosen(name, point, self.split, self.trainer.default_root_dir, self._tested)
 
     def usable_points(self) -> dict[str, OperatingPoint]:
         """The points that are tested; the routine's own that are not chosen are left out, and why is remembered.
@@ -171,7 +180,7 @@ class ChoosesPoints(LightningModule):
         """
         points, split = self.operating_points(), self.split
         for name, point in self.calibrated_points.items():
-            self.require_chosen(name, point, split, self.trainer.default_root_dir)
+            self.require_chosen(name, point, split, self.trainer.default_root_dir, self._tested)
         self._objections = self.objections(points, split)
         return {name: point for name, point in points.items() if name not in self._objections}
 
@@ -197,12 +206,19 @@ class ChoosesPoints(LightningModule):
 
     def not_chosen(self, name: str) -> Row:
         """The row of results of a point that is not chosen: its name and why, and no figures."""
-        why = f"{self._objections[name]}; {self.remedy(self.trainer.default_root_dir)}"
+        why = f"{self._objections[name]}; {self.remedy(self.trainer.default_root_dir, self._tested)}"
         return {"name": name, "chosen": False, "why": why}
 
-    def remedy(self, folder: str | Path) -> str:
-        """The command that chooses points for a run as it is."""
-        return f"choose points with {command('calibrate', folder, *self.wish.split())}"
+    @property
+    def _tested(self) -> str | Path | None:
+        """The checkpoint that is judged, `None` in a training, which begins with another one's weights."""
+        return None if self.trainer.state.fn == TrainerFn.FITTING else self.trainer.ckpt_path
+
+    def remedy(self, folder: str | Path, checkpoint: str | Path | None = None) -> str:
+        """The command that chooses points for a run as it is, or for another checkpoint of it than the last."""
+        other = checkpoint is not None and RunFolder(Path(folder)).tag(Path(checkpoint))
+        which = ["--ckpt_path", checkpoint] if other else []
+        return f"choose points with {command('calibrate', folder, *which, *self.wish.split())}"
 
     @property
     def wish(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import eenet
+from eenet.files import sha256
 from eenet.quantization import QuantizedBackbone
 from eenet.reporting import SCHEMA, Results
 from eenet.runs import identify, training_identity
@@ -38,6 +39,7 @@ def heading(routine: Any, split: str) -> Results:
         "split": split,
         "part": part(trainer, split),
         "checkpoint": (folder_of(trainer).tag(used) if used else "") or "last",
+        "checkpoint_digest": sha256(used) if used is not None and split == "test" else None,
         "costs": routine.network.costs.to_dict(),
         **quantized,
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},

@@ -152,7 +152,7 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
             "data", run.data.name, "its validation split is its test split; operating points need their own"
         )
     if policy in ("own", "random") and (why := run.model.untrained) is not None:
-        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
+        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder, run.checkpoint)}")
     logits, labels = exit_logits(run, "val")
     temperatures = fit_temperatures(logits, labels)
     chooser = Chooser(run, logits, labels, policy, wishes)

@@ -121,7 +121,7 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
         if name not in calibration.points:
             raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
         chosen = Chosen(name, calibration.points[name], calibration.temperatures)
-    run.model.require_chosen(chosen.name, chosen.point, run.split, run.folder)
+    run.model.require_chosen(chosen.name, chosen.point, run.split, run.folder, run.checkpoint)
     return chosen
 
 

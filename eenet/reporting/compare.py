@@ -19,7 +19,7 @@ from eenet.costs import CostProfile
 from eenet.errors import UserError, command
 from eenet.files import short_names
 from eenet.quantization.bitops import bitops
-from eenet.reporting.results import Results, chosen_rows, read_results
+from eenet.reporting.results import Results, check_weights, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines
 from eenet.runs.folder import RunFolder
 
@@ -290,7 +290,9 @@ def load_runs(paths: Sequence[str], checkpoint: str = "last") -> list[Run]:
         path = Path(text)
         if path.is_dir():
             own = RunFolder(path)
-            path = own.file("results.json", None if checkpoint == "last" else own.checkpoint(checkpoint))
+            named = own.last if checkpoint == "last" else own.checkpoint(checkpoint)
+            path = own.file("results.json", named)
+            check_weights(text, path, named)
         run = Run(path.parent, read_results(path))
         missing = [field for field in FIELDS if field not in run.results or run.results[field] in (None, {})]
         if not missing:
@@ -326,11 +328,10 @@ def leave_out_unchosen(run: Run) -> None:
 
 
 def tested_on(results: Results) -> Iterator[str]:
-    """What samples the results are of, coarse to fine: data, split, the part of it, and the digest of its rows."""
+    """What samples the results are of, coarse to fine: data, split, and the digest of the split's rows."""
     split, record = results["split"], results.get("data_split") or {}
     yield results["data"]
-    yield f"its {split} split"
-    yield f"a part ({results['part']})" if results.get("part") else "all samples of it"
+    yield f"its {split} split" + (f", of which {results['part']}" if results.get("part") else "")
     rows, digest = record.get("sizes", {}).get(split, "unknown"), record.get("digest", {}).get(split, "unknown")
     yield f"a {split} split of {rows} samples with digest {digest[:12]}"
 

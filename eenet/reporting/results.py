@@ -11,12 +11,14 @@ exits with `temperature`, and a `doubt` where validation samples do not determin
 
 A row of `operating_points` also has `chosen`, and `chosen_on`: digest of the weights, fingerprint and size of the
 validation split that chose it. One that is not chosen for the run's weights has `chosen: false`, `why`, its `name`, and
-no figures. `part` says how much of the split was seen where that was not all of it, as under `limit_test_batches`.
+no figures. `part` says how much of the split was seen where that was not all of it, as under `limit_test_batches`;
+`checkpoint_digest` is the SHA-256 of the checkpoint's file.
 """
 
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from eenet.costs import CostProfile, mean_cost
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.metrics import choice_shares, summarise
 from eenet.policies import Policy
 
@@ -160,3 +163,15 @@ def read_results(path: Path) -> Results:
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError("results", str(path), f"is not of schema {SCHEMA}; write it again with `eenet test`")
     return results
+
+
+def check_weights(run: str, results: Path, checkpoint: Path) -> None:
+    """Refuse results of a checkpoint that a continued training has replaced; a run may have lost its checkpoint.
+
+    Raises:
+        UserError: The results are of other weights.
+    """
+    found = read_results(results).get("checkpoint_digest")
+    if found is not None and checkpoint.is_file() and found != sha256(checkpoint):
+        again = shlex.join(["eenet", "test", "--config", str(results.parent / "config.yaml")])
+        raise UserError("RUN", run, f"its results are of weights before the last training; write them anew: `{again}`")

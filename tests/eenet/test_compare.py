@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import json
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -23,6 +24,7 @@ from eenet.reporting.compare_figures import FIGURES as DRAWN
 from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, draw_all, exit_histogram, svg
 from eenet.reporting.compare_page import page
 from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
+from eenet.runs import RunFolder
 from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
 
 BUDGETS = Budgets(0.5, 1.0)
@@ -255,7 +257,7 @@ REFUSED = {
     "validation": ({"split": "val"}, "of its val split, those of .*/a of its test split"),
     "a part": (
         {"part": "the test saw 1 of 2 batches"},
-        "of a part .*1 of 2 batches.*/a of all",
+        "saw 1 of 2 batches, those of .*/a of its test split;",
     ),
     "other rows": ({"data_split": {"sizes": {"test": 9}, "digest": {"test": "xyz"}}}, "9 samples with digest xyz.*abc"),
     "unknown rows": ({"data_split": None}, "unknown"),
@@ -269,6 +271,17 @@ def test_runs_on_other_samples_are_refused_by_name(name: str, tmp_path: Path) ->
     with pytest.raises(UserError, match=message) as error:
         load_runs([first, second])
     assert error.value.value == second
+
+
+def test_results_of_replaced_weights_are_refused(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"before").hexdigest()
+    run, last = write_run(tmp_path / "a", make_results(checkpoint_digest=digest)), RunFolder(tmp_path / "a").last
+    last.parent.mkdir()
+    last.write_bytes(b"before")
+    assert len(load_runs([run])) == 1
+    last.write_bytes(b"after")
+    with pytest.raises(UserError, match="of weights before the last training"):
+        load_runs([run])
 
 
 def test_another_training_split_is_accepted(tmp_path: Path) -> None:

@@ -277,3 +277,11 @@ def test_a_test_of_a_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixture)
         printed = "figures of a part" in capsys.readouterr().out
         assert printed == (limit == 2)
     assert said == ["the test saw 2 of 8 batches", None]
+
+
+def test_the_remedy_names_the_checkpoint_unless_it_is_the_last(tmp_path: Path) -> None:
+    own, routine = RunFolder(tmp_path), make_routine()
+    own.checkpoints.mkdir()
+    best = own.checkpoints / "epoch=1 best.ckpt"
+    assert f"calibrate {tmp_path} --budget" in routine.remedy(tmp_path, own.last)
+    assert f"calibrate {tmp_path} --ckpt_path '{best}' --budget" in routine.remedy(tmp_path, best)
