@@ -174,7 +174,7 @@ def test_a_mistake_in_a_process_of_its_own_needs_no_torch() -> None:
         ("accumulate_grad_batches", "0"),
         ("val_check_interval", "0.0"),
         ("check_val_every_n_epoch", "-1"),
-        ("gradient_clip_val", "-1"),
+        ("gradient_clip_val", "-0.5"),
     ],
 )
 def test_counts_that_a_trainer_divides_by_are_refused(
