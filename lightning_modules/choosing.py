@@ -48,6 +48,7 @@ class ChoosesPoints(LightningModule):
         super().__init__()
         self.validated_on: ChosenOn | None = None
         self._judged = ""
+        self._fingerprint: tuple[Any, str] | None = None
         self._objections: dict[str, str] = {}
 
     @abstractmethod
@@ -82,8 +83,12 @@ class ChoosesPoints(LightningModule):
     @property
     def split(self) -> str | None:
         """Fingerprint of the trainer's validation split; `None` where the data have none."""
-        fingerprint = getattr(getattr(self._trainer, "datamodule", None), "fingerprint", None)
-        return None if fingerprint is None else fingerprint("val")
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if not hasattr(data, "fingerprint"):
+            return None
+        if self._fingerprint is None or self._fingerprint[0] is not data:  # it reads the whole split: once per data
+            self._fingerprint = (data, data.fingerprint("val"))
+        return self._fingerprint[1]
 
     def on_validation_epoch_start(self) -> None:
         """Note which weights are judged; callbacks may exchange them before the epoch's end."""
