@@ -8,8 +8,6 @@ nothing, are off while it counts.
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +16,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from eenet.errors import UserError
 
 
 def _inner(left: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
@@ -173,90 +170,3 @@ def _multiplies(func: Any, factors: Sequence[Tensor], result: Any) -> bool:
         return True
     results = [leaf.shape for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     return len(factors) > 1 and bool(results) and results[0] != elementwise
-
-
-@dataclass(frozen=True)
-class CostProfile:
-    """MACs per sample of the parts of an early-exit network with `exits` exits, the last being the backbone's head.
-
-    Attributes:
-        embed: What comes before the first stage.
-        stages: Each stage.
-        classifier: The backbone's own head.
-        heads: Each inference module and what it reads being made of the state, one per exit but the last.
-        gates: Each gate, one per exit but the last.
-        exit_stages: The stage after which each early exit reads.
-        uncounted: What has no count in some part; all figures of that part are too low by it.
-        boosted: Each early exit adds the logits of those before it, and so needs their heads.
-    """
-
-    embed: int
-    stages: tuple[int, ...]
-    classifier: int
-    heads: tuple[int, ...] = ()
-    gates: tuple[int, ...] = ()
-    exit_stages: tuple[int, ...] = ()
-    uncounted: tuple[str, ...] = ()
-    boosted: bool = False
-
-    @property
-    def num_exits(self) -> int:
-        """Early exits and the last one."""
-        return len(self.exit_stages) + 1
-
-    @property
-    def full(self) -> int:
-        """MACs of the plain backbone, without any inference module or gate: what a user had before."""
-        return self.embed + sum(self.stages) + self.classifier
-
-    @property
-    def stages_run(self) -> list[int]:
-        """Stages that a sample leaving at each exit has run."""
-        return [*(stage + 1 for stage in self.exit_stages), len(self.stages)]
-
-    @property
-    def cumulative(self) -> list[int]:
-        """MACs of a sample that leaves at each exit: stages, inference modules and gates passed, its own included."""
-        overhead, totals = 0, []
-        for stage, head, gate in zip(self.exit_stages, self.heads, self.gates, strict=True):
-            overhead += head + gate
-            totals.append(self.embed + sum(self.stages[: stage + 1]) + overhead)
-        return [*totals, self.full + overhead]
-
-    @property
-    def static(self) -> list[int]:
-        """MACs of a static network cut at each exit: the stages and that exit's head (boosted: and those before)."""
-        heads = accumulate(self.heads) if self.boosted else self.heads
-        early = [
-            self.embed + sum(self.stages[: stage + 1]) + head
-            for stage, head in zip(self.exit_stages, heads, strict=True)
-        ]
-        return [*early, self.full]
-
-    def fractions(self) -> Tensor:
-        """MACs of each exit divided by the plain backbone's, `(exits,)`; the last is a little above 1."""
-        return torch.tensor(self.cumulative, dtype=torch.float64) / self.full
-
-    def normalised(self) -> Tensor:
-        """The costs `c_l` of the objectives, `(exits,)`: MACs of each exit divided by the last exit's, so `c_L = 1`."""
-        cumulative = torch.tensor(self.cumulative, dtype=torch.float64)
-        return cumulative / cumulative[-1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CostProfile":
-        """The profile that `to_dict` described."""
-        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**plain)
-
-
-def mean_cost(exit_fractions: Sequence[float] | Tensor, per_exit: Sequence[float] | Tensor) -> float:
-    """Mean of a per-exit cost over samples of which the given fractions leave at each exit."""
-    fractions = torch.as_tensor(exit_fractions, dtype=torch.float64)
-    costs = torch.as_tensor(per_exit, dtype=torch.float64)
-    if fractions.shape != costs.shape:
-        raise UserError("exit_fractions", tuple(fractions.shape), f"there are {len(costs)} exits")
-    return float(fractions @ costs)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
-from eenet.costs import CostProfile, count_operators
+from eenet.costs import count_operators
 from eenet.described import Described
 from eenet.errors import UserError
-from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
+from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, uncertainty_statistics
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.boosting import boost
 from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
-from eenet.runtime import Routed, route
+from eenet.profile import Costs, CostProfile
+from eenet.routing import Routed, route
+from eenet.tree import Path, Tree, path_name
 
 
 class ExitFeatures(NamedTuple):
@@ -34,11 +36,11 @@ class ExitFeatures(NamedTuple):
 
 
 class ExitOutputs(NamedTuple):
-    """All exits computed, for training and validation.
+    """All nodes computed, for training and validation.
 
     Attributes:
-        logits: `(batch, exits, classes)`; the last exit is the backbone's own head.
-        scores: Gate scores, `(batch, exits - 1)`.
+        logits: `(batch, nodes, classes)`; the last node of a path is the backbone's own head.
+        scores: Gate scores, `(batch, early nodes)`, or `(batch, early nodes, nodes)` of an `ErrorGate`.
     """
 
     logits: Tensor
@@ -64,9 +66,11 @@ class EarlyExitNetwork(Described, nn.Module):
 
     Attributes:
         gate_inputs: What gates can read.
+        tree: Its nodes: in a plain network a chain, whose nodes are the exits.
+        segments: The stages of each segment, which ends at an exit.
     """
 
-    gate_inputs: ClassVar[tuple[GateInput, ...]] = ("logits",)
+    gate_inputs: ClassVar[tuple[GateInput, ...]] = ("logits", "known")
 
     def __init__(
         self,
@@ -80,6 +84,8 @@ class EarlyExitNetwork(Described, nn.Module):
         super().__init__()
         self.backbone = backbone
         self.exit_stages = check_exits(exits, backbone.num_stages)
+        self.segments = segment_stages(self.exit_stages, backbone.num_stages)
+        self.tree = Tree.chain(len(self.segments))
         self.inference_modules = nn.ModuleList(
             _make_head(inference_module, backbone, stage) for stage in self.exit_stages
         )
@@ -95,9 +101,40 @@ class EarlyExitNetwork(Described, nn.Module):
         return len(self.exit_stages) + 1
 
     @cached_property
-    def costs(self) -> CostProfile:
-        """MACs of every part, counted once on one example input."""
+    def costs(self) -> Costs:
+        """What every node costs, counted once on one example input."""
         return count_costs(self)
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """How it is quantized, as plain JSON values; nothing where it is not."""
+        return self.backbone.quantization
+
+    def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
+        """What a network needs of unlabelled inputs before it is trained, such as the ranges of its activations.
+
+        Args:
+            inputs: Gives so many batches of a split, `train` or `val`.
+
+        Returns:
+            The buffers that were set.
+        """
+        return self.backbone.prepare(inputs)
+
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy for another tree.
+
+        Raises:
+            UserError: It is made for another number of exits or other paths, or for a chain where the tree branches.
+        """
+        kind = type(policy).__name__
+        if policy.tree is None and self.tree.branches:
+            remedy = "leaves or goes on, and the network's paths branch by width; take `network.along(path)`"
+            raise UserError("policy", kind, remedy)
+        if policy.tree is not None and policy.tree != self.tree:
+            known = ", ".join(path_name(path) for path in self.tree.full[:3])
+            raise UserError("policy", kind, f"is made for other paths than the network's, {known}, ...")
+        policy.check(self.num_exits)
 
     def read(self, exit: int, state: State) -> Tensor:
         """What the head of an early exit reads from the state after its stage."""
@@ -119,14 +156,30 @@ class EarlyExitNetwork(Described, nn.Module):
                 features.append(self.read(len(features), branch))
         return ExitFeatures(features, self.backbone.classify(state))
 
+    def run_segment(self, segment: int, width: int, state: State) -> State:
+        """Run the stages of a segment, at a width where there are several."""
+        for stage in self.segments[segment]:
+            state = self.backbone.run_stage(stage, state)
+        return state
+
     def feature_facts(self) -> dict[str, Any]:
         """What `extract` depends on beside the backbone's architecture and state, as plain JSON values."""
         return {"exits": self.exit_stages, "reads": [head.reads for head in self.heads]}
 
-    def logits_at(self, exit: int, state: State, before: Any) -> Tensor:
-        """Logits of one early exit, `(batch, classes)`; `before` are those of the exit before, where there is one."""
-        logits = self.inference_modules[exit](self.read(exit, state))
-        return logits + before if self.boosted and exit else logits
+    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
+        """Logits of one early exit, `(batch, classes)`.
+
+        Args:
+            place: The exit's number; where the tree branches, of its place.
+            features: What `read` gave there.
+            before: Logits of the exit before, where there is one.
+        """
+        logits = self.inference_modules[place](features)
+        return logits + before if self.boosted and place else logits
+
+    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
+        """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there."""
+        return logits if self.gate.reads == "logits" else Known(uncertainty_statistics(logits), pooled(features))
 
     def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
@@ -138,19 +191,44 @@ class EarlyExitNetwork(Described, nn.Module):
             early = boost(early)
         return torch.cat([early, final.to(early.dtype)], dim=1)
 
+    def known(self, extracted: Any, logits: Tensor) -> list[Known]:
+        """What is known at every early node.
+
+        Args:
+            extracted: From `extract`.
+            logits: From `exit_logits`.
+        """
+        early = extracted.features[: self.tree.num_early]
+        return [Known(uncertainty_statistics(logits[:, node]), pooled(features)) for node, features in enumerate(early)]
+
     def from_features(self, extracted: Any) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
         logits = self.exit_logits(extracted)
-        scores = self.gate(logits[:, :-1]) if extracted.features else logits.new_empty(len(logits), 0)
-        return ExitOutputs(logits, scores)
+        if not extracted.features:
+            return ExitOutputs(logits, logits.new_empty(len(logits), 0))
+        read = logits[:, : self.tree.num_early] if self.gate.reads == "logits" else self.known(extracted, logits)
+        return ExitOutputs(logits, self.gate(read))
 
     def forward(self, inputs: Any) -> ExitOutputs:
-        """Logits and gate scores of all exits, nothing skipped."""
+        """Logits and gate scores of all nodes, nothing skipped."""
         return self.from_features(self.extract(inputs))
 
     def route(self, inputs: Any, policy: Policy) -> Routed:
-        """Run only what each sample needs; see `eenet.runtime.route`."""
+        """Run only what each sample needs; see `eenet.routing.route`."""
         return route(self, inputs, policy)
+
+    def along(self, path: Path, gate: Gate | None = None) -> "EarlyExitNetwork":
+        """The plain network on one path of a tree that branches.
+
+        Args:
+            path: Widths of the segments.
+            gate: Of its early exits; its own by default.
+
+        Raises:
+            UserError: There is no such path.
+        """
+        self.tree.along(path)
+        return self if gate is None else self.with_gate(gate)
 
     def with_gate(self, gate: Gate) -> "EarlyExitNetwork":
         """The same network, sharing backbone and inference modules, behind another gate."""
@@ -191,6 +269,23 @@ def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]
     return exits
 
 
+def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int]]:
+    """The stages of each segment, which ends at an exit.
+
+    Example:
+        >>> segment_stages([1], 4)
+        [[0, 1], [2, 3]]
+    """
+    ends = [*exit_stages, num_stages - 1]
+    starts = [0, *(stage + 1 for stage in exit_stages)]
+    return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features as a vector, `(batch, dim)`; a map is averaged over its positions."""
+    return features.flatten(2).mean(-1) if features.ndim > 2 else features
+
+
 def count_costs(network: EarlyExitNetwork) -> CostProfile:
     """Count the MACs of each part on one example input; what an exit reads is made, and counted, with its head.
 
@@ -204,8 +299,13 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         uncounted.extend(f"{part}: {name}" for name in (found.unknown or (("its weights",) if idle else ())))
         return found.macs, found.result
 
-    def first_gate(logits: Tensor) -> tuple[Tensor, Memory]:
-        return network.gate.at(0, logits, network.gate.start(logits))
+    def head(exit: int, state: State) -> tuple[Tensor, Tensor]:
+        features = network.read(exit, state)
+        return network.logits_at(exit, features, 0), features
+
+    def gate(exit: int, logits: Tensor, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        read = network.gate_input(logits, features)
+        return network.gate.at(exit, read, memory if exit else network.gate.start(read))
 
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -224,10 +324,9 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
             stages.append(macs)
             if stage in network.exit_stages:
                 exit = len(heads)
-                macs, logits = count(f"head {exit}", network.logits_at, exit, state, 0)
+                macs, (logits, features) = count(f"head {exit}", head, exit, state)
                 heads.append(macs)
-                run = (network.gate.at, exit, logits, memory) if exit else (first_gate, logits)
-                macs, (_, memory) = count(f"gate {exit}", *run)
+                macs, (_, memory) = count(f"gate {exit}", gate, exit, logits, features, memory)
                 gates.append(macs)
         classifier, _ = count("classifier", backbone.classify, state)
     finally:
@@ -245,6 +344,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         tuple(network.exit_stages),
         tuple(uncounted),
         network.boosted,
+        backbone.stage_bitops,
     )
     if not profile.full:
         problem = "counts 0 MACs, of which exits could save none; the model has to multiply matrices, or convolve"

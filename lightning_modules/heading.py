@@ -9,7 +9,6 @@ from torch.utils import _pytree as pytree
 
 import eenet
 from eenet.files import sha256
-from eenet.quantization import QuantizedBackbone
 from eenet.reporting import SCHEMA, Results
 from eenet.runs import identify, training_identity
 from lightning_modules.callbacks import folder_of
@@ -26,7 +25,7 @@ def heading(routine: Any, split: str) -> Results:
     data, trained = trainer.datamodule, routine.trained or training_record(trainer)
     identity = identify(routine, data)
     used = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-    quantized = {"quantization": backbone.describe_twins()} if isinstance(backbone, QuantizedBackbone) else {}
+    quantized = {"quantization": found} if (found := routine.network.quantization) else {}
     return {
         "schema": SCHEMA,
         "method": routine.method,

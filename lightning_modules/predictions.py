@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
-from eenet.quantization import RoutedPaths
-from eenet.runtime import Routed
+from eenet.routing import Routed
 
 
-def predicted(routed: Routed | RoutedPaths) -> dict[str, Tensor]:
-    """What `predict` returns of routed samples: `labels`, `probabilities`, `exits` and `macs`."""
+def predicted(routed: Routed) -> dict[str, Tensor]:
+    """What `predict` returns of routed samples: `labels`, `probabilities`, `exits` and `macs`, and `bitops`."""
     probabilities = routed.logits.softmax(-1)
     return {
         "labels": probabilities.argmax(-1),
         "probabilities": probabilities,
         "exits": routed.exits,
         "macs": routed.macs,
+        **({} if routed.bitops is None else {"bitops": routed.bitops}),
     }

@@ -2,43 +2,35 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from eenet.calibration import ChosenOn, OperatingPoint
-from eenet.errors import UserError
-from eenet.features import Features
-from eenet.files import FilePath
-from eenet.metrics import Records, sample_statistics
-from eenet.objectives import ClassWeights, weighted_sum_loss
-from eenet.policies import Policy
-from eenet.quantization import (
-    Known,
-    PathPolicy,
+from eenet.calibration.curves import (
+    THRESHOLDS,
     Point,
-    QuantizedNetwork,
-    SimplePredictors,
-    final_nodes,
-    fit_predictor,
-    judge_predictors,
-    other_predictions,
+    curve_rows,
+    halves_at_budget,
     path_curve,
     point_for_budget,
-    predicted_errors,
-    route_paths,
     static_curve,
     threshold_curve,
 )
-from eenet.quantization.curves import THRESHOLDS, TRADEOFFS
-from eenet.quantization.figures import accuracy_bitops_figure, path_histogram_figure, predictor_figure
-from eenet.quantization.results import curve_rows, halves_at_budget, path_row, uniform_rows
-from eenet.reporting import gather_exits
-from lightning_modules.choosing import chosen
-from lightning_modules.heading import heading
-from lightning_modules.predictions import predicted
+from eenet.errors import UserError
+from eenet.features import Features
+from eenet.files import FilePath
+from eenet.gates import ErrorGate, Known
+from eenet.metrics import Records
+from eenet.network import ExitOutputs
+from eenet.objectives import ClassWeights, weighted_sum_loss
+from eenet.policies import Policy
+from eenet.policies.predicted_errors import TRADEOFFS
+from eenet.quantization import QuantizedNetwork, SimplePredictors, fit_predictor, judge_predictors, other_predictions
+from eenet.reporting import Results, static_exits
+from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
 from lightning_modules.reports import FIGURES
 from lightning_modules.routine import ExitRoutine
 
@@ -57,21 +49,19 @@ class Nodes(NamedTuple):
     """Samples at every node.
 
     Attributes:
-        statistics: From `eenet.metrics.sample_statistics`, `(samples, nodes, 6)`.
+        correct: 1 where a node is right, `(samples, nodes)`.
+        confidence: Maximum probability at each node, `(samples, nodes)`.
         known: What the predictor of each early node reads.
     """
 
-    statistics: Tensor
+    correct: Tensor
+    confidence: Tensor
     known: list[Known]
-
-    @property
-    def errors(self) -> Tensor:
-        """1 where a node is wrong, `(samples, nodes)`."""
-        return 1 - self.statistics[..., 1]
 
     def take(self, rows: Tensor) -> "Nodes":
         """Some of the samples."""
-        return Nodes(self.statistics[rows], [Known(*(values[rows] for values in known)) for known in self.known])
+        known = [Known(*(values[rows] for values in node)) for node in self.known]
+        return Nodes(self.correct[rows], self.confidence[rows], known)
 
 
 class QuEE(ExitRoutine):
@@ -129,16 +119,15 @@ class QuEE(ExitRoutine):
         for budget in self.budgets:
             if not budget > 0:
                 raise UserError("model.budgets", budget, "is a fraction of the float network's BitOPs, above 0")
-        self.calibration_batches = calibration_batches
+        network.calibration_batches = calibration_batches
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
         self.simple = nn.ModuleList(
             SimplePredictors(len(network.tree.reachable(node))) for node in range(network.tree.num_early)
         )
-        self._nodes = Records(["statistics", "uncertainty", "features"])
+        self._known = Records(["uncertainty", "features"])
         sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
         for name, size in sizes.items():
             self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
-        self._paths: dict[str, OperatingPoint] = {}
         self.register_buffer("clusters", torch.zeros(network.tree.num_early, dtype=torch.long))
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
@@ -150,31 +139,37 @@ class QuEE(ExitRoutine):
             warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
 
     @property
+    def gate(self) -> ErrorGate:
+        """The network's predictors."""
+        assert isinstance(self.network.gate, ErrorGate)
+        return self.network.gate
+
+    @property
     def unmet(self) -> dict[str, str]:
         """Why budgets cannot be met, by the names of their points."""
-        cheapest = self.network.node_costs.min().item()
+        cheapest = self.network.costs.fractions("bitops").min().item()
         if self.fitted:
             cheapest = min(point.cost for point in self.curves()["quee"])
         why = f"cannot be met: the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
         return {f"budget-{budget:g}": why for budget in self.budgets if budget < cheapest}
 
     def policies(self) -> dict[str, Policy]:
-        """None that looks at exits alone; see `own_points`."""
-        return {}
-
-    def own_points(self) -> dict[str, OperatingPoint]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
-        Before the predictors are fitted, and for a budget that cannot be met, points that nothing has chosen.
+        Before the predictors are fitted, and for a budget that cannot be met, the widest and lambda 0.
         """
-        found = {}
+        curve, found = self.curves()["quee"], dict[str, Policy]()
         for budget in self.budgets:
-            name, policy, chosen_on = f"budget-{budget:g}", PathPolicy(self.network.widths[0], 0.0), None
+            name, setting = f"budget-{budget:g}", (self.network.widths[0], 0.0)
             if self.fitted and name not in self.unmet:
-                point = point_for_budget(self.curves()["quee"], budget, "model.budgets")
-                policy, chosen_on = PathPolicy(point.width, point.knob), self.validated_on
-            found[name] = OperatingPoint(cast(Policy, policy), chosen_on=chosen_on)
+                point = point_for_budget(curve, budget, "model.budgets")
+                setting = point.width, point.knob
+            found[name] = self.network.policy(*setting)
         return found
+
+    def own_points(self) -> dict[str, OperatingPoint]:
+        """As every routine's; before the predictors are fitted nothing has chosen them."""
+        return super().own_points() if self.fitted else {name: OperatingPoint(p) for name, p in self.policies().items()}
 
     @property
     def wish(self) -> str:
@@ -186,15 +181,23 @@ class QuEE(ExitRoutine):
         """Whether the predictors have been fitted."""
         return bool(self.path_points[:, 0].any())
 
+    @property
+    def too_early(self) -> str | None:
+        """A training's validations before its last epoch fit no predictors."""
+        if self.trainer.state.fn != "fit" or self.current_epoch + 1 == self.trainer.max_epochs:
+            return None
+        return "predictors are fitted after the last epoch"
+
     def curves(self) -> dict[str, list[Point]]:
         """The curves on validation samples: QuEE's, early exits by confidence (all widths; widest) and static ones."""
         rows = {name: getattr(self, f"{name}_points").tolist() for name in ("path", "threshold", "static")}
         points = {name: [Point(int(width), *rest) for width, *rest in found] for name, found in rows.items()}
-        return name_curves(self.network, points["path"], points["threshold"], points["static"])
+        return self._named(points["path"], points["threshold"], points["static"])
 
-    def choose_ranges(self) -> None:
-        """Before a new training, take the ranges of the activations from training inputs and choose among them."""
-        self.take_ranges(self.network, self.calibration_batches)
+    def _named(self, paths: list[Point], thresholds: list[Point], static: list[Point]) -> dict[str, list[Point]]:
+        """Curves by the name that results give them; early exit alone is the thresholds' at the widest width."""
+        widest = [point for point in thresholds if point.width == self.network.widths[0]]
+        return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
@@ -205,53 +208,46 @@ class QuEE(ExitRoutine):
         self.log_losses("inference_modules", batch_idx, loss)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Record every node."""
-        self.record_nodes(*batch)
-
-    def record_nodes(self, inputs: Any, labels: Tensor) -> None:
-        """Add the statistics of every node and what its predictor reads to the records."""
+    def judge(self, inputs: Any, labels: Tensor) -> ExitOutputs:
+        """As every routine, and record what the predictors read."""
         extracted = self.extract(inputs)
         logits = self.network.exit_logits(extracted)
-        uncertainty, features = zip(*self.network.known(extracted, logits), strict=True)
-        self._nodes.update(
-            statistics=sample_statistics(logits, labels),
-            uncertainty=torch.stack(uncertainty, dim=1),
-            features=torch.cat(features, dim=1),
+        known = self.network.known(extracted, logits)
+        self._known.update(
+            uncertainty=torch.stack([rows.statistics for rows in known], dim=1),
+            features=torch.cat([rows.features for rows in known], dim=1),
         )
+        outputs = ExitOutputs(logits, self.gate(known))
+        self.record(outputs, labels)
+        return outputs
 
-    def finish_nodes(self) -> Nodes:
-        """The records of all samples, usable for training, and new records."""
-        with torch.inference_mode(False):
-            found = {name: rows.clone() for name, rows in self._nodes.compute().items()}
-        self._nodes.reset()
-        dims = [
-            self.network.backbone.feature_dims[self.network.last_stage(node)]
-            for node in range(self.network.tree.num_early)
-        ]
-        features = found["features"].split(dims, dim=1)
-        known = [Known(found["uncertainty"][:, node], rows) for node, rows in enumerate(features)]
-        return Nodes(found["statistics"], known)
+    def nodes(self, records: dict[str, Tensor]) -> Nodes:
+        """The samples that were judged last, usable for training."""
+        if self._known.update_called:
+            with torch.inference_mode(False):
+                found = {name: rows.clone() for name, rows in self._known.compute().items()}
+                statistics = records["statistics"].clone()
+            self._known.reset()
+            tree, dims = self.network.tree, self.network.backbone.feature_dims
+            stages = [self.network.exit_stages[tree.exit(node)] for node in range(tree.num_early)]
+            features = found["features"].split([dims[stage] for stage in stages], dim=1)
+            known = [Known(found["uncertainty"][:, node], rows) for node, rows in enumerate(features)]
+            self._nodes = Nodes(statistics[..., 1], statistics[..., 0], known)
+        return self._nodes
 
-    def on_validation_epoch_end(self) -> None:
-        """Judge static networks; fit the predictors on a whole validation of the final weights, and judge them.
+    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
+        """Before the predictors are fitted, the mean accuracy of all nodes."""
+        if self.fitted and self.too_early is None:
+            return super().watched(rows, records)
+        return {"accuracy": records["statistics"][..., 1].mean().item()}
 
-        A training's validations before its last epoch fit nothing.
-        """
-        with torch.inference_mode(False):
-            nodes, trial, fn = self.finish_nodes(), self.trial(), self.trainer.state.fn
-            ends = fn != "fit" or self.current_epoch + 1 == self.trainer.max_epochs
-            if trial is None and ends and not self.current:
+    def choose_points(self, records: dict[str, Tensor]) -> None:
+        """Fit the predictors on a whole validation of the final weights."""
+        if self.trial() is None and not (self.fitted and self.current):
+            with torch.inference_mode(False):
+                nodes = self.nodes(records)
                 self.fit_predictors(nodes)
-                self.remember(len(nodes.statistics))
-            if self.fitted and self.current and not self.trainer.sanity_checking:
-                self._judge("val", nodes, self.mark(self._reference_rows(nodes), trial))
-                return
-            rows = {width: uniform_rows(self.network, nodes.statistics, width) for width in self.network.widths}
-        for width, exits in rows.items():
-            values = {f"val/accuracy/{width}_bits/{row['name'].replace(' ', '_')}": row["accuracy"] for row in exits}
-            self.log_dict(values, rank_zero_only=True)
-        self.log("val/accuracy", nodes.statistics[..., 1].mean(), prog_bar=True, rank_zero_only=True)
+                records["scores"] = self.predicted(nodes)
 
     def fit_predictors(self, nodes: Nodes) -> None:
         """Fit the predictors on one half of the validation samples, and take the curves of the other half.
@@ -259,14 +255,14 @@ class QuEE(ExitRoutine):
         Raises:
             UserError: Too few samples.
         """
-        total = len(nodes.statistics)
+        total = len(nodes.correct)
         if total < LEAST_HELD_OUT:
             remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
             raise UserError("data.validation_fraction", total, remedy)
         first, second = halves(nodes)
         for node, predictor in enumerate(self.network.predictors):
             reachable = self.network.tree.reachable(node)
-            errors = first.errors[:, reachable], second.errors[:, reachable]
+            errors = 1 - first.correct[:, reachable], 1 - second.correct[:, reachable]
             known = first.known[node], second.known[node]
             self.clusters[node] = fit_predictor(predictor, known, errors).clusters  # type: ignore[arg-type]
             self.simple[node].fit(first.known[node], errors[0])  # type: ignore[operator]
@@ -285,93 +281,64 @@ class QuEE(ExitRoutine):
         """
         with torch.no_grad():
             for inputs, labels in batches:
-                self.record_nodes(inputs, labels)
-        nodes = self.finish_nodes()
+                self.judge(inputs, labels)
+        nodes = self.nodes(self._records.compute())
+        self._records.reset()
         self.fit_predictors(nodes)
-        self.validated_on = ChosenOn(self.network_digest(), split, len(nodes.statistics))
+        self.validated_on = ChosenOn(self.network_digest(), split, len(nodes.correct))
+
+    @torch.no_grad()
+    def predicted(self, nodes: Nodes) -> Tensor:
+        """The errors that the gate predicts, `(samples, early nodes, nodes)`."""
+        return self.gate(nodes.known)
 
     def _curves(self, nodes: Nodes) -> tuple[list[Point], list[Point], list[Point]]:
-        network, correct = self.network, 1 - nodes.errors
-        predicted = predicted_errors(network, nodes.known)
-        confidence = nodes.statistics[..., 0]
+        network, tree = self.network, self.network.tree
+        uniform = {width: network.along((width,) * tree.segments).costs.fractions("bitops") for width in tree.widths}
         return (
-            path_curve(network, predicted, correct),
-            threshold_curve(network, confidence, correct),
-            static_curve(network, correct),
+            path_curve(network.policy(network.widths[0], 0.0), self.predicted(nodes), nodes.correct),
+            threshold_curve(tree, uniform, nodes.confidence, nodes.correct),
+            static_curve(tree, network.costs, nodes.correct),
         )
 
-    def _reference_rows(self, nodes: Nodes) -> list[dict[str, Any]]:
-        predicted, rows = predicted_errors(self.network, nodes.known), []
-        for name, point in self.own_points().items():
-            policy = cast(PathPolicy, point.policy)
-            ends = final_nodes(self.network, predicted, policy)
-            rows.append(path_row(self.network, name, gather_exits(nodes.statistics, ends), ends, policy))
-        return rows
-
-    def _judge(self, split: str, nodes: Nodes, rows: list[dict[str, Any]]) -> None:
-        network, curves = self.network, name_curves(self.network, *self._curves(nodes))
-        static = {width: uniform_rows(network, nodes.statistics, width) for width in network.widths}
+    def more_results(self, records: dict[str, Tensor]) -> Results:
+        """Static networks of each width, and, once the predictors are fitted, curves and the predictors' quality."""
+        network, tree, nodes = self.network, self.network.tree, self.nodes(records)
+        static = {
+            width: static_exits(records["statistics"], network.costs, tree.along((width,) * tree.segments))
+            for width in tree.widths
+        }
+        found: Results = {
+            "static_widths": {
+                str(width): [{**row, "width": width} for row in rows] for width, rows in static.items()
+            }
+        }
+        if not self.fitted:
+            return found
+        curves, errors = self._named(*self._curves(nodes)), 1 - nodes.correct
         simple: list[SimplePredictors] = list(self.simple)  # type: ignore[arg-type]
-        quality = judge_predictors(network, simple, nodes.known, nodes.errors)
-        others = other_predictions(network, simple, nodes.known, nodes.errors)
-        self.results = {
-            **heading(self, split),
-            "operating_points": rows,
-            "exits": static[network.widths[0]],
-            "static_widths": {str(width): found for width, found in static.items()},
+        others = other_predictions(tree, simple, nodes.known, errors)
+        policy = network.policy(network.widths[0], 0.0)
+        return found | {
             "curves": {name: curve_rows(points) for name, points in curves.items()},
             "curves_of_other_predictors": {
-                name: curve_rows(path_curve(network, predicted, 1 - nodes.errors)) for name, predicted in others.items()
+                name: curve_rows(path_curve(policy, scores, nodes.correct)) for name, scores in others.items()
             },
             "at_budgets": [halves_at_budget(budget, self.curves(), curves) for budget in self.budgets],
-            "predictors": {"clusters": self.clusters.tolist(), **quality},
-            "quantization": network.describe_quantization(),
+            "predictors": {
+                "clusters": self.clusters.tolist(),
+                **judge_predictors(self.gate, simple, nodes.known, errors),
+            },
         }
-        self._log_results(split)
-        if self.trainer.state.fn != "fit":
-            self._print_results()
 
     def on_test_start(self) -> None:
-        """Make room for the records of each operating point.
+        """As every routine.
 
         Raises:
-            UserError: They were chosen on other weights, on another split, or never: there are no predictors then.
+            UserError: The principal point is not chosen: there are no predictors then.
         """
         self.require_principal()
-        self._paths = self.usable_points()
-        self._routed = nn.ModuleDict({str(i): Records(["statistics", "nodes"]) for i in range(len(self._paths))})
-        self._routed.to(self.device)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Record every node, and really route the batch at every operating point."""
-        inputs, labels = batch
-        self.record_nodes(inputs, labels)
-        for records, point in zip(self._routed.values(), self._paths.values(), strict=True):
-            routed = route_paths(self.network, inputs, cast(PathPolicy, point.policy))
-            records.update(statistics=sample_statistics(routed.logits, labels), nodes=routed.nodes)  # type: ignore[operator]
-
-    def on_test_epoch_end(self) -> None:
-        """Log the results, write `results.json` and the figures, and print the table."""
-        rows = []
-        for (name, point), records in zip(self._paths.items(), self._routed.values(), strict=True):
-            found, policy = records.compute(), cast(PathPolicy, point.policy)  # type: ignore[operator]
-            rows.append(chosen(path_row(self.network, name, found["statistics"], found["nodes"], policy), point))
-        self._judge("test", self.finish_nodes(), rows)
-        self._write_results()
-
-    def on_predict_start(self) -> None:
-        """Take the principal operating point.
-
-        Raises:
-            UserError: It is not chosen.
-        """
-        self.require_principal()
-        self._paths = self.usable_points()
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Route a batch at the first budget: `labels`, `probabilities`, `exits`, `macs` and `bitops` per sample."""
-        routed = route_paths(self.network, batch[0], cast(PathPolicy, next(iter(self._paths.values())).policy))
-        return {**predicted(routed), "bitops": routed.bitops}
+        super().on_test_start()
 
     def configure_optimizers(self) -> Any:
         """The inference modules' optimizer under a cosine schedule."""
@@ -379,16 +346,8 @@ class QuEE(ExitRoutine):
         return {"optimizer": optimizer, "lr_scheduler": self.cosine(optimizer, self.final_learning_rate)}
 
 
-def name_curves(
-    network: QuantizedNetwork, paths: list[Point], thresholds: list[Point], static: list[Point]
-) -> dict[str, list[Point]]:
-    """Curves by the name that results give them; early exit alone is the thresholds' curve at the widest width."""
-    widest = [point for point in thresholds if point.width == network.widths[0]]
-    return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
-
-
 def halves(nodes: Nodes) -> tuple[Nodes, Nodes]:
     """The half of the validation samples that teaches the predictors, and the half that chooses operating points."""
-    total = len(nodes.statistics)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.statistics.device)
+    total = len(nodes.correct)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.correct.device)
     return nodes.take(order[: total // 2]), nodes.take(order[total // 2 :])

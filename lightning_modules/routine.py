@@ -18,14 +18,12 @@ from eenet.files import FilePath
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
-from eenet.quantization import QuantizedBackbone
-from eenet.quantization.results import bitops_fields
-from eenet.quantization.twins import Twins
 from eenet.reporting import (
     Results,
     evaluate,
     operating_point,
     static_exits,
+    widest_nodes,
 )
 from eenet.runs import IDENTITY, relocate
 from lightning_modules.batches import DataModel
@@ -91,7 +89,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         self._routed = nn.ModuleDict()
         if freeze_backbone:
             network.backbone.requires_grad_(False)
-        elif isinstance(network.backbone, QuantizedBackbone):
+        elif not network.backbone.trainable:
             remedy = "has rounded weights, which no gradient reaches; train the float backbone and name its run"
             raise UserError("model.network.backbone", type(network.backbone).__name__, remedy)
 
@@ -127,7 +125,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def setup(self, stage: str) -> None:
         """Count the costs and check the policies."""
         for policy in self.policies().values():
-            policy.check(self.network.num_exits)
+            self.network.check(policy)
         _ = self.network.costs
         self._continued = False
         if stage in ("fit", "validate"):
@@ -138,7 +136,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
                 self._begin()  # before the weights are sharded, whose checkpoint comes too late to ask for
 
     def on_fit_start(self) -> None:
-        """Before a new training, load the backbone and choose its ranges; a continued one has them."""
+        """Before a new training, load the backbone and prepare the network; a continued one has been."""
         super().on_fit_start()
         if not (self._continued or self.trainer.strategy.restore_checkpoint_after_setup):
             self._begin()
@@ -146,7 +144,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def _begin(self) -> None:
         if self.backbone_checkpoint is not None:
             load_backbone(self.network.backbone, self.backbone_checkpoint)
-        self.choose_ranges()
+        for buffer in self.network.prepare(self.inputs):
+            buffer.copy_(self.trainer.strategy.broadcast(buffer))  # the same everywhere
 
     def keep_features(self) -> None:
         """Let the data give features instead of inputs where that is asked for, but for a trial.
@@ -160,19 +159,6 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             trainer.datamodule.keep_features(self.network, options)
         elif options is not None:
             raise UserError("model.features", options.store, "must be off for data that are no `SplitData`")
-
-    def choose_ranges(self) -> None:
-        """Before a new training, give a quantized backbone the ranges of its activations."""
-        if isinstance(self.network.backbone, QuantizedBackbone):
-            self.take_ranges(self.network.backbone, self.network.backbone.calibration_batches)
-
-    def take_ranges(self, twins: Twins, batches: int) -> None:
-        """Take ranges from batches of training inputs, and choose among them on as many validation inputs."""
-        twins.calibrate(self.inputs("train", batches))
-        twins.choose_ranges(self.inputs("val", batches))
-        ranges, methods = self.trainer.strategy.broadcast((twins.ranges, twins.range_methods))  # the same everywhere
-        twins.ranges.copy_(ranges)
-        twins.range_methods.copy_(methods)
 
     def inputs(self, split: str, batches: int) -> Iterator[Any]:
         """The first batches of a split in its order, without labels."""
@@ -222,9 +208,14 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             self._flush_losses()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Judge all exits on a batch."""
-        inputs, labels = batch
-        self.record(self(inputs), labels)
+        """Judge all nodes on a batch."""
+        self.judge(*batch)
+
+    def judge(self, inputs: Any, labels: Tensor) -> ExitOutputs:
+        """Compute all nodes of a batch and add them to the records."""
+        outputs = self(inputs)
+        self.record(outputs, labels)
+        return outputs
 
     def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
         """Add a batch to the records that are judged at the end of the epoch."""
@@ -242,21 +233,19 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         records = self._records.compute()
         self._records.reset()
         self.finish_validation(records)
-        trial = self.trial()
+        trial = self.trial() or self.too_early
         with self.kept(trial is not None):
-            if trial is None or not self.current:
+            if not self.too_early and (trial is None or not self.current):
                 self.choose_points(records)
             rows = evaluate(**records, policies=self.policies(), costs=self.network.costs)
+            more = self.more_results(records)
         if self.trainer.sanity_checking:
             return
         if trial is None:
             self.remember(len(records["predictions"]))
-        for kind, found in rows.items():
-            for row in found:
-                row |= bitops_fields(self.network, row, static=kind == "exits")
-        principal = rows["operating_points"][0]
+        principal = self.watched(rows, records)
         rows["operating_points"] = self.mark(rows["operating_points"], trial)
-        self.results = {**heading(self, "val"), **rows}
+        self.results = {**heading(self, "val"), **rows, **more}
         self._log_results("val", principal)
         if self.trainer.state.fn == "validate":
             self._print_results()
@@ -264,8 +253,21 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Give the training what it learns from validation: `statistics`, `predictions` and `scores` of all samples."""
 
+    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
+        """The figures that stopping may watch: those of the principal point."""
+        return rows["operating_points"][0]
+
+    @property
+    def too_early(self) -> str | None:
+        """Why validations choose nothing yet, though they see the whole split; `None` where they do."""
+        return None
+
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Choose the operating points from `statistics`, `predictions` and `scores` of all samples."""
+
+    def more_results(self, records: dict[str, Tensor]) -> Results:
+        """What a method says beside the rows of exits and points, from `statistics`, `predictions` and `scores`."""
+        return {}
 
     def _prepare_points(self) -> None:
         usable = self.usable_points()
@@ -276,48 +278,49 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def on_test_start(self) -> None:
         """Make the operating points ready, with room for the records of each; those that are not chosen do not run."""
         self._prepare_points()
-        names = ["statistics", "exits", "labels", *(TRUSTED if self.calibration is not None else ())]
+        names = ["statistics", "nodes", "exits", "labels", *(TRUSTED if self.calibration is not None else ())]
         self._routed = nn.ModuleDict({str(i): Records(names) for i in range(len(self._points))})
         self._routed.to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Judge the static exits, and really route the batch at every operating point."""
         inputs, labels = batch
-        outputs = self(inputs)
-        self.record(outputs, labels)
+        outputs = self.judge(inputs, labels)
         if self.calibration is not None:
             tempered = outputs.logits / self.calibration.temperatures.to(outputs.logits).unsqueeze(1)
             self._tempered.update(statistics=sample_statistics(tempered, labels))
         for records, (point, network) in zip(self._routed.values(), self._points.values(), strict=True):
             routed = network.route(inputs, point.policy)
-            rows = {"statistics": sample_statistics(routed.logits, labels), "exits": routed.exits, "labels": labels}
+            rows = {"nodes": routed.nodes, "exits": routed.exits, "labels": labels}
+            rows["statistics"] = sample_statistics(routed.logits, labels)
             if self.calibration is not None:
-                rows |= trust_records(point, self.calibration.temperatures, routed.logits, routed.exits, labels)
+                temperatures = point.own(self.calibration.temperatures, self.network)
+                rows |= trust_records(point, temperatures, routed.logits, routed.nodes, labels)
             records.update(**rows)  # type: ignore[operator]
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
-        exits = static_exits(self._records.compute()["statistics"], self.network.costs)
-        for row in exits:
-            row |= bitops_fields(self.network, row, static=True)
+        everything = self._records.compute()
+        exits, more = static_exits(everything["statistics"], self.network.costs), self.more_results(everything)
         self._records.reset()
         if self.calibration is not None:
-            for exit, statistics in enumerate(self._tempered.compute()["statistics"].unbind(1)):
-                figures = {"temperature": self.calibration.temperatures[exit].item(), **calibrated_figures(statistics)}
-                exits[exit]["calibrated"] = {**figures, "doubt": self.calibration.doubts.get(exit)}
+            tempered = self._tempered.compute()["statistics"]
+            for row, node in zip(exits, widest_nodes(self.network.costs), strict=True):
+                figures = calibrated_figures(tempered[:, node])
+                temperature = self.calibration.temperatures[node].item()
+                row["calibrated"] = {"temperature": temperature, **figures, "doubt": self.calibration.doubts.get(node)}
             self._tempered.reset()
         points = {}
         for (name, (point, network)), records in zip(self._points.items(), self._routed.values(), strict=True):
             gathered = records.compute()  # type: ignore[operator]
-            statistics, labels = gathered.pop("statistics"), gathered.pop("labels")
-            row = operating_point(name, statistics, gathered["exits"], network.costs)
-            row |= bitops_fields(network, row)
+            statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
+            row = operating_point(name, statistics, nodes, network.costs)
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], labels, network.backbone.num_classes)
             if self.calibration is not None:
                 row |= trust(point, **gathered, labels=labels, num_exits=network.num_exits)
             points[name] = chosen(row, point)
-        self.results = {**heading(self, "test"), "operating_points": self.all_rows(points), "exits": exits}
+        self.results = {**heading(self, "test"), "operating_points": self.all_rows(points), "exits": exits, **more}
         self._log_results("test")
         self._print_results()
         self._write_results()

@@ -1,7 +1,8 @@
 """The contract that every backbone family keeps: a model cut into stages that can be run one at a time."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,12 @@ class StagedBackbone(Described, nn.Module, ABC):
         map_dims: Channels of `feature_map(i, state)` for each stage, `None` for a family without one.
         input_shape: Shape of one input without the batch axis, `None` for text.
         max_tokens: The most tokens of a text that it takes, `None` for images.
+        trainable: Whether gradients reach its weights.
+        stage_bitops: BitOPs of each stage where stages are quantized, `None` where they are not.
     """
+
+    trainable: ClassVar[bool] = True
+    stage_bitops: tuple[int, ...] | None = None
 
     num_stages: int
     num_classes: int
@@ -88,6 +94,15 @@ class StagedBackbone(Described, nn.Module, ABC):
         if self.input_shape is None:
             raise NotImplementedError(f"{type(self).__name__} takes no images and must make its own example")
         return torch.zeros(1, *self.input_shape)
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """How it is quantized, as plain JSON values; nothing where it is not."""
+        return {}
+
+    def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
+        """See `eenet.network.EarlyExitNetwork.prepare`; nothing by default."""
+        return []
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

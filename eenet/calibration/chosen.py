@@ -69,7 +69,7 @@ def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
     """
     names = sorted(name for name in state if name.startswith(prefix))
     kept = ((name.removeprefix(prefix), state[name]) for name in names)
-    return tensor_digest((name, _widened(values)) for name, values in kept if not name.startswith("predictors."))
+    return tensor_digest((name, _widened(values)) for name, values in kept if not name.startswith("gate.predictors."))
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from eenet.errors import UserError, command
 from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
-from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
-from eenet.quantization.policy import PathPolicy
+from eenet.policies import FixedExit, Patience, Policy, PredictedErrors, RandomExits, SequentialGates, Threshold
 from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
+from eenet.tree import Path as TreePath
 
 SCHEMA = 2
 
@@ -26,7 +26,7 @@ CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes for the last checkpoint; see `eenet.runs.RunFolder.file`."""
 
 POLICIES: dict[str, Any] = {
-    cls.__name__: cls for cls in (FixedExit, PathPolicy, Patience, RandomExits, SequentialGates, Threshold)
+    cls.__name__: cls for cls in (FixedExit, Patience, PredictedErrors, RandomExits, SequentialGates, Threshold)
 }
 GATES = {cls.__name__: cls for cls in (ConfidenceGate, SaturationGate, SchedulerGate, UncertaintyGate)}
 
@@ -36,8 +36,9 @@ class OperatingPoint:
     """A policy, and the gate it reads.
 
     Attributes:
-        policy: Decides who leaves; of a `QuantizedNetwork`, a `PathPolicy`.
+        policy: Decides who leaves.
         gate: `None` for the network's own.
+        path: Of a network whose tree branches, the path that every sample goes along; `None` where the policy chooses.
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
         got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
         conformal: Quantiles of conformal sets by mode and miscoverage, such as `("common", 0.1)`.
@@ -50,10 +51,18 @@ class OperatingPoint:
     got: dict[str, float] = field(default_factory=dict)
     conformal: dict[tuple[str, float], Quantiles] = field(default_factory=dict)
     chosen_on: ChosenOn | None = None
+    path: TreePath | None = None
 
     def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
-        """The network behind the point's gate."""
-        return network if self.gate is None else network.with_gate(self.gate.to(next(network.parameters()).device))
+        """The network behind the point's gate, on the point's path."""
+        gate = None if self.gate is None else self.gate.to(next(network.parameters()).device)
+        if self.path is not None:
+            return network.along(self.path, gate)
+        return network if gate is None else network.with_gate(gate)
+
+    def own(self, values: Tensor, network: EarlyExitNetwork) -> Tensor:
+        """Of values of every node of a network, `(nodes,)`, those of the point's network."""
+        return values if self.path is None else values[network.tree.along(self.path)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -67,6 +76,7 @@ class OperatingPoint:
                 for (mode, alpha), found in self.conformal.items()
             ],
             "chosen_on": None if self.chosen_on is None else self.chosen_on.to_dict(),
+            "path": self.path,
         }
 
     @classmethod
@@ -84,6 +94,7 @@ class OperatingPoint:
             dict(values["got"]),
             conformal,
             None if chosen_on is None else ChosenOn(**chosen_on),
+            None if values.get("path") is None else tuple(values["path"]),
         )
 
 
@@ -94,9 +105,9 @@ class Calibration:
     Attributes:
         checkpoint: SHA-256 of the checkpoint that was calibrated.
         samples: Size of the validation split.
-        temperatures: Of every exit, `(exits,)`; probabilities are the softmax of logits divided by them.
+        temperatures: Of every node, `(nodes,)`; probabilities are the softmax of logits divided by them.
         points: Operating points by name.
-        doubts: Why the temperatures of some exits are not to be relied on, see `eenet.calibration.Temperatures`.
+        doubts: Why the temperatures of some nodes are not to be relied on, see `eenet.calibration.Temperatures`.
     """
 
     checkpoint: str

@@ -20,15 +20,15 @@ def calibrated_figures(statistics: Tensor) -> dict[str, float]:
 
 
 def trust_records(
-    point: OperatingPoint, temperatures: Tensor, logits: Tensor, exits: Tensor, labels: Tensor
+    point: OperatingPoint, temperatures: Tensor, logits: Tensor, nodes: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     """What `trust` needs of every sample of a batch, in place of its logits.
 
     Args:
         point: The operating point.
-        temperatures: Of every exit, `(exits,)`.
+        temperatures: Of every node of the point's network, `(nodes,)`.
         logits: That samples left with, `(batch, classes)`.
-        exits: Where they left, `(batch,)`.
+        nodes: Where they left, `(batch,)`; in a chain, exits.
         labels: `(batch,)`.
 
     Returns:
@@ -36,11 +36,11 @@ def trust_records(
         `(batch, sets)`: whether each conformal set of the point holds the true class, and how many classes it holds.
         The sets are made from the untempered probabilities, as in JEI-DNN.
     """
-    tempered = logits / temperatures.to(logits)[exits].unsqueeze(1)
+    tempered = logits / temperatures.to(logits)[nodes].unsqueeze(1)
     probabilities = logits.softmax(-1)
     found = labels.new_empty(2, len(labels), len(point.conformal), dtype=torch.int32)
     for column, quantiles in enumerate(point.conformal.values()):
-        sets = prediction_sets(probabilities, exits, quantiles.values.to(logits))
+        sets = prediction_sets(probabilities, nodes, quantiles.values.to(logits))
         found[0, :, column] = sets.gather(1, labels[:, None]).squeeze(1)
         found[1, :, column] = sets.sum(1)
     return {"tempered": sample_statistics(tempered, labels), "covered": found[0], "sizes": found[1]}

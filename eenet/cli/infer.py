@@ -96,7 +96,9 @@ class Router:
 
     def __init__(self, run: Run, chosen: Chosen) -> None:
         self.network, self.policy = chosen.point.network(run.model.network), chosen.point.policy
-        self.temperatures = chosen.temperatures
+        self.temperatures = None
+        if chosen.temperatures is not None:
+            self.temperatures = chosen.point.own(chosen.temperatures, run.model.network)
         self.names = class_names(run.data)
 
     def __call__(self, batch: list[Item], reader: Any) -> list[Row]:
@@ -120,7 +122,7 @@ class Router:
         routed = self.network.route(to_device(inputs, self.network), self.policy)
         logits, exits = routed.logits.double().cpu(), routed.exits.cpu()
         if self.temperatures is not None:
-            logits = logits / self.temperatures[exits].unsqueeze(1)
+            logits = logits / self.temperatures[routed.nodes.cpu()].unsqueeze(1)
         probabilities = logits.softmax(-1)
         best, labels = probabilities.max(-1)
         rows = zip(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
-from eenet.costs import CostProfile, count_macs
+from eenet.costs import count_macs
+from eenet.profile import CostProfile
 from eenet.decoding.costs import DecoderCosts, count_decoder
 from eenet.decoding.observe import read_states
 from eenet.errors import UserError

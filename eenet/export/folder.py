@@ -26,7 +26,7 @@ from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
-from eenet.runtime.steps import run_step
+from eenet.routing.steps import run_step
 from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4

@@ -1,15 +1,19 @@
 """Gates: how ready a sample is to leave at an exit, from that exit's own logits."""
 
-from eenet.gates.base import Gate, GateInput, Memory
+from eenet.gates.base import Gate, GateInput, Known, Memory
 from eenet.gates.confidence import ConfidenceGate, confidence
+from eenet.gates.errors import ErrorGate, ErrorPredictor
 from eenet.gates.saturation import SaturationGate
 from eenet.gates.scheduler import SchedulerGate
 from eenet.gates.uncertainty import UncertaintyGate, uncertainty_statistics
 
 __all__ = [
     "ConfidenceGate",
+    "ErrorGate",
+    "ErrorPredictor",
     "Gate",
     "GateInput",
+    "Known",
     "Memory",
     "SaturationGate",
     "SchedulerGate",

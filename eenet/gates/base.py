@@ -1,7 +1,7 @@
 """The contract of a gate."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,8 +10,21 @@ from eenet.described import Described
 Memory = Any
 """What a gate or a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
 
-GateInput = Literal["logits", "steps"]
-"""What a gate reads at an exit: its logits, or, in a decoder, the similarity of the last layer's output and input."""
+GateInput = Literal["logits", "known", "steps"]
+"""What a gate reads at an exit: its logits, what is `Known` there, or, in a decoder, the similarity of the last layer's
+output and input."""
+
+
+class Known(NamedTuple):
+    """What is known of samples at an exit.
+
+    Attributes:
+        statistics: `eenet.gates.uncertainty_statistics` of its logits, `(samples, 4)`.
+        features: What its head reads, pooled, `(samples, dim)`.
+    """
+
+    statistics: Tensor
+    features: Tensor
 
 
 class Gate(Described, nn.Module, ABC):
@@ -47,7 +60,7 @@ class Gate(Described, nn.Module, ABC):
         """What `route` calls: the score of one gate.
 
         Args:
-            exit: Number of the exit, from 0.
+            exit: Number of the exit, from 0; where the tree branches, of the place.
             logits: That exit's logits, `(batch, classes)`.
             memory: What `start` or the previous exit returned, for the same samples.
 

@@ -3,6 +3,7 @@
 from eenet.policies.base import Policy
 from eenet.policies.fixed import FixedExit
 from eenet.policies.patience import Patience
+from eenet.policies.predicted_errors import PredictedErrors
 from eenet.policies.random import RandomExits
 from eenet.policies.sequential import SequentialGates, conditional_exit_probabilities, exit_distribution
 from eenet.policies.threshold import Threshold
@@ -11,6 +12,7 @@ __all__ = [
     "FixedExit",
     "Patience",
     "Policy",
+    "PredictedErrors",
     "RandomExits",
     "SequentialGates",
     "Threshold",

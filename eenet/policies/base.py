@@ -1,4 +1,4 @@
-"""The contract of a policy: it decides at each exit from what is known there, never from later exits."""
+"""The contract of a policy: it decides at each node from what is known there, never from later ones."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 from eenet.errors import UserError
 from eenet.gates.base import Memory
+from eenet.tree import Tree
 
 
 class Policy(nn.Module, ABC):
-    """Decides, exit by exit, which samples leave.
+    """Decides, exit by exit, which samples leave, and in a tree that branches where the others go.
 
     Attributes:
         reads_predictions: Whether `decide` looks at predicted classes; where it does not, none are computed.
+        tree: The tree that it is made for; `None` for one that leaves or goes on, along any chain.
+        first_node: Where it sends every sample, of which nothing is known before.
     """
 
     reads_predictions: ClassVar[bool] = False
+    tree: Tree | None = None
+    first_node: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that make this policy again, as plain JSON values."""
@@ -39,13 +44,14 @@ class Policy(nn.Module, ABC):
         """Decide at one exit (any but the last, where everybody leaves).
 
         Args:
-            exit: Number of the exit, from 0.
+            exit: Number of the exit, from 0; where the tree branches, of the place.
             predictions: The exit's predicted classes, `(batch,)`; the scores where the policy does not read them.
-            scores: The exit's gate scores, `(batch,)`.
+            scores: The exit's gate scores, `(batch,)`, or what else the gate gives.
             memory: What `start` or the previous exit returned, for the same samples.
 
         Returns:
-            Which samples leave, bool `(batch,)`, and the new memory.
+            Which samples leave, bool `(batch,)`, and the new memory. Of a policy with a `tree` the next node of each,
+            int64 `(batch,)`: its own for one that leaves.
         """
 
     def knobs(self, scores: Tensor) -> Tensor:
@@ -103,7 +109,7 @@ class Policy(nn.Module, ABC):
             scores: Gate scores, `(batch, exits - 1)`.
 
         Returns:
-            Exit numbers, int64 `(batch,)`.
+            Exit numbers, int64 `(batch,)`; of a policy with a `tree`, numbers of nodes.
         """
         batch, num_exits = predictions.shape
         exits = torch.full((batch,), num_exits - 1, device=predictions.device)

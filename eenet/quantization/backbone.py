@@ -1,16 +1,13 @@
 """Static quantization: a backbone with all stages at one width, under any exits, gates and routine."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
-from eenet.costs import CostProfile
 from eenet.errors import UserError
-from eenet.network import EarlyExitNetwork
-from eenet.quantization.bitops import PathCosts, bitops
 from eenet.quantization.twins import Twins
 
 
@@ -29,6 +26,8 @@ class QuantizedBackbone(Twins, StagedBackbone):
         UserError: A width without a grid, a backbone that is quantized already, or an empty calibration set.
     """
 
+    trainable: ClassVar[bool] = False
+
     def __init__(self, backbone: StagedBackbone, width: int = 8, calibration_batches: int = 4) -> None:
         super().__init__()
         if calibration_batches < 1:
@@ -40,6 +39,16 @@ class QuantizedBackbone(Twins, StagedBackbone):
         self.feature_dims, self.map_dims = backbone.feature_dims, backbone.map_dims
         self.input_shape, self.max_tokens = backbone.input_shape, backbone.max_tokens
         self.prepare_twins([width], "backbone.width")
+        self.stage_bitops = tuple(part.bitops(width) for part in self.stage_layers)
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """Width, ranges, and the layers that are quantized and those not."""
+        return self.describe_twins()
+
+    def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
+        """The ranges of the activations, and which are used."""
+        return self.take_ranges(inputs, self.calibration_batches)
 
     def embed(self, inputs: Any) -> State:
         """As the float backbone."""
@@ -68,21 +77,3 @@ class QuantizedBackbone(Twins, StagedBackbone):
     def description(self) -> dict[str, Any]:
         """The float backbone's, and the width."""
         return {**self.backbone.description(), "width": self.width}
-
-
-def bitops_profile(network: EarlyExitNetwork) -> CostProfile:
-    """A network's costs in BitOPs instead of MACs; everything over a float backbone is at 32 bits.
-
-    Args:
-        network: The network; over a `QuantizedBackbone` its stages are at that width.
-    """
-    costs, backbone = network.costs, network.backbone
-    stages = tuple(bitops(macs) for macs in costs.stages)
-    if isinstance(backbone, QuantizedBackbone):
-        layers = backbone.stage_layers
-        parts = PathCosts(0, tuple(part.macs for part in layers), tuple(part.float_macs for part in layers), ())
-        stages = tuple(parts.segment(stage, backbone.width) for stage in range(len(layers)))
-    heads, gates = (tuple(bitops(macs) for macs in part) for part in (costs.heads, costs.gates))
-    return replace(
-        costs, embed=bitops(costs.embed), stages=stages, classifier=bitops(costs.classifier), heads=heads, gates=gates
-    )

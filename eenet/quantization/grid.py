@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-
-FLOAT = 32
-"""The width that leaves a layer in floating point."""
+from eenet.tree import FLOAT
 
 WIDTHS = (FLOAT, 16, 8, 6, 4)
 """Bit-widths of weights and activations that a segment can run at."""

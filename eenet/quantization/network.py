@@ -1,8 +1,9 @@
 """An early-exit network whose segments run at several bit-widths on one copy of the weights."""
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, reduce
-from operator import add
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,16 +12,15 @@ from torch import Tensor, nn
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
-from eenet.gates import ConfidenceGate, uncertainty_statistics
+from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known
 from eenet.inference_modules import InferenceModule, LinearHead
-from eenet.network import EarlyExitNetwork, ExitFeatures
-from eenet.quantization.bitops import PathCosts, bitops
-from eenet.quantization.grid import FLOAT, check_widths
+from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
+from eenet.policies import PredictedErrors
+from eenet.profile import Costs, CostProfile, TreeCosts, bitops
+from eenet.quantization.grid import check_widths
 from eenet.quantization.layers import NATIVE_WIDTH, NativeLinear
-from eenet.quantization.paths import Path, PathTree, full_paths
-from eenet.quantization.predictors import ErrorPredictor, Known
-from eenet.quantization.segments import StageLayers
 from eenet.quantization.twins import Twins
+from eenet.tree import FLOAT, Path, Tree, full_paths, path_name
 
 
 class WidthHeads(InferenceModule):
@@ -60,8 +60,8 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
     """Segments between exits at several bit-widths, inference modules per width, an error predictor at each early node.
 
     What comes before the first stage, the heads and the predictors stay at 32 bits. `forward` gives the logits of all
-    nodes of the path tree, `(batch, nodes, classes)`; `eenet.quantization.route_paths` runs only what a sample needs.
-    Everything but `native` runs the simulated quantizer.
+    nodes of the tree, `(batch, nodes, classes)`; `route` runs only what a sample needs, by the predicted errors of a
+    `policy`. `along` is the plain network on one path. Everything but `native` runs the simulated quantizer.
 
     Args:
         backbone: The staged backbone, in evaluation mode whenever it runs.
@@ -73,7 +73,13 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
 
     Raises:
         UserError: Exits out of order or range, a width without a grid, a quantized backbone, or too many paths.
+
+    Attributes:
+        family: Which paths are kept.
+        calibration_batches: Batches of training inputs that give the ranges of the activations.
     """
+
+    calibration_batches = 4
 
     def __init__(
         self,
@@ -84,67 +90,89 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         max_paths: int = 64,
         shared_heads: bool = False,
     ) -> None:
-        self_widths = check_widths(widths)
+        ordered, stages = check_widths(widths), check_exits(exits, backbone.num_stages)
+        family, paths = full_paths(ordered, len(stages) + 1, max_paths)
+        tree, dims = Tree.of(paths), [backbone.feature_dims[stage] for stage in stages]
 
         def make(dim: int, num_classes: int) -> InferenceModule:
-            return WidthHeads(inference_module, dim, num_classes, self_widths, shared_heads)
+            return WidthHeads(inference_module, dim, num_classes, ordered, shared_heads)
 
-        super().__init__(backbone, exits, make, ConfidenceGate)
+        super().__init__(backbone, exits, make, lambda num_gates: ErrorGate(tree, dims))
         self.prepare_twins(widths, "network.widths")
-        self.segments = segment_stages(self.exit_stages, backbone.num_stages)
-        self.family, paths = full_paths(self.widths, len(self.segments), max_paths)
-        self.tree = PathTree.of(paths)
-        self.predictors = nn.ModuleList(
-            ErrorPredictor(backbone.feature_dims[self.last_stage(node)], len(self.tree.reachable(node)))
-            for node in range(self.tree.num_early)
-        )
+        self.family, self.tree = family, tree
 
-    def last_stage(self, node: int) -> int:
-        """The stage after which a node's exit reads."""
-        return self.segments[self.tree.exit(node)][-1]
+    def along(self, path: Path, gate: Gate | None = None) -> "QuantizedNetwork":
+        """The plain network on one full path, whose samples leave or go on; it shares all weights.
+
+        Args:
+            path: Widths of the segments.
+            gate: Of its early exits; their confidence by default.
+
+        Raises:
+            UserError: There is no such path, or it ends early.
+        """
+        if len(self.tree.along(path)) < self.num_exits:
+            raise UserError("path", path_name(path), f"needs a width for each of the {self.num_exits} segments")
+        other = self.with_gate(gate or ConfidenceGate(self.num_exits - 1))
+        other.tree = Tree.of([path])
+        return other
+
+    @property
+    def predictors(self) -> Sequence[nn.Module]:
+        """The error predictors of the early nodes."""
+        return list(self.gate.predictors) if isinstance(self.gate, ErrorGate) else []
+
+    def policy(self, first_width: int, tradeoff: float) -> PredictedErrors:
+        """QuEE's policy over the network's paths, their costs in BitOPs.
+
+        Args:
+            first_width: Of the first segment.
+            tradeoff: lambda.
+
+        Raises:
+            UserError: The network does not run at that width.
+        """
+        costs = self.costs.fractions("bitops").tolist()
+        return PredictedErrors(first_width, tradeoff, self.tree.nodes, costs)
 
     @cached_property
-    def segment_layers(self) -> list[StageLayers]:
-        """Layers and MACs of each segment."""
-        return [reduce(add, (self.stage_layers[stage] for stage in stages)) for stages in self.segments]
+    def costs(self) -> Costs:
+        """MACs, counted on the float model, and BitOPs."""
+        if not isinstance(self.gate, ErrorGate):
+            return replace(count_costs(self), stage_bitops=self._stage_bitops(self.tree.full[0]))
+        profiles = {
+            path: replace(self.float_costs, gates=self._predictors_passed(path), stage_bitops=self._stage_bitops(path))
+            for path in self.tree.full
+        }
+        return TreeCosts.of(self.tree, profiles)
 
     @cached_property
-    def path_costs(self) -> PathCosts:
-        """MACs of every part, counted on the float model."""
-        quantized = tuple(layers.macs for layers in self.segment_layers)
-        floating = tuple(layers.float_macs for layers in self.segment_layers)
-        return PathCosts(self.costs.embed, quantized, floating, (*self.costs.heads, self.costs.classifier))
+    def float_costs(self) -> CostProfile:
+        """MACs of the parts of the plain network on the widest path."""
+        found = self.along(self.tree.full[0]).costs
+        assert isinstance(found, CostProfile)
+        return found
 
-    @cached_property
-    def node_macs(self) -> list[int]:
-        """MACs of a sample that leaves at each node, predictors and heads passed included."""
-        return [
-            self.costs.cumulative[self.tree.exit(node)] + self._predictor_macs(path)
-            for node, path in enumerate(self.tree.nodes)
-        ]
+    def _stage_bitops(self, path: Path) -> tuple[int, ...]:
+        widths = [width for width, stages in zip(path, self.segments, strict=True) for _ in stages]
+        return tuple(part.bitops(width) for part, width in zip(self.stage_layers, widths, strict=True))
 
-    @cached_property
-    def node_bitops(self) -> list[int]:
-        """BitOPs of a sample that leaves at each node, predictors and heads passed included."""
-        return [self.path_costs.routed(path, self._predictor_macs(path)) for path in self.tree.nodes]
-
-    @cached_property
-    def node_costs(self) -> Tensor:
-        """The same as a fraction of the plain backbone's BitOPs in floating point, `(nodes,)`."""
-        return torch.tensor(self.node_bitops, dtype=torch.float64) / self.path_costs.full
-
-    def _predictor_macs(self, path: Path) -> int:
-        nodes = [self.tree.index[path[:length]] for length in range(1, len(path) + 1)]
-        return sum(self._macs_of_predictors[node] for node in nodes if node < self.tree.num_early)
+    def _predictors_passed(self, path: Path) -> tuple[int, ...]:
+        return tuple(self._macs_of_predictors[node] for node in self.tree.along(path)[:-1])
 
     @cached_property
     def _macs_of_predictors(self) -> list[int]:
-        device = self.ranges.device
-        found = []
+        device, found = self.ranges.device, []
         for predictor in self.predictors:
-            features = torch.zeros(1, predictor.project.in_features, device=device)  # type: ignore[union-attr, arg-type]
-            found.append(count_macs(predictor, Known(torch.zeros(1, 4, device=device), features))[0])
+            assert isinstance(predictor, ErrorPredictor)
+            weight = predictor.project.weight
+            rows = torch.zeros(1, weight.shape[1], device=device, dtype=weight.dtype)
+            found.append(count_macs(predictor, Known(rows.new_zeros(1, 4), rows))[0])
         return found
+
+    def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
+        """The ranges of the activations, and which are used at each width."""
+        return self.take_ranges(inputs, self.calibration_batches)
 
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages of a segment at a width."""
@@ -153,8 +181,9 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             state = twin.run_stage(stage, state)
         return state
 
-    def exit_logits_at(self, exit: int, width: int, features: Tensor) -> Tensor:
+    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
         """Logits of an early exit, `(batch, classes)`, from what it reads after a segment at some width."""
+        exit, width = self.tree.places[place]
         head = self.inference_modules[exit]
         assert isinstance(head, WidthHeads)
         return head.at(width)(features)
@@ -185,21 +214,12 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
 
     def exit_logits(self, extracted: ExitFeatures) -> Tensor:
         """Logits of all nodes, `(batch, nodes, classes)`."""
-        early, logits = extracted.features[: self.tree.num_early], []
-        for path, features in zip(self.tree.nodes, early, strict=False):
-            logits.append(self.exit_logits_at(len(path) - 1, path[-1], features))
+        early = extracted.features[: self.tree.num_early]
+        logits = [
+            self.logits_at(place, features, ()) for place, features in zip(self.tree.place_of, early, strict=False)
+        ]
         full = [*extracted.features[self.tree.num_early :], extracted.final_logits]
         return torch.stack([*logits, *(rows.to(full[-1].dtype) for rows in full)], dim=1)
-
-    def known(self, extracted: ExitFeatures, logits: Tensor) -> list[Known]:
-        """What the predictors of the early nodes read.
-
-        Args:
-            extracted: From `extract`.
-            logits: From `exit_logits`.
-        """
-        early = extracted.features[: self.tree.num_early]
-        return [Known(uncertainty_statistics(logits[:, node]), pooled(features)) for node, features in enumerate(early)]
 
     def memory(self) -> dict[str, int]:
         """Bytes of the loaded weights: the one float copy, the int8 codes if `native`, and the ranges.
@@ -214,33 +234,26 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         codes = sum(layer.codes.numel() for layer in layers)
         return {"float_weights": float_bytes, "int8_codes": codes, "ranges": self.ranges.numel() * 4}
 
-    def describe_quantization(self) -> dict[str, Any]:
+    @property
+    def quantization(self) -> dict[str, Any]:
         """Plain JSON values: widths, paths, ranges, layers left in float, the BitOPs table and the memory."""
-        costs = self.path_costs
+        segments = [[self.stage_layers[stage] for stage in stages] for stages in self.segments]
         return {
             **self.describe_twins(),
             "path_family": self.family,
-            "quantized_macs": list(costs.quantized),
-            "float_macs": list(costs.floating),
-            "full_bitops": costs.full,
+            "quantized_macs": [sum(part.macs for part in parts) for parts in segments],
+            "float_macs": [sum(part.float_macs for part in parts) for parts in segments],
+            "full_bitops": self.costs.columns["bitops"].full,
             "predictor_bitops": [bitops(macs) for macs in self._macs_of_predictors],
-            "bitops": costs.table(self.widths),
+            "bitops": [row for width in self.widths for row in self._bitops_rows(width)],
             "memory_bytes": self.memory(),
         }
 
-
-def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int]]:
-    """The stages of each segment, which ends at an exit.
-
-    Example:
-        >>> segment_stages([1], 4)
-        [[0, 1], [2, 3]]
-    """
-    ends = [*exit_stages, num_stages - 1]
-    starts = [0, *(stage + 1 for stage in exit_stages)]
-    return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Features as a vector, `(batch, dim)`; a map is averaged over its positions."""
-    return features.flatten(2).mean(-1) if features.ndim > 2 else features
+    def _bitops_rows(self, width: int) -> list[dict[str, int]]:
+        """BitOPs of each segment at a width, and up to its end at that width throughout."""
+        each = [sum(self.stage_layers[stage].bitops(width) for stage in stages) for stages in self.segments]
+        totals = list(accumulate(each, initial=bitops(self.float_costs.embed)))[1:]
+        return [
+            {"segment": segment, "width": width, "bitops": own, "cumulative": total}
+            for segment, (own, total) in enumerate(zip(each, totals, strict=True))
+        ]

@@ -1,7 +1,7 @@
 """Error predictors: how likely a sample's reachable paths are to be wrong, from what is known at a decision point.
 
 Single errors are 0 or 1, so the predictors learn error rates in clusters of similar samples (QuEE, arXiv 2406.14404).
-What is clustered, the form of the predictor and its inputs are ours [inferred].
+What is clustered is ours [inferred].
 """
 
 import copy
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from eenet.gates import ErrorPredictor, Known
 
 CLUSTERS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of clusters that are tried."""
@@ -21,70 +22,6 @@ CLUSTERS = (1, 2, 4, 8, 16, 32, 64)
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 250, 0.01, 0.01
 CHECK_EVERY = 10
 """Steps between two looks at the validation samples."""
-
-
-class Known(NamedTuple):
-    """What is known of samples at a decision point.
-
-    Attributes:
-        statistics: `eenet.gates.uncertainty_statistics` of the exit there, `(samples, 4)`.
-        features: Pooled, `(samples, dim)`.
-    """
-
-    statistics: Tensor
-    features: Tensor
-
-
-class ErrorPredictor(nn.Module):
-    """A perceptron on the exit's four uncertainty statistics and a linear projection of the features.
-
-    It is frozen except while `fit_predictor` trains it.
-
-    Args:
-        dim: Width of the features.
-        options: Paths whose errors are predicted at once.
-        projection: Width of the projection, the first principal components.
-        hidden: Width of the hidden layer.
-
-    Example:
-        >>> ErrorPredictor(64, 5)(Known(torch.zeros(2, 4), torch.zeros(2, 64))).shape
-        torch.Size([2, 5])
-    """
-
-    center: Tensor
-    spread: Tensor
-
-    def __init__(self, dim: int, options: int, projection: int = 16, hidden: int = 32) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, min(projection, dim)).requires_grad_(False)
-        inputs = 4 + self.project.out_features
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, options))
-        self.layers.requires_grad_(False)
-        self.register_buffer("center", torch.zeros(4))
-        self.register_buffer("spread", torch.ones(4))
-
-    def describe(self, known: Known) -> Tensor:
-        """The compact description of samples that is clustered and read, `(samples, 4 + projection)`."""
-        statistics = (known.statistics - self.center) / self.spread
-        return torch.cat([statistics, self.project(known.features)], dim=1)
-
-    def forward(self, known: Known) -> Tensor:
-        """Logits of the probability that each path is wrong, `(samples, options)`."""
-        return self.layers(self.describe(known))
-
-    @torch.no_grad()
-    def fit_description(self, known: Known) -> None:
-        """Standardise the statistics and take the principal components, both halves with the same total variance."""
-        self.center.copy_(known.statistics.mean(0))
-        self.spread.copy_(known.statistics.std(0, correction=0).clamp_min(1e-6))
-        features = known.features.double().cpu().numpy()
-        components = min(self.project.out_features, *features.shape)
-        pca = PCA(components, svd_solver="full").fit(features)
-        weight = torch.zeros(self.project.weight.shape, dtype=torch.float64)
-        weight[:components] = torch.from_numpy(pca.components_)
-        weight /= math.sqrt(max(pca.explained_variance_.sum(), 1e-12) / 4)
-        self.project.weight.copy_(weight)
-        self.project.bias.copy_(-weight @ torch.from_numpy(pca.mean_))
 
 
 def brier(predicted: Tensor, errors: Tensor) -> float:

@@ -8,10 +8,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from eenet.gates import ErrorGate, Known
 from eenet.metrics.statistics import reliability_bins
-from eenet.quantization.network import QuantizedNetwork
-from eenet.quantization.paths import path_name
-from eenet.quantization.predictors import Known, brier
+from eenet.quantization.predictors import brier
+from eenet.tree import Tree, path_name
 
 
 class SimplePredictors(nn.Module):
@@ -58,12 +58,12 @@ class SimplePredictors(nn.Module):
 
 @torch.no_grad()
 def judge_predictors(
-    network: QuantizedNetwork, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+    gate: ErrorGate, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
 ) -> dict[str, Any]:
     """Compare the predictors with the simple ones on samples that fitted neither.
 
     Args:
-        network: The network.
+        gate: The predictors.
         simple: One per early node.
         known: One per early node.
         errors: 1 where a node is wrong, `(samples, nodes)`.
@@ -73,9 +73,9 @@ def judge_predictors(
         `brier_confidence`, `auroc` and `auroc_confidence` (`None` where no sample, or every sample, is wrong);
         `summary`: their means over all rows; `calibration`: bins of all predictions together.
     """
-    nodes, everything = [], []
-    for node, predictor in enumerate(network.predictors):
-        reachable, scores = network.tree.reachable(node), predictor(known[node])
+    tree, nodes, everything = gate.tree, [], []
+    for node, predictor in enumerate(gate.predictors):
+        reachable, scores = tree.reachable(node), predictor(known[node])
         predicted = scores.sigmoid()
         wrong = errors[:, reachable]
         everything.append((predicted.flatten(), wrong.flatten()))
@@ -85,7 +85,7 @@ def judge_predictors(
             happened = wrong[:, option]
             rows.append(
                 {
-                    "path": path_name(network.tree.nodes[end]),
+                    "path": path_name(tree.nodes[end]),
                     "error_rate": happened.double().mean().item(),
                     "brier": brier(predicted[:, option], happened),
                     "brier_constant": brier(constant[:, option], happened),
@@ -94,32 +94,35 @@ def judge_predictors(
                     "auroc_confidence": auroc(-known[node].statistics[:, 0], happened),
                 }
             )
-        nodes.append({"path": path_name(network.tree.nodes[node]), "reachable": rows})
+        nodes.append({"path": path_name(tree.nodes[node]), "reachable": rows})
     rows = [row for found in nodes for row in found["reachable"]]  # type: ignore[misc]
     bins = reliability_bins(*(torch.cat(values) for values in zip(*everything, strict=True)))
     return {"nodes": nodes, "summary": _means(rows), "calibration": bins}
 
 
 def other_predictions(
-    network: QuantizedNetwork, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
-) -> dict[str, list[Tensor]]:
+    tree: Tree, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+) -> dict[str, Tensor]:
     """What the policy could have been given instead of the predictors' errors, to see what their quality is worth.
 
     Args:
-        network: The network.
+        tree: The paths.
         simple: One per early node.
         known: One per early node.
         errors: 1 where a node is wrong, `(samples, nodes)`.
 
     Returns:
-        For each early node `(samples, options)`: `constant` and `confidence` from the simple predictors, and `oracle`,
-        what really happens.
+        As an `ErrorGate` gives them, `(samples, early nodes, nodes)`: `constant` and `confidence` from the simple
+        predictors, and `oracle`, what really happens.
     """
-    return {
-        "constant": [model.constant(rows) for model, rows in zip(simple, known, strict=True)],
-        "confidence": [model.confidence(rows) for model, rows in zip(simple, known, strict=True)],
-        "oracle": [errors[:, network.tree.reachable(node)] for node in range(network.tree.num_early)],
-    }
+    found = {}
+    for name in ("constant", "confidence", "oracle"):
+        scores = errors.new_full((len(errors), tree.num_early, len(tree.nodes)), float("inf"))
+        for node, (model, rows) in enumerate(zip(simple, known, strict=True)):
+            reachable = tree.reachable(node)
+            scores[:, node, reachable] = errors[:, reachable] if name == "oracle" else getattr(model, name)(rows)
+        found[name] = scores
+    return found
 
 
 def auroc(scores: Tensor, happened: Tensor) -> float | None:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones import StagedBackbone
 from eenet.costs import count_macs
+from eenet.profile import bitops
 from eenet.quantization.layers import quantizable
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -19,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class StageLayers:
-    """The layers of one stage or segment, counted on the float model.
+    """The layers of one stage, counted on the float model.
 
     Attributes:
         layers: Names in the backbone of the layers that can be quantized.
@@ -33,13 +34,14 @@ class StageLayers:
     macs: int
     float_macs: int
 
-    def __add__(self, other: "StageLayers") -> "StageLayers":
-        return StageLayers(
-            self.layers + other.layers,
-            self.float_layers + other.float_layers,
-            self.macs + other.macs,
-            self.float_macs + other.float_macs,
-        )
+    def bitops(self, width: int) -> int:
+        """BitOPs per sample where the quantizable layers run at a width.
+
+        Example:
+            >>> StageLayers((), (), 100, 1).bitops(8)
+            7424
+        """
+        return bitops(self.macs, width, width) + bitops(self.float_macs)
 
 
 def stage_layers(backbone: StagedBackbone) -> list[StageLayers]:

@@ -1,6 +1,6 @@
 """A float backbone at several bit-widths on one copy of its weights, and the ranges that its activations need."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
-from eenet.quantization.grid import FLOAT, activation_grid, check_widths
+from eenet.quantization.grid import activation_grid, check_widths
 from eenet.quantization.layers import NATIVE_WIDTH, SimulatedLayer, native_layer
 from eenet.quantization.ranges import METHODS, activation_ranges
 from eenet.quantization.segments import StageLayers, evaluation, replace_layers, stage_layers
+from eenet.tree import FLOAT
 
 
 class Twins(nn.Module):
@@ -56,6 +57,20 @@ class Twins(nn.Module):
         self.register_buffer("range_methods", torch.zeros(len(self.widths), dtype=torch.long))
         self._twins: dict[tuple[int, bool], StagedBackbone] = {}
         self.register_load_state_dict_post_hook(lambda module, keys: module._twins.clear())
+
+    def take_ranges(self, inputs: Callable[[str, int], Iterable[Any]], batches: int) -> list[Tensor]:
+        """Take the ranges from batches of training inputs, and choose among them on as many validation inputs.
+
+        Args:
+            inputs: Gives so many batches of a split.
+            batches: Of each split.
+
+        Returns:
+            The buffers that were set.
+        """
+        self.calibrate(inputs("train", batches))
+        self.choose_ranges(inputs("val", batches))
+        return [self.ranges, self.range_methods]
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Take the ranges of the activations from unlabelled inputs; every width starts with `minmax`.

@@ -10,6 +10,7 @@ from eenet.reporting.results import (
     operating_point,
     read_results,
     static_exits,
+    widest_nodes,
     write_json,
     write_text,
 )
@@ -35,4 +36,5 @@ __all__ = [
     "static_exits",
     "write_json",
     "write_text",
+    "widest_nodes",
 ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from eenet.costs import CostProfile
+from eenet.profile import CostProfile
 from eenet.errors import UserError, command
 from eenet.files import short_names
 from eenet.quantization.bitops import bitops

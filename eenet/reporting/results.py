@@ -4,8 +4,9 @@ Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split
 `versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `balanced_accuracy` (the mean over
 classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width
 bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
-`macs` (mean per sample), `macs_fraction` (of the plain backbone), `stages_mean`, `exit_fractions` and `bins` (the
-reliability diagram). After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
+`macs` (mean per sample), `macs_fraction` (of the plain backbone), the same of `bitops` where something is quantized,
+`stages_mean`, `exit_fractions` and `bins` (the reliability diagram); `paths`, the share of the samples by path, where
+they branch. After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
 exits with `temperature`, and a `doubt` where validation samples do not determine it), and those of operating points
 `asked`, `got` on the validation split, and `conformal` sets.
 
@@ -20,18 +21,19 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eenet.costs import CostProfile, mean_cost
 from eenet.errors import UserError
 from eenet.files import sha256
 from eenet.metrics import choice_shares, summarise
 from eenet.policies import Policy
+from eenet.profile import Costs, TreeCosts, mean_cost
+from eenet.tree import path_name
 
 SCHEMA = 1
 
@@ -40,52 +42,55 @@ Results = dict[str, Any]
 
 
 def evaluate(
-    statistics: Tensor, predictions: Tensor, scores: Tensor, policies: Mapping[str, Policy], costs: CostProfile
+    statistics: Tensor, predictions: Tensor, scores: Tensor, policies: Mapping[str, Policy], costs: Costs
 ) -> Results:
-    """Rows of all static exits and operating points, from all exits' records of a data set.
+    """Rows of all static exits and operating points, from all nodes' records of a data set.
 
     Args:
-        statistics: Of every exit, from `sample_statistics`, `(samples, exits, 6)`.
-        predictions: Predicted classes, `(samples, exits)`.
-        scores: Gate scores, `(samples, exits - 1)`.
+        statistics: Of every node, from `sample_statistics`, `(samples, nodes, 6)`.
+        predictions: Predicted classes, `(samples, nodes)`.
+        scores: Gate scores, `(samples, early nodes)`, or what else the gate gives.
         policies: Operating points by name.
-        costs: The network's cost profile.
+        costs: Of the network's nodes.
 
     Returns:
         `exits` and `operating_points`.
     """
     points = []
     for name, policy in policies.items():
-        exits = policy.exits(predictions, scores)
-        points.append(operating_point(name, gather_exits(statistics, exits), exits, costs))
+        nodes = policy.exits(predictions, scores)
+        points.append(operating_point(name, gather_exits(statistics, nodes), nodes, costs))
     return {"operating_points": points, "exits": static_exits(statistics, costs)}
 
 
-def static_exits(statistics: Tensor, costs: CostProfile) -> list[dict[str, Any]]:
+def static_exits(statistics: Tensor, costs: Costs, nodes: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """A row for each static exit: a network cut there, which runs no other head and no gate.
 
     Args:
-        statistics: Of every exit, `(samples, exits, 6)`.
-        costs: The network's cost profile.
+        statistics: Of every node, `(samples, nodes, 6)`.
+        costs: Of the network's nodes.
+        nodes: One for each exit, where there are others; the widest by default.
     """
-    identity = torch.eye(costs.num_exits)
-    return [
-        _row(f"exit {exit}", statistics[:, exit], identity[exit], costs.static[exit], costs)
-        for exit in range(costs.num_exits)
-    ]
+    nodes, shares = nodes or widest_nodes(costs), torch.eye(len(costs.node_exits))
+    return [_row(f"exit {exit}", statistics[:, node], shares[node], costs, True) for exit, node in enumerate(nodes)]
 
 
-def operating_point(name: str, statistics: Tensor, exits: Tensor, costs: CostProfile) -> dict[str, Any]:
+def widest_nodes(costs: Costs) -> list[int]:
+    """Of the nodes of each exit the widest, which is the first; in a chain, the exits."""
+    exits = list(costs.node_exits)
+    return [exits.index(exit) for exit in range(costs.num_exits)]
+
+
+def operating_point(name: str, statistics: Tensor, nodes: Tensor, costs: Costs) -> dict[str, Any]:
     """A row for the routed network.
 
     Args:
         name: Of the operating point.
         statistics: Of the predictions that samples left with, `(samples, 6)`.
-        exits: Where they left, `(samples,)`.
-        costs: The network's cost profile.
+        nodes: Where they left, `(samples,)`; in a chain, exits.
+        costs: Of the network's nodes.
     """
-    shares = choice_shares(exits.cpu(), costs.num_exits)
-    return _row(name, statistics, shares, mean_cost(shares, costs.cumulative), costs)
+    return _row(name, statistics, choice_shares(nodes.cpu(), len(costs.node_exits)), costs, False)
 
 
 def gather_exits(values: Tensor, exits: Tensor) -> Tensor:
@@ -98,15 +103,18 @@ def chosen_rows(results: Results) -> list[dict[str, Any]]:
     return [row for row in results["operating_points"] if row.get("chosen", True)]
 
 
-def _row(name: str, statistics: Tensor, shares: Tensor, macs: float, costs: CostProfile) -> dict[str, Any]:
-    return {
-        "name": name,
-        **summarise(statistics),
-        "macs": macs,
-        "macs_fraction": macs / costs.full,
-        "stages_mean": mean_cost(shares, costs.stages_run),
-        "exit_fractions": shares.tolist(),
-    }
+def _row(name: str, statistics: Tensor, shares: Tensor, costs: Costs, static: bool) -> dict[str, Any]:
+    """A row by the shares of the samples that leave at each node."""
+    found: dict[str, Any] = {"name": name, **summarise(statistics)}
+    for unit, column in costs.columns.items():
+        found[unit] = mean_cost(shares, column.static if static else column.routed)
+        found[f"{unit}_fraction"] = found[unit] / column.full
+    leaving = shares.new_zeros(costs.num_exits).index_add_(0, torch.tensor(list(costs.node_exits)), shares)
+    found |= {"stages_mean": mean_cost(shares, costs.stages_run), "exit_fractions": leaving.tolist()}
+    if isinstance(costs, TreeCosts):
+        taken = shares.nonzero().squeeze(1).tolist()
+        found["paths"] = {path_name(costs.tree.nodes[node]): shares[node].item() for node in taken}
+    return found
 
 
 def write_json(path: Path, values: Any) -> None:

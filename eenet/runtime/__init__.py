@@ -5,12 +5,12 @@ deploys a routed network, the one that runs an exported folder, the queue that r
 and the stopwatch that judges them.
 """
 
-from eenet.runtime.compaction import ALWAYS, Compaction
+from eenet.routing.compaction import ALWAYS, Compaction
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue
-from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Carried, Step, make_steps
+from eenet.routing.route import Routed, route
+from eenet.routing.steps import Carried, Step, make_steps
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.runtime.steps import Result, Step, split_results
+from eenet.routing.steps import Result, Step, split_results
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
 
 if TYPE_CHECKING:

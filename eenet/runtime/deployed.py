@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from eenet.policies.base import Policy
-from eenet.runtime.compaction import Compaction
-from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import make_steps
+from eenet.routing.compaction import Compaction
+from eenet.routing.route import Routed, route
+from eenet.routing.steps import make_steps
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -52,7 +52,7 @@ class EarlyExitRuntime(nn.Module):
         _ = network.costs
 
     def forward(self, inputs: Any) -> Routed:
-        """Logits, exits and MACs of a batch, in its order; see `eenet.runtime.route`."""
+        """Logits, exits and MACs of a batch, in its order; see `eenet.routing.route`."""
         return route(self.network, inputs, self.policy, self.compaction, self.steps)
 
     @torch.no_grad()

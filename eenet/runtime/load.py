@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eenet.costs import CostProfile
+from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.runtime.compaction import Compaction
+from eenet.routing.compaction import Compaction
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
-from eenet.runtime.route import Routed, route
-from eenet.runtime.steps import Result, Step, split_results
+from eenet.routing.route import Routed, route
+from eenet.routing.steps import Result, Step, split_results
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:
@@ -88,7 +88,7 @@ class ExportedRuntime:
     Attributes:
         manifest: The same; `manifest.labels` names the classes where that is known.
         network: Costs and exits.
-        steps: One per exit, as `eenet.runtime.route` takes them.
+        steps: One per exit, as `eenet.routing.route` takes them.
     """
 
     def __init__(self, manifest: Manifest, programs: list[Any], weights: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from eenet.costs import CostProfile
+from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.files import sha256
 

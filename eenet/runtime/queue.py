@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones.base import select
 from eenet.errors import UserError
 from eenet.runtime.deployed import EarlyExitRuntime
-from eenet.runtime.route import Routed
+from eenet.routing.route import Routed
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.runtime.steps import Step, run_step
+from eenet.routing.steps import Step, run_step
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eenet.costs import CostProfile
+from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.metrics import sample_statistics
 from eenet.policies.random import RandomExits

@@ -14,7 +14,8 @@ from torchvision.ops import deform_conv2d
 
 from eenet.backbones import StagedBackbone, TimmBackbone
 from eenet.backbones.image import ImageBackbone
-from eenet.costs import CostProfile, count_macs, count_operators, mean_cost
+from eenet.costs import count_macs, count_operators
+from eenet.profile import CostProfile, mean_cost
 from eenet.errors import UserError
 from eenet.inference_modules import MLPHead
 from eenet.network import EarlyExitNetwork, count_costs

@@ -13,7 +13,7 @@ from datamodules import Digits
 from eenet.cli.main import main
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
-from eenet.quantization import QuantizedNetwork, bitops
+from eenet.quantization import QuantizedNetwork
 from lightning_modules import QuEE
 from tests._dummies import make_vit
 
@@ -57,9 +57,10 @@ def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path])
     for row in found["operating_points"]:
         assert sum(row["paths"].values()) == pytest.approx(1)
         nodes = {tuple(map(int, path.split("-"))): share for path, share in row["paths"].items()}
-        expected = sum(share * network.node_bitops[network.tree.index[path]] for path, share in nodes.items())
+        column = network.costs.columns["bitops"]
+        expected = sum(share * column.routed[network.tree.index[path]] for path, share in nodes.items())
         assert row["bitops"] == pytest.approx(expected)
-        assert row["bitops_fraction"] == pytest.approx(expected / bitops(network.costs.full))
+        assert row["bitops_fraction"] == pytest.approx(expected / (1024 * network.costs.full))
         assert row["exit_fractions"][0] == pytest.approx(sum(s for path, s in nodes.items() if len(path) == 1))
     assert found["static_widths"]["32"][-1]["bitops_fraction"] == pytest.approx(1)
     assert found["exits"] == found["static_widths"]["32"]
@@ -69,9 +70,11 @@ def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path])
 
 
 def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path]) -> None:
-    found = results(run[1])
+    found, policies = results(run[1]), run[0].policies()
     for row in found["operating_points"]:
-        twins = [p for p in found["curves"]["quee"] if (p["width"], p["knob"]) == (row["first_width"], row["tradeoff"])]
+        setting = policies[row["name"]].arguments()
+        wanted = setting["first_width"], setting["tradeoff"]
+        twins = [p for p in found["curves"]["quee"] if (p["width"], p["knob"]) == wanted]
         assert len(twins) == 1
         assert row["accuracy"] == pytest.approx(twins[0]["accuracy"], abs=0.01)
         assert row["bitops_fraction"] == pytest.approx(twins[0]["cost"], rel=0.02)
@@ -80,7 +83,8 @@ def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path
 def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[QuEE, Path]) -> None:
     routine, folder = run
     for budget, own in zip(routine.budgets, routine.own_points().values(), strict=True):
-        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == tuple(own.policy))
+        setting = own.policy.first_width, own.policy.tradeoff  # type: ignore[attr-defined]
+        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == setting)
         assert point.cost <= budget
         assert point.accuracy == max(p.accuracy for p in routine.curves()["quee"] if p.cost <= budget)
     for row in results(folder)["at_budgets"]:

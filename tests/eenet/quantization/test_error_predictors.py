@@ -7,9 +7,10 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
+from eenet.calibration.curves import Point, point_for_budget
 from eenet.errors import UserError
-from eenet.gates import uncertainty_statistics
-from eenet.quantization import ErrorPredictor, Known, Point, SimplePredictors, fit_predictor, point_for_budget
+from eenet.gates import ErrorPredictor, Known, uncertainty_statistics
+from eenet.quantization import SimplePredictors, fit_predictor
 from eenet.quantization.predictors import brier, cluster_rates, cluster_targets
 from eenet.quantization.quality import auroc
 

@@ -1,5 +1,6 @@
 """Static quantization under any exits: the same values and the same BitOPs as the uniform paths of QuEE's network."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from eenet.errors import UserError
 from eenet.features import feature_key
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
-from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
-from eenet.quantization.results import bitops_fields
+from eenet.quantization import QuantizedBackbone, QuantizedNetwork
+from eenet.reporting import operating_point, static_exits
 from tests._dummies import make_resnet, make_vit
 
 
@@ -39,26 +40,27 @@ def test_macs_are_the_float_networks_and_bitops_those_of_paths() -> None:
     backbone = make_backbone(4)
     network, plain = EarlyExitNetwork(backbone, [0, 2]), EarlyExitNetwork(backbone.backbone, [0, 2])
     paths = QuantizedNetwork(backbone.backbone, [0, 2], widths=[4])
-    assert network.costs == plain.costs
-    profile, gates = bitops_profile(network), network.costs.gates
-    for exit in range(3):
-        path = (4,) * (exit + 1)
-        assert profile.static[exit] == paths.path_costs.static(path)
-        assert profile.cumulative[exit] == paths.path_costs.routed(path, sum(gates[: exit + 1]))
-    assert bitops_profile(plain).cumulative == [bitops(macs) for macs in plain.costs.cumulative]
+    assert replace(network.costs, stage_bitops=None) == plain.costs  # type: ignore[type-var]
+    found, chain = (one.costs.columns["bitops"] for one in (network, paths.along((4, 4, 4))))
+    assert found.static == chain.static
+    gates = [1024 * sum(network.costs.gates[: exit + 1]) for exit in range(3)]  # type: ignore[attr-defined]
+    assert [routed - gate for routed, gate in zip(found.routed, gates, strict=True)] == list(chain.routed)
+    assert list(plain.costs.columns) == ["macs"]
     # A block by hand: 5 tokens of 16 values; qkv, projection and two layers of 64, and two products of attention.
-    assert profile.stages[1] == 16 * 5 * 16 * (48 + 16 + 64 + 64) + 1024 * 2 * 5 * 5 * 16
+    block = 16 * 5 * 16 * (48 + 16 + 64 + 64) + 1024 * 2 * 5 * 5 * 16
+    assert network.costs.stage_bitops[1] == block  # type: ignore[attr-defined]
 
 
 def test_rows_have_bitops_over_a_quantized_backbone_alone() -> None:
     network = EarlyExitNetwork(make_backbone(8), [1])
-    profile = bitops_profile(network)
-    row = {"exit_fractions": [0.25, 0.75]}
-    found = bitops_fields(network, row)
-    assert found["bitops"] == pytest.approx(0.25 * profile.cumulative[0] + 0.75 * profile.cumulative[1])
-    assert found["bitops_fraction"] == pytest.approx(found["bitops"] / (1024 * network.costs.full))
-    assert bitops_fields(network, row, static=True)["bitops"] < found["bitops"]
-    assert bitops_fields(EarlyExitNetwork(network.backbone.backbone, [1]), row) == {}  # type: ignore[arg-type, union-attr]
+    column, statistics = network.costs.columns["bitops"], torch.rand(4, 6)
+    row = operating_point("point", statistics, torch.tensor([0, 1, 1, 1]), network.costs)
+    assert row["bitops"] == pytest.approx(0.25 * column.routed[0] + 0.75 * column.routed[1])
+    assert row["bitops_fraction"] == pytest.approx(row["bitops"] / (1024 * network.costs.full))
+    cut = static_exits(torch.rand(4, 2, 6), network.costs)
+    assert [found["bitops"] for found in cut] == list(column.static)
+    plain = EarlyExitNetwork(network.backbone.backbone, [1])  # type: ignore[arg-type, union-attr]
+    assert "bitops" not in operating_point("point", statistics, torch.zeros(4, dtype=torch.long), plain.costs)
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ from eenet.errors import UserError
 from eenet.features import feature_key
 from eenet.inference_modules import ConvPoolHead
 from eenet.network import EarlyExitNetwork
-from eenet.quantization import PathCosts, PathPolicy, PathTree, QuantizedNetwork, full_paths
-from eenet.quantization.policy import cheapest_options, final_nodes, follow, predicted_errors
-from eenet.quantization.routing import route_paths
+from eenet.policies import PredictedErrors, Threshold
+from eenet.policies.predicted_errors import follow
+from eenet.profile import CostProfile
+from eenet.quantization import QuantizedNetwork
+from eenet.tree import Tree, full_paths
 from tests._dummies import make_resnet, make_vit
 
 
@@ -24,7 +26,7 @@ def make_network(backbone: StagedBackbone | None = None, **arguments: Any) -> Qu
     """A calibrated network in float64, where batches of other sizes are rounded too little to cross a grid's step."""
     arguments = {"exits": [0, 2], "widths": [32, 8, 4], **arguments}
     network = QuantizedNetwork(backbone or make_vit(), **arguments).eval()
-    _ = network.node_macs, network.node_bitops
+    _ = network.costs
     network.double().calibrate([inputs(network, 32)])
     return network
 
@@ -53,16 +55,17 @@ def test_routed_paths_equal_the_gathered_reference(first: int, tradeoff: float, 
     network = make_network(backbone)
     rows = inputs(network, 96)
     sharpen(network, rows)
-    extracted = network.extract(rows)
-    logits = network.exit_logits(extracted)
-    policy = PathPolicy(first, tradeoff)
-    nodes = final_nodes(network, predicted_errors(network, network.known(extracted, logits)), policy)
-    routed = route_paths(network, rows, policy)
+    logits, scores = network(rows)
+    policy = network.policy(first, tradeoff)
+    nodes = policy.exits(logits.argmax(-1), scores)
+    routed = network.route(rows, policy)
     assert routed.nodes.tolist() == nodes.tolist()
     torch.testing.assert_close(routed.logits, logits[torch.arange(96), nodes])
     assert routed.exits.tolist() == [len(network.tree.nodes[node]) - 1 for node in nodes]
-    assert routed.bitops.tolist() == [network.node_bitops[node] for node in nodes]
-    assert routed.macs.tolist() == [network.node_macs[node] for node in nodes]
+    columns = network.costs.columns
+    assert routed.bitops is not None
+    assert routed.bitops.tolist() == [columns["bitops"].routed[node] for node in nodes]
+    assert routed.macs.tolist() == [columns["macs"].routed[node] for node in nodes]
     if tradeoff == 0:
         assert len(nodes.unique()) >= 5
         assert len(routed.exits.unique()) >= 2
@@ -83,7 +86,7 @@ def test_samples_that_go_on_at_one_width_run_together() -> None:
         return run_segment(segment, width, state)
 
     network.run_segment = counting  # type: ignore[method-assign]
-    nodes = route_paths(network, rows, PathPolicy(8, 0.0)).nodes.tolist()
+    nodes = network.route(rows, network.policy(8, 0.0)).nodes.tolist()
     paths = [network.tree.nodes[node] for node in nodes]
     expected = {
         (segment, width): sum(path[segment : segment + 1] == (width,) for path in paths)
@@ -107,7 +110,8 @@ def test_every_node_is_its_path_run_alone() -> None:
         if len(path) == 3:
             alone = network.backbone.classify(state)
         else:
-            alone = network.exit_logits_at(len(path) - 1, path[-1], network.read(len(path) - 1, state))
+            place = network.tree.places.index((len(path) - 1, path[-1]))
+            alone = network.logits_at(place, network.read(len(path) - 1, state), ())
         torch.testing.assert_close(logits[:, node], alone)
     torch.testing.assert_close(logits[:, network.tree.index[(32, 32, 32)]], network.backbone(rows))
 
@@ -133,22 +137,23 @@ def test_bitops_by_hand() -> None:
     path = (8, 4, 32)
     expected = 1024 * (embed + 4 * attention + 3 * head + sum(predictors))
     expected += 64 * linear + 16 * 2 * linear + 1024 * linear
-    assert network.node_bitops[network.tree.index[path]] == expected
+    macs_of, bitops_of = (network.costs.columns[unit] for unit in ("macs", "bitops"))
+    assert bitops_of.routed[network.tree.index[path]] == expected
     macs = embed + 4 * (linear + attention) + 3 * head + sum(predictors)
-    assert network.node_macs[network.tree.index[path]] == macs
+    assert macs_of.routed[network.tree.index[path]] == macs
     first = 1024 * (embed + attention + head + predictors[0]) + 64 * linear
-    assert network.node_bitops[network.tree.index[(8,)]] == first
-    assert network.path_costs.static((8,)) == first - 1024 * predictors[0]
-    assert network.path_costs.full == 1024 * (embed + 4 * (linear + attention) + head)
-    table = {(row["segment"], row["width"]): row for row in network.path_costs.table([8])}
+    assert bitops_of.routed[network.tree.index[(8,)]] == first
+    assert bitops_of.static[network.tree.index[(8,)]] == first - 1024 * predictors[0]
+    assert bitops_of.full == 1024 * macs_of.full == 1024 * (embed + 4 * (linear + attention) + head)
+    table = {(row["segment"], row["width"]): row for row in network.quantization["bitops"]}
     assert table[1, 8]["bitops"] == 2 * (64 * linear + 1024 * attention)
     assert table[1, 8]["cumulative"] == 1024 * (embed + 3 * attention) + 3 * 64 * linear
 
 
 def test_a_path_that_is_static_at_32_bits_costs_the_macs_times_1024() -> None:
-    costs = PathCosts(3, (10, 20), (1, 2), (4, 5))
-    assert costs.static((32, 32)) == costs.full == 1024 * (3 + 33 + 5)
-    assert costs.routed((32, 32), 7) == costs.full + 1024 * (4 + 7)
+    costs = CostProfile(3, (11, 22), 5, (4,), (7,), (0,), stage_bitops=(1024 * 11, 1024 * 22)).columns["bitops"]
+    assert costs.static[-1] == costs.full == 1024 * (3 + 33 + 5)
+    assert costs.routed[-1] == costs.full + 1024 * (4 + 7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -169,7 +174,7 @@ def test_paths_are_all_or_those_that_never_rise(widths: list[int], segments: int
     assert (family, set(paths)) == (
         ("all", set(everything)) if len(everything) <= most else ("non_increasing", set(falling))
     )
-    tree = PathTree.of(paths)
+    tree = Tree.of(paths)
     assert set(tree.nodes) == {path[:n] for path in paths for n in range(1, segments + 1)}
     for node, path in enumerate(tree.nodes):
         reachable = tree.reachable(node)
@@ -182,16 +187,19 @@ def test_paths_are_all_or_those_that_never_rise(widths: list[int], segments: int
 @given(seed=st.integers(0, 1000), tradeoff=st.floats(0, 10), more=st.floats(0, 10))
 def test_a_higher_price_never_chooses_a_dearer_option(seed: int, tradeoff: float, more: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    errors, costs = torch.rand(20, 6, generator=generator), torch.rand(6, generator=generator)
-    before = cheapest_options(errors, costs, tradeoff)
-    after = cheapest_options(errors, costs, tradeoff + more)
+    errors, costs = torch.rand(20, 1, 6, generator=generator), torch.rand(6, generator=generator)
+    nodes = [(8,), *((8, width) for width in (16, 8, 6, 4, 2))]
+    before, after = (
+        PredictedErrors(8, price, nodes, costs.tolist()).exits(errors[:, 0], errors)
+        for price in (tradeoff, tradeoff + more)
+    )
     assert (costs[after] <= costs[before] + 1e-6).all()
-    risk = errors + tradeoff * costs
+    risk = errors[:, 0] + tradeoff * costs
     torch.testing.assert_close(risk.gather(1, before.unsqueeze(1)).squeeze(1), risk.amin(1))
 
 
 def test_following_moves_stops_where_a_sample_stays() -> None:
-    tree = PathTree.of(list(product((8, 4), repeat=3)))
+    tree = Tree.of(list(product((8, 4), repeat=3)))
     moves = torch.arange(tree.num_early).repeat(3, 1)
     moves[1, 0] = tree.index[(8, 4)]
     moves[2, 0], moves[2, tree.index[(8, 4)]] = tree.index[(8, 4)], tree.index[(8, 4, 8)]
@@ -277,17 +285,16 @@ def test_heads_are_per_width_or_shared_and_may_read_maps() -> None:
     maps = make_network(make_resnet(), inference_module=ConvPoolHead)
     rows = inputs(maps, 16)
     sharpen(maps, rows)
-    extracted = maps.extract(rows)
-    logits = maps.exit_logits(extracted)
-    policy = PathPolicy(8, 0.1)
-    nodes = final_nodes(maps, predicted_errors(maps, maps.known(extracted, logits)), policy)
-    torch.testing.assert_close(route_paths(maps, rows, policy).logits, logits[torch.arange(16), nodes])
+    logits, scores = maps(rows)
+    policy = maps.policy(8, 0.1)
+    nodes = policy.exits(logits.argmax(-1), scores)
+    torch.testing.assert_close(maps.route(rows, policy).logits, logits[torch.arange(16), nodes])
 
 
 def test_a_first_width_that_is_not_there_is_refused() -> None:
     network = QuantizedNetwork(make_vit(), [0], widths=[8])
     with pytest.raises(UserError, match=r"policy\.first_width = 4"):
-        route_paths(network, torch.randn(1, 1, 8, 8), PathPolicy(4, 0.0))
+        network.policy(4, 0.0)
 
 
 @torch.no_grad()
@@ -295,16 +302,46 @@ def test_texts_of_different_lengths_are_routed() -> None:
     from tests.eenet.quantization.test_quantized_layers import make_bert
 
     network = QuantizedNetwork(make_bert(), [0], widths=[32, 8]).eval()
-    _ = network.node_macs, network.node_bitops
+    _ = network.costs
     network.double()
     mask = (torch.arange(8) < torch.randint(2, 9, (24, 1))).long()
     rows = {"input_ids": torch.randint(1, 50, (24, 8)) * mask, "attention_mask": mask}
     network.calibrate([rows])
     sharpen(network, rows)  # type: ignore[arg-type]
-    extracted = network.extract(rows)
-    logits = network.exit_logits(extracted)
-    policy = PathPolicy(8, 0.0)
-    nodes = final_nodes(network, predicted_errors(network, network.known(extracted, logits)), policy)
-    routed = route_paths(network, rows, policy)
+    logits, scores = network(rows)
+    policy = network.policy(8, 0.0)
+    nodes = policy.exits(logits.argmax(-1), scores)
+    routed = network.route(rows, policy)
     assert routed.nodes.tolist() == nodes.tolist()
     torch.testing.assert_close(routed.logits, logits[torch.arange(24), nodes])
+
+
+@pytest.mark.parametrize("path", [(32, 8, 4), (4, 4, 32)])
+@torch.no_grad()
+def test_along_a_path_it_is_a_plain_network(path: tuple[int, ...]) -> None:
+    network = make_network()
+    rows = inputs(network, 48)
+    chain, nodes = network.along(path), network.tree.along(path)
+    outputs = chain(rows)
+    torch.testing.assert_close(outputs.logits, network(rows).logits[:, nodes])
+    policy = Threshold(outputs.scores.median(0).values.tolist())
+    exits = policy.exits(outputs.logits.argmax(-1), outputs.scores)
+    routed = chain.route(rows, policy)
+    assert routed.exits.tolist() == exits.tolist()
+    assert len(exits.unique()) == 3
+    torch.testing.assert_close(routed.logits, outputs.logits[torch.arange(48), exits])
+    passed = [chain.costs.columns[unit].static[-1] for unit in ("macs", "bitops")]
+    assert passed == [network.costs.columns[unit].static[nodes[-1]] for unit in ("macs", "bitops")]
+
+
+def test_a_policy_for_another_tree_is_refused() -> None:
+    network, other = (QuantizedNetwork(make_vit(), [0, 2], widths=widths) for widths in ([32, 8], [32, 4]))
+    with pytest.raises(UserError, match=r"policy = 'Threshold'.*take `network\.along\(path\)`"):
+        network.check(Threshold([0.5, 0.5]))
+    with pytest.raises(UserError, match=r"policy = 'PredictedErrors'.*made for other paths.* 32-32-32, 32-32-8"):
+        network.check(other.policy(32, 0.0))
+    with pytest.raises(UserError, match=r"policy = 'PredictedErrors'.*made for other paths"):
+        EarlyExitNetwork(make_vit(), [0, 2]).check(network.policy(32, 0.0))
+    with pytest.raises(UserError, match=r"path = '4-4-4': the network has 32-32-32, "):
+        network.along((4, 4, 4))
+    network.check(network.policy(8, 0.1))

@@ -1,4 +1,8 @@
-"""Paths: the widths of the segments from the first on, as the tree of everything a sample can do."""
+"""The tree of everything a sample can do: a node is an exit reached by a path of executions.
+
+The stages between two exits are a segment, which runs at one of some bit-widths. A plain network has one width, so that
+its tree is a chain whose nodes are its exits; that of QuEE (Regol et al., arXiv 2406.14404) branches by width.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +12,14 @@ from typing import Literal
 
 from eenet.errors import UserError
 
+FLOAT = 32
+"""Bits of a segment in floating point."""
+
 Path = tuple[int, ...]
 """Widths of the segments from the first; as long as the number of segments run."""
+
+Place = tuple[int, int]
+"""An execution: the number of a segment, and the width at which it runs."""
 
 Family = Literal["all", "non_increasing"]
 
@@ -44,8 +54,11 @@ def full_paths(widths: Sequence[int], segments: int, most: int) -> tuple[Family,
 
 
 @dataclass(frozen=True)
-class PathTree:
+class Tree:
     """The beginnings of some full paths. A node is the number of a beginning; a sample can leave at each.
+
+    Samples at nodes of one place run together, whatever path they came by. In a chain the numbers of nodes, places and
+    exits are the same.
 
     Attributes:
         nodes: The paths, shorter ones first.
@@ -54,28 +67,83 @@ class PathTree:
     nodes: tuple[Path, ...]
 
     @classmethod
-    def of(cls, paths: Sequence[Path]) -> "PathTree":
+    def of(cls, paths: Sequence[Path]) -> "Tree":
         """The tree of some full paths of equal length.
 
         Example:
-            >>> PathTree.of([(8, 8), (8, 4)]).nodes
+            >>> Tree.of([(8, 8), (8, 4)]).nodes
             ((8,), (8, 8), (8, 4))
         """
         segments = len(paths[0])
         prefixes = [path[:length] for length in range(1, segments + 1) for path in paths]
         return cls(tuple(dict.fromkeys(prefixes)))
 
+    @classmethod
+    def chain(cls, num_exits: int) -> "Tree":
+        """The tree of a plain network.
+
+        Example:
+            >>> Tree.chain(2).nodes
+            ((32,), (32, 32))
+        """
+        return cls.of([(FLOAT,) * num_exits])
+
+    @cached_property
+    def branches(self) -> bool:
+        """Whether a sample that goes on may go to one of several nodes, from the start on."""
+        return len(self.nodes) > self.segments
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Of its executions, from the widest."""
+        return tuple(sorted({path[-1] for path in self.nodes}, reverse=True))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The executions that end at some node, those of earlier segments first."""
+        return tuple(dict.fromkeys((len(path) - 1, path[-1]) for path in self.nodes))
+
+    @cached_property
+    def place_of(self) -> tuple[int, ...]:
+        """The number of each node's place."""
+        return tuple(self.places.index((len(path) - 1, path[-1])) for path in self.nodes)
+
+    def nodes_at(self, place: int) -> list[int]:
+        """The nodes of a place.
+
+        Example:
+            >>> Tree.of([(8, 8), (8, 4), (4, 4)]).nodes_at(3)
+            [3, 4]
+        """
+        return [node for node, other in enumerate(self.place_of) if other == place]
+
+    def along(self, path: Path) -> list[int]:
+        """The nodes of a path, from the first exit on.
+
+        Raises:
+            UserError: The tree has no such path.
+        """
+        if path not in self.index:
+            known = ", ".join(path_name(other) for other in self.full)
+            raise UserError("path", path_name(path), f"the network has {known}")
+        return [self.index[path[:length]] for length in range(1, len(path) + 1)]
+
+    @property
+    def full(self) -> tuple[Path, ...]:
+        """The paths through all segments."""
+        return self.nodes[self.num_early :]
+
     @cached_property
     def index(self) -> dict[Path, int]:
         """Node by path."""
         return {path: node for node, path in enumerate(self.nodes)}
 
-    @property
+    @cached_property
     def segments(self) -> int:
         """Length of the full paths."""
         return len(self.nodes[-1])
 
-    @property
+    @cached_property
     def num_early(self) -> int:
         """Nodes at early exits; they come first."""
         return sum(len(path) < self.segments for path in self.nodes)
@@ -93,7 +161,7 @@ class PathTree:
         """The node itself, then every node behind it.
 
         Example:
-            >>> PathTree.of([(8, 8), (8, 4)]).reachable(0)
+            >>> Tree.of([(8, 8), (8, 4)]).reachable(0)
             [0, 1, 2]
         """
         path = self.nodes[node]

@@ -1,0 +1,151 @@
+"""Operating curves of a tree on held-out samples: QuEE's, and those of its two halves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UnmetError, UserError
+from eenet.policies import PredictedErrors, Threshold
+from eenet.profile import Costs
+from eenet.tree import Tree
+
+THRESHOLDS = [*(1 - torch.logspace(0, -5, 41, dtype=torch.float64)).tolist(), float("inf")]
+"""Thresholds of the maximum probability on a curve."""
+
+
+class Point(NamedTuple):
+    """A setting and what it gives.
+
+    Attributes:
+        width: Of the first segment.
+        knob: lambda, the confidence threshold, or the number of the exit.
+        accuracy: Share of the samples that are right.
+        cost: Mean BitOPs as a fraction of the plain backbone's in floating point.
+    """
+
+    width: int
+    knob: float
+    accuracy: float
+    cost: float
+
+
+def path_curve(policy: PredictedErrors, scores: Tensor, correct: Tensor) -> list[Point]:
+    """A policy of predicted errors at every first width and every price.
+
+    Args:
+        policy: Any setting.
+        scores: Predicted errors, `(samples, early nodes, nodes)`.
+        correct: 1 where a node is right, `(samples, nodes)`.
+    """
+    costs, points = torch.tensor(policy.costs, dtype=torch.float64), []
+    for knob in policy.knobs(scores).flip(0).tolist():
+        for variant in policy.variants():
+            turned = variant.turned(knob)
+            judged = judge_nodes(turned.exits(correct, scores), correct, costs)
+            points.append(Point(turned.first_width, turned.tradeoff, *judged))
+    return points
+
+
+def threshold_curve(tree: Tree, costs: Mapping[int, Tensor], confidence: Tensor, correct: Tensor) -> list[Point]:
+    """Early exits by confidence at every width and each of `THRESHOLDS`; no predictor runs and none is paid for.
+
+    Args:
+        tree: The paths.
+        costs: By width, of leaving at each exit of the path that keeps it, as fractions of the full network's.
+        confidence: Maximum probability at each node, `(samples, nodes)`.
+        correct: 1 where a node is right, `(samples, nodes)`.
+    """
+    points = []
+    for width, fractions in costs.items():
+        own = tree.along((width,) * tree.segments)
+        for threshold in THRESHOLDS:
+            exits = Threshold([threshold] * (len(own) - 1)).exits(correct[:, own], confidence[:, own[:-1]])
+            points.append(Point(width, threshold, *judge_nodes(exits, correct[:, own], fractions)))
+    return points
+
+
+def static_curve(tree: Tree, costs: Costs, correct: Tensor) -> list[Point]:
+    """Networks cut at an exit and quantized at one width, for every width and exit, by their BitOPs."""
+    column, points = costs.columns["bitops"], []
+    for width in tree.widths:
+        for exit, node in enumerate(tree.along((width,) * tree.segments)):
+            accuracy = correct[:, node].double().mean().item()
+            points.append(Point(width, exit, accuracy, column.static[node] / column.full))
+    return points
+
+
+class Judged(Protocol):
+    """What has an accuracy, and a mean cost as a fraction of the full network's."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that are right."""
+
+    @property
+    def cost(self) -> float:
+        """The cost."""
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Judged)
+
+
+def point_for_budget(points: Sequence[AnyPoint], budget: float, field: str = "budgets") -> AnyPoint:
+    """The most accurate point whose cost keeps a budget, the cheapest of equals.
+
+    Raises:
+        UserError: The budget is not positive.
+        UnmetError: No point keeps it.
+
+    Example:
+        >>> point_for_budget([Point(8, 1.0, 0.7, 0.1), Point(8, 0.1, 0.9, 0.3)], 0.2).knob
+        1.0
+    """
+    if not budget > 0:
+        raise UserError(field, budget, "a budget is a fraction of the full network's BitOPs and must be above 0")
+    kept = [point for point in points if point.cost <= budget]
+    if not kept:
+        least = min(point.cost for point in points)
+        raise UnmetError(field, budget, f"the cheapest operating point costs {least:.4f} of the full network's BitOPs")
+    return max(kept, key=lambda point: (point.accuracy, -point.cost))
+
+
+def judge_nodes(nodes: Tensor, correct: Tensor, costs: Tensor) -> tuple[float, float]:
+    """Accuracy and mean cost of samples that leave at some nodes.
+
+    Args:
+        nodes: `(samples,)`.
+        correct: 1 where a node is right, `(samples, nodes)`.
+        costs: Of each node, `(nodes,)`.
+    """
+    right = correct.gather(1, nodes.unsqueeze(1)).double().mean().item()
+    return right, costs.to(nodes.device)[nodes].mean().item()
+
+
+def curve_rows(points: Sequence[Point]) -> list[dict[str, float | None]]:
+    """Points of a curve as plain values; a knob that is not finite becomes `None`."""
+    return [{**point._asdict(), "knob": point.knob if abs(point.knob) < float("inf") else None} for point in points]
+
+
+def halves_at_budget(
+    budget: float, chosen_on: Mapping[str, Sequence[Point]], judged_on: Mapping[str, Sequence[Point]]
+) -> dict[str, Any]:
+    """What other ways of spending a budget reach, each at the point that is best on validation samples.
+
+    Args:
+        budget: As a fraction of the float network's BitOPs.
+        chosen_on: Curves by name, on validation samples.
+        judged_on: The same points on other samples.
+
+    Returns:
+        `budget`, and by name the judged point as plain values; `None` where no point keeps the budget.
+    """
+    found: dict[str, Any] = {"budget": budget}
+    for name, points in chosen_on.items():
+        try:
+            number = list(points).index(point_for_budget(points, budget))
+            found[name] = curve_rows([judged_on[name][number]])[0]
+        except UserError:
+            found[name] = None
+    return found

@@ -1,0 +1,110 @@
+"""The steps of a routed network: what runs between one decision and the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from eenet.backbones.base import StagedBackbone, State
+from eenet.gates import Gate, Memory
+from eenet.policies.base import Policy
+from eenet.profile import Costs
+from eenet.tree import Tree
+
+
+class Routable(Protocol):
+    """What the router asks of a network; see `eenet.network.EarlyExitNetwork`."""
+
+    backbone: StagedBackbone
+    gate: Gate
+    boosted: bool
+    tree: Tree
+    num_exits: int
+    exit_stages: list[int]
+
+    @property
+    def costs(self) -> Costs:
+        """Of every node."""
+
+    def run_segment(self, segment: int, width: int, state: State) -> State:
+        """Run the stages between two exits."""
+
+    def read(self, exit: int, state: State) -> Tensor:
+        """What the head of an early exit reads."""
+
+    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
+        """Logits of an early exit."""
+
+    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
+        """What the gate reads there."""
+
+
+class Carried(NamedTuple):
+    """What the steps of a network hand on: pytrees of tensors whose first axis is the batch.
+
+    Attributes:
+        state: Of the backbone.
+        before: Logits of the exit before, in a boosted network.
+        gate: The gate's memory.
+        policy: The policy's memory.
+    """
+
+    state: State
+    before: Any
+    gate: Memory
+    policy: Memory
+
+
+Result = tuple[Any, Tensor, Tensor | None]
+"""What a step returns: what it hands on; the exit's logits, `(batch, classes)`; who leaves, bool `(batch,)`.
+
+Where a tree branches the last is the next node of each sample, int64 `(batch,)`: its own for one that leaves. At the
+last exit everybody leaves, and it is `None`.
+"""
+
+Step = Callable[[Any], Result]
+"""Runs the stages up to an exit, its head, its gate and the decision.
+
+A first one takes the inputs, the others what the one before handed on, a pytree of tensors whose first axis is the
+batch.
+"""
+
+
+def make_steps(network: Routable, policy: Policy) -> list[Step]:
+    """One step per place of the tree: in a chain, one per exit, the last included."""
+    return [partial(run_step, network, policy, place) for place in range(len(network.tree.places))]
+
+
+def split_results(results: Sequence[Tensor], last: bool) -> Result:
+    """What a step returns, from its flat tensors: those handed on, the logits and, but for the last, who leaves."""
+    if last:
+        return (), results[-1], None
+    *handed_on, logits, leave = results
+    return handed_on, logits, leave
+
+
+def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Result:
+    """Run the segment before an exit, then decide there; the first one embeds the inputs too.
+
+    Args:
+        network: In evaluation mode.
+        policy: Decides who leaves.
+        place: Number of the place that the step ends at.
+        given: What the step before handed on; the inputs for a first one.
+    """
+    backbone = network.backbone
+    exit, width = network.tree.places[place]
+    state, before, gate, memory = given if exit else (backbone.embed(given), (), (), ())
+    state = network.run_segment(exit, width, state)
+    if exit == network.num_exits - 1:
+        return (), backbone.classify(state), None
+    features = network.read(exit, state)
+    logits = network.logits_at(place, features, before)
+    read = network.gate_input(logits, features)
+    scores, gate = network.gate.at(place, read, gate if exit else network.gate.start(read))
+    predictions = logits.argmax(-1) if policy.reads_predictions else scores
+    leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
+    return Carried(state, logits if network.boosted else (), gate, memory), logits, leave
