@@ -304,13 +304,10 @@ class QuEE(ExitRoutine):
     def more_results(self, records: dict[str, Tensor]) -> Results:
         """Static networks of each width, and, once the predictors are fitted, curves and the predictors' quality."""
         network, tree, nodes = self.network, self.network.tree, self.nodes(records)
-        static = {
-            width: static_exits(records["statistics"], network.costs, tree.along((width,) * tree.segments))
-            for width in tree.widths
-        }
         found: Results = {
             "static_widths": {
-                str(width): [{**row, "width": width} for row in rows] for width, rows in static.items()
+                str(width): static_exits(records["statistics"], network.costs, tree.along((width,) * tree.segments))
+                for width in tree.widths
             }
         }
         if not self.fitted:
