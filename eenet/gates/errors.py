@@ -101,5 +101,22 @@ class ErrorGate(Gate):
         return torch.stack([self.errors(node, rows) for node, rows in enumerate(known)], dim=1)
 
     def at(self, exit: int, logits: Known, memory: Memory = ()) -> tuple[Tensor, Memory]:  # type: ignore[override]
-        """Predicted at each node of a place, `(batch, nodes there, nodes)`, from what is known there."""
-        return torch.stack([self.errors(node, logits) for node in self.tree.nodes_at(exit)], dim=1), memory
+        """Predicted for every node, `(batch, nodes)`, from what is known at a place.
+
+        Args:
+            exit: Number of the place.
+            logits: What is known there.
+            memory: Node of each sample, `(batch,)`, where the place has several.
+        """
+        nodes = self.tree.nodes_at(exit)
+        if len(nodes) == 1:
+            return self.errors(nodes[0], logits), memory
+        if torch.compiler.is_exporting():  # a graph cannot ask who is there
+            every = torch.stack([self.errors(node, logits) for node in nodes], dim=1)
+            own = (memory.unsqueeze(1) == torch.tensor(nodes, device=memory.device)).to(torch.long).argmax(1)
+            return every.gather(1, own[:, None, None].expand(-1, 1, every.shape[2])).squeeze(1), memory
+        found = logits.features.new_empty(len(memory), len(self.tree.nodes))
+        for node in memory.unique().tolist():
+            rows = (memory == node).nonzero().squeeze(1)
+            found[rows] = self.errors(node, Known(*(values[rows] for values in logits)))
+        return found, memory

@@ -40,7 +40,6 @@ class PredictedErrors(Policy):
     tree: Tree
     prices: Tensor
     onward: Tensor
-    slots: Tensor
 
     def __init__(
         self, first_width: int, tradeoff: float, nodes: Sequence[Sequence[int]], costs: Sequence[float]
@@ -59,12 +58,8 @@ class PredictedErrors(Policy):
         onward = torch.zeros(tree.num_early, len(tree.nodes), dtype=torch.long)
         for node in range(tree.num_early):
             onward[node, tree.reachable(node)] = torch.tensor(tree.steps(node))
-        slots = torch.zeros(len(tree.nodes), dtype=torch.long)
-        for place in range(len(tree.places)):
-            slots[tree.nodes_at(place)] = torch.arange(len(tree.nodes_at(place)))
         self.register_buffer("prices", tradeoff * torch.tensor(self.costs, dtype=torch.float64), persistent=False)
         self.register_buffer("onward", onward, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
 
     def arguments(self) -> dict[str, Any]:
         """First width, lambda, the paths and their costs."""
@@ -89,12 +84,9 @@ class PredictedErrors(Policy):
         return scores.new_full((scores.shape[0],), self.first_node, dtype=torch.long)
 
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The next nodes, from the errors that are predicted at each node of the place, `(batch, at it, nodes)`."""
-        own = scores[:, 0]
-        if scores.shape[1] > 1:
-            own = scores.gather(1, self.slots[memory][:, None, None].expand(-1, 1, scores.shape[2])).squeeze(1)
-        after = self.onward[memory, (own.double() + self.prices).argmin(1)]
-        return after, after
+        """The next nodes, from the errors that are predicted for every node, `(batch, nodes)`."""
+        after = self.onward[memory, (scores.double() + self.prices).argmin(1)]
+        return (after if self.tree.branches else after == memory), after
 
     def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:
         """The node of each sample, from the errors predicted at each early node, `(batch, early nodes, nodes)`."""

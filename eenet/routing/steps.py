@@ -48,7 +48,7 @@ class Carried(NamedTuple):
     Attributes:
         state: Of the backbone.
         before: Logits of the exit before, in a boosted network.
-        gate: The gate's memory.
+        gate: The gate's memory; where the tree branches, the node of each sample.
         policy: The policy's memory.
     """
 
@@ -107,4 +107,8 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
     scores, gate = network.gate.at(place, read, gate if exit else network.gate.start(read))
     predictions = logits.argmax(-1) if policy.reads_predictions else scores
     leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
-    return Carried(state, logits if network.boosted else (), gate, memory), logits, leave
+    return (
+        Carried(state, logits if network.boosted else (), leave if network.tree.branches else gate, memory),
+        logits,
+        leave,
+    )

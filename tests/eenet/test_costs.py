@@ -20,10 +20,7 @@ from eenet.errors import UserError
 from eenet.inference_modules import MLPHead
 from eenet.network import EarlyExitNetwork, count_costs
 from eenet.policies import FixedExit
-from eenet.quantization.bitops import bitops
 from eenet.quantization.network import QuantizedNetwork
-from eenet.quantization.policy import PathPolicy
-from eenet.quantization.routing import route_paths
 from eenet.reporting.table import results_table
 from tests._dummies import make_network, make_resnet, make_vit
 
@@ -218,10 +215,9 @@ def test_an_operator_without_a_formula_is_said() -> None:
 def test_bitops_of_fused_layers_are_those_of_their_macs() -> None:
     make = partial(nn.TransformerEncoderLayer, D, 2, H, batch_first=True)
     network = QuantizedNetwork(Layered(make, lambda layer, x: layer(x)).eval(), widths=[32, 8])
-    costs = network.path_costs
-    assert costs.quantized == (2 * N * D * H,) * 3
-    assert costs.floating == (ATTENTION // B,) * 3
-    assert costs.full == bitops(network.costs.full)
+    assert [part.macs for part in network.stage_layers] == [2 * N * D * H] * 3
+    assert [part.float_macs for part in network.stage_layers] == [ATTENTION // B] * 3
+    assert network.costs.columns["bitops"].full == 1024 * network.costs.full
 
 
 def test_a_model_that_counts_nothing_is_refused() -> None:
@@ -269,11 +265,11 @@ def test_routing_over_paths_runs_what_it_says_it_costs() -> None:
     vit = make_vit(global_pool="map", class_token=False).eval()
     network = QuantizedNetwork(vit, [0, 2], widths=[32, 8]).eval()
     network.calibrate([torch.randn(4, 1, 8, 8)])
-    exits, _ = set(), (network.node_macs, network.node_costs)
+    exits = set()
     for tradeoff in (0.0, 0.5, 5.0):
         for width in (32, 8):
-            policy = PathPolicy(width, tradeoff)
-            macs, routed = count_macs(route_paths, network, torch.randn(1, 1, 8, 8), policy)
+            policy = network.policy(width, tradeoff)
+            macs, routed = count_macs(network.route, torch.randn(1, 1, 8, 8), policy)
             assert macs == routed.macs.item()
             exits.add(routed.exits.item())
     assert len(exits) > 1
