@@ -6,11 +6,11 @@ and the stopwatch that judges them.
 """
 
 from eenet.routing.compaction import ALWAYS, Compaction
+from eenet.routing.route import Routed, route
+from eenet.routing.steps import Carried, Step, make_steps
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue
-from eenet.routing.route import Routed, route
-from eenet.routing.steps import Carried, Step, make_steps
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [

@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.policies.base import Policy
+from eenet.profile import CostProfile
 from eenet.routing.compaction import Compaction
-from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
-from eenet.runtime.program import DTYPES, Program
 from eenet.routing.route import Routed, route
 from eenet.routing.steps import Result, Step, split_results
+from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
+from eenet.runtime.program import DTYPES, Program
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:

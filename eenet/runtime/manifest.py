@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.profile import CostProfile
 
 VERSION = 1
 MANIFEST = "model.json"

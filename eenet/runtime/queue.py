@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import select
 from eenet.errors import UserError
-from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.routing.route import Routed
+from eenet.runtime.deployed import EarlyExitRuntime
 
 
 @dataclass
