@@ -26,6 +26,7 @@ from eenet.reporting import (
     widest_nodes,
 )
 from eenet.runs import IDENTITY, relocate
+from eenet.tree import path_name
 from lightning_modules.batches import DataModel
 from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
@@ -315,6 +316,9 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             gathered = records.compute()  # type: ignore[operator]
             statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
             row = operating_point(name, statistics, nodes, network.costs)
+            if point.path is not None:
+                shares = enumerate(row["exit_fractions"], 1)
+                row["paths"] = {path_name(point.path[:length]): share for length, share in shares if share}
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], labels, network.backbone.num_classes)
             if self.calibration is not None:

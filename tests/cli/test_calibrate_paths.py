@@ -8,7 +8,11 @@ import pytest
 import torch
 import yaml
 
+from eenet.calibration.chooser import Chooser
+from eenet.calibration.logits import blocks
+from eenet.calibration.wishes import Wishes
 from eenet.cli.main import main
+from eenet.cli.runs import open_run, read_split
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,12 @@ def test_a_budget_in_bitops_is_chosen_on_validation_and_tested(run: Path) -> Non
         assert point["got"]["bitops_fraction"] <= point["asked"]["budget-bitops"]
     main(["test", "--config", str(run / "config.yaml"), "--point", "budget-bitops-0.12"])
     (row,) = json.loads((run / "results.json").read_text())["operating_points"]
-    setting = points["budget-bitops-0.12"]["policy"]["arguments"]
     assert row["name"] == "budget-bitops-0.12"
-    assert (row["first_width"], row["tradeoff"]) == (setting["first_width"], setting["tradeoff"])
+    assert sum(row["paths"].values()) == pytest.approx(1)
+    assert row["calibrated"].keys() >= {"nll", "ece"}
+    assert [found["mode"] for found in row["conformal"]] == ["common", "per_exit", "per_exit_all"]
+    exits = json.loads((run / "results.json").read_text())["exits"]
+    assert all(exit["calibrated"]["temperature"] > 0 for exit in exits)
 
 
 def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_path: Path) -> None:
@@ -71,13 +78,60 @@ def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_p
     assert found == expected
 
 
+def test_a_confidence_takes_the_best_path_of_mixed_widths(run: Path) -> None:
+    main(["calibrate", str(run), "--policy", "entropy", "--budget-bitops", "0.08,0.5", "--budget", "0.9"])
+    calibration = json.loads((run / "calibration.json").read_text())
+    found = {name: point for name, point in calibration["points"].items() if name.startswith("entropy")}
+    assert list(found) == ["entropy-budget-0.9", "entropy-budget-bitops-0.08", "entropy-budget-bitops-0.5"]
+    assert all(len(point["path"]) == 2 and set(point["path"]) <= {8, 4} for point in found.values())
+    assert found["entropy-budget-bitops-0.08"]["got"]["bitops_fraction"] <= 0.08
+    assert len(calibration["temperatures"]) == 6  # nodes: two widths at the first exit, four paths
+    main(["test", "--config", str(run / "config.yaml"), "--point", ",".join(found)])
+    rows = json.loads((run / "results.json").read_text())["operating_points"]
+    assert [row["name"] for row in rows] == list(found)
+    for row in rows:
+        assert row["bitops_fraction"] == pytest.approx(row["got"]["bitops_fraction"], rel=0.3)
+
+
+def test_the_best_path_is_that_of_brute_force(run: Path) -> None:
+    opened = open_run(str(run))
+    split = read_split(opened, "val")
+    logits = torch.cat([block for _, block in blocks(split.logits)])
+    network, wishes = opened.model.network, Wishes({"budget-bitops": [0.1]})
+    own = next(iter(opened.model.policies().values()))
+    chooser = Chooser(network, own, "max_probability", wishes, split, opened.chosen_on(len(logits)))
+    point = chooser.point("budget-bitops", 0.1)
+    correct, confidence = logits.argmax(-1) == split.labels[:, None], logits.softmax(-1).amax(-1)
+    best = 0.0
+    for path in network.tree.full:
+        first, last = network.tree.along(path)
+        costs = network.along(path).costs.fractions("bitops")
+        for threshold in [*confidence[:, first].tolist(), 2.0]:
+            stays = confidence[:, first] < threshold
+            if torch.where(stays, costs[1], costs[0]).mean() <= 0.1:
+                best = max(best, torch.where(stays, correct[:, last], correct[:, first]).double().mean().item())
+    assert point.got["accuracy"] == pytest.approx(best)
+
+
+def test_certificates_are_against_the_widest_path(run: Path) -> None:
+    main(["calibrate", str(run), "--risk", "0.3", "--policy", "margin", "--max-accuracy-drop", "5"])
+    points = json.loads((run / "calibration.json").read_text())["points"]
+    opened = open_run(str(run))
+    split = read_split(opened, "val")
+    last = opened.model.network.tree.along((8, 8))[-1]
+    logits = torch.cat([block for _, block in blocks(split.logits)])
+    full = (logits[:, last].argmax(-1) == split.labels).double().mean().item()
+    assert points["margin-max-accuracy-drop-5"]["got"]["accuracy"] >= full - 0.05
+    assert points["margin-risk-0.3"]["got"]["accuracy"] >= full - 0.3
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--budget", "0.5"], "budget = [0.5]: QuEE takes --budget-bitops"),
         (["--budget-bitops", "0"], "budget-bitops = 0.0: is a fraction"),
-        (["--budget-bitops", "0.5", "--dearest"], "dearest"),
-        (["--budget-bitops", "0.5", "--policy", "entropy"], "policy = 'entropy'"),
+        (["--budget", "0.5", "--policy", "random"], "policy = 'random': is for networks of one path"),
+        (["--budget", "0.5", "--policy", "scheduler"], "policy = 'scheduler': is for networks of one path"),
+        (["--max-disagreement", "0.5"], "max-disagreement = [0.5]: is for runs that trained exits on a decoder"),
     ],
 )
 def test_what_quee_cannot_do_is_refused(
@@ -91,6 +145,6 @@ def test_what_quee_cannot_do_is_refused(
 def test_a_budget_that_cannot_be_met_keeps_no_other_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         main(["calibrate", str(run), "--budget-bitops", "1e-9,0.8"])
-    assert "not met: budget-bitops = 1e-09: the cheapest operating point costs" in capsys.readouterr().err
+    assert "not met: budget-bitops = 1e-09: cannot be met: the cheapest setting costs" in capsys.readouterr().err
     point = json.loads((run / "calibration.json").read_text())["points"]["budget-bitops-0.8"]
     assert 0 <= point["got"]["accuracy_se"] <= 0.05
