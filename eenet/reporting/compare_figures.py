@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from eenet.quantization.bitops import bitops
+from eenet.profile import bitops
 from eenet.reporting.compare import MIXTURES, Group, Point, Spread
 from eenet.reporting.compare_bitops import quantized_lines
 from eenet.reporting.compare_curves import Comparison, Curve
