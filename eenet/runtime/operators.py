@@ -7,7 +7,7 @@ backbone needs beyond them is refused when it is written.
 _ATEN = """
 __and__.Tensor _to_copy.default abs.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
 adaptive_max_pool2d.default add.Scalar add.Tensor addmm.default alias.default amax.default amin.default any.default
-any.dim arange.default arange.start arange.start_step argmax.default avg_pool2d.default batch_norm.default
+any.dim arange.default arange.start arange.start_step argmax.default argmin.default avg_pool2d.default batch_norm.default
 bitwise_and.Tensor bitwise_not.default bitwise_or.Tensor bmm.default cat.default ceil.default chunk.default clamp.Tensor
 clamp.default clamp_max.default clamp_min.default clone.default constant_pad_nd.default contiguous.default
 conv1d.default conv2d.default conv2d.padding cos.default cumsum.default detach.default div.Scalar div.Tensor
