@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from eenet.quantization.curves import THRESHOLDS, judge_nodes, threshold_costs, threshold_nodes
+from eenet.quantization.paths import path_name
 from jsonargparse import auto_cli
 from report import finish
 
 from eenet.backbones.base import to_device
 from eenet.cli.runs import Run, open_run
 from eenet.quantization import QuantizedNetwork, point_for_budget
-from eenet.quantization.curves import THRESHOLDS, judge_nodes, threshold_costs, threshold_nodes
-from eenet.quantization.paths import path_name
 from lightning_modules import QuEE
 from lightning_modules.quee import Nodes, halves
 

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
-
 def _inner(left: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
     """Each element of the output is an inner product over the left factor's last axis."""
     return 2 * math.prod(out_shape) * left[-1]

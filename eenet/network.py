@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.costs import count_operators
@@ -18,7 +19,7 @@ from eenet.inference_modules import InferenceModule, LinearHead, run_inference_m
 from eenet.objectives.boosting import boost
 from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
-from eenet.profile import Costs, CostProfile
+from eenet.profile import CostProfile, Costs
 from eenet.routing import Routed, route
 from eenet.tree import Path, Tree, path_name
 
@@ -217,7 +218,7 @@ class EarlyExitNetwork(Described, nn.Module):
         """Run only what each sample needs; see `eenet.routing.route`."""
         return route(self, inputs, policy)
 
-    def along(self, path: Path, gate: Gate | None = None) -> "EarlyExitNetwork":
+    def along(self, path: Path, gate: Gate | None = None) -> Self:
         """The plain network on one path of a tree that branches.
 
         Args:
@@ -230,7 +231,7 @@ class EarlyExitNetwork(Described, nn.Module):
         self.tree.along(path)
         return self if gate is None else self.with_gate(gate)
 
-    def with_gate(self, gate: Gate) -> "EarlyExitNetwork":
+    def with_gate(self, gate: Gate) -> Self:
         """The same network, sharing backbone and inference modules, behind another gate."""
         other = copy.copy(self)
         other._modules = {**self._modules, "gate": gate}

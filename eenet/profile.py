@@ -79,6 +79,11 @@ class Costs(ABC):
         """Cost of leaving at each node divided by the plain backbone's, `(nodes,)`; the last is a little above 1."""
         return self.columns[unit].fractions()
 
+    def normalised(self) -> Tensor:
+        """The costs `c_l` of the objectives, `(nodes,)`: MACs of each node divided by the last one's, so `c_L = 1`."""
+        routed = torch.tensor(self.columns["macs"].routed, dtype=torch.float64)
+        return routed / routed[-1]
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -135,12 +140,13 @@ class CostProfile(Costs):
         """MACs, and BitOPs where stages are quantized."""
         found = {"macs": Column(tuple(self.cumulative), tuple(self.static), self.full)}
         if self.stage_bitops is not None:
-            rest = (tuple(map(bitops, part)) for part in (self.heads, self.gates))
+            heads, gates = (tuple(map(bitops, part)) for part in (self.heads, self.gates))
             own = CostProfile(
                 bitops(self.embed),
                 self.stage_bitops,
                 bitops(self.classifier),
-                *rest,
+                heads,
+                gates,
                 self.exit_stages,
                 boosted=self.boosted,
             )
@@ -165,11 +171,6 @@ class CostProfile(Costs):
             for stage, head in zip(self.exit_stages, heads, strict=True)
         ]
         return [*early, self.full]
-
-    def normalised(self) -> Tensor:
-        """The costs `c_l` of the objectives, `(exits,)`: MACs of each exit divided by the last exit's, so `c_L = 1`."""
-        cumulative = torch.tensor(self.cumulative, dtype=torch.float64)
-        return cumulative / cumulative[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -203,8 +204,10 @@ class TreeCosts(Costs):
     @classmethod
     def of(cls, tree: Tree, profiles: Mapping[Path, CostProfile]) -> "TreeCosts":
         """The costs of a tree from those of a chain along each of its full paths."""
-        ends = [(profiles[next(full for full in tree.full if full[: len(path)] == path)], len(path) - 1) for path in tree.nodes]
-        any_profile, _ = ends[0]
+        ends = []
+        for path in tree.nodes:
+            through = next(full for full in tree.full if full[: len(path)] == path)
+            ends.append((profiles[through], len(path) - 1))
 
         def column(unit: str) -> Column:
             found = [(profile.columns[unit], exit) for profile, exit in ends]
@@ -215,7 +218,7 @@ class TreeCosts(Costs):
             )
 
         stages = tuple(profile.stages_run[exit] for profile, exit in ends)
-        return cls(tree, stages, column("macs"), column("bitops"), any_profile.uncounted)
+        return cls(tree, stages, column("macs"), column("bitops"), ends[0][0].uncounted)
 
     @property
     def num_exits(self) -> int:

@@ -1,7 +1,7 @@
 """What a routine's operating points were chosen on, and which of them may be used."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
@@ -67,6 +68,22 @@ class ChoosesPoints(LightningModule):
     @property
     def untrained(self) -> str | None:
         """What training left undone in the network's own gates, `None` where it left nothing."""
+        return None
+
+    def fit_on(self, batches: Iterable[Any], split: str | None) -> bool:
+        """Outside a training, fit what own points need and no whole validation has fitted on the present weights.
+
+        Args:
+            batches: `(inputs, labels)` of the validation split, on the routine's device.
+            split: Its fingerprint.
+
+        Returns:
+            Whether anything was fitted.
+        """
+        return False
+
+    def held_out(self, samples: int) -> Tensor | None:
+        """Of so many validation samples those that alone may choose own points; `None` for all."""
         return None
 
     def configure_callbacks(self) -> list[Callback]:

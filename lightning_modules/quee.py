@@ -259,7 +259,7 @@ class QuEE(ExitRoutine):
         if total < LEAST_HELD_OUT:
             remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
             raise UserError("data.validation_fraction", total, remedy)
-        first, second = halves(nodes)
+        first, second = (nodes.take(rows.to(nodes.correct.device)) for rows in split_rows(total))
         for node, predictor in enumerate(self.network.predictors):
             reachable = self.network.tree.reachable(node)
             errors = 1 - first.correct[:, reachable], 1 - second.correct[:, reachable]
@@ -269,16 +269,14 @@ class QuEE(ExitRoutine):
         for name, points in zip(("path", "threshold", "static"), self._curves(second), strict=True):
             getattr(self, f"{name}_points").copy_(torch.tensor(points, dtype=torch.float64))
 
-    def fit_on(self, batches: Iterable[Any], split: str | None) -> None:
-        """Fit the predictors outside a training, on all batches of the validation split.
-
-        Args:
-            batches: `(inputs, labels)` on the routine's device.
-            split: Fingerprint of the split.
+    def fit_on(self, batches: Iterable[Any], split: str | None) -> bool:
+        """Fit the predictors on all batches of the validation split, unless they are fitted on the present weights.
 
         Raises:
             UserError: Too few samples.
         """
+        if self.fitted and not self.objections(self.own_points(), split):
+            return False
         with torch.no_grad():
             for inputs, labels in batches:
                 self.judge(inputs, labels)
@@ -286,6 +284,11 @@ class QuEE(ExitRoutine):
         self._records.reset()
         self.fit_predictors(nodes)
         self.validated_on = ChosenOn(self.network_digest(), split, len(nodes.correct))
+        return True
+
+    def held_out(self, samples: int) -> Tensor:
+        """The half that taught no predictor."""
+        return split_rows(samples)[1]
 
     @torch.no_grad()
     def predicted(self, nodes: Nodes) -> Tensor:
@@ -343,8 +346,7 @@ class QuEE(ExitRoutine):
         return {"optimizer": optimizer, "lr_scheduler": self.cosine(optimizer, self.final_learning_rate)}
 
 
-def halves(nodes: Nodes) -> tuple[Nodes, Nodes]:
-    """The half of the validation samples that teaches the predictors, and the half that chooses operating points."""
-    total = len(nodes.correct)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(nodes.correct.device)
-    return nodes.take(order[: total // 2]), nodes.take(order[total // 2 :])
+def split_rows(samples: int) -> tuple[Tensor, Tensor]:
+    """Of so many validation samples the half that teaches the predictors, and the half that chooses points."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
+    return order[: samples // 2], order[samples // 2 :]

@@ -128,12 +128,12 @@ def take(logits: Logits, keep: Tensor) -> Tensor:
 
 
 class KnownExits(NamedTuple):
-    """What operating points and conformal sets are chosen by.
+    """What operating points and conformal sets are chosen by; in a chain nodes are exits.
 
     Attributes:
-        predictions: Predicted classes, `(samples, exits)`.
-        scores: Gate scores, `(samples, exits - 1)`.
-        true_scores: Of the true classes, from `true_class_scores`, `(samples, exits)`.
+        predictions: Predicted classes, `(samples, nodes)`.
+        scores: Gate scores, `(samples, early nodes)`.
+        true_scores: Of the true classes, from `true_class_scores`, `(samples, nodes)`.
     """
 
     predictions: Tensor
@@ -143,22 +143,22 @@ class KnownExits(NamedTuple):
 
 @torch.no_grad()
 def read_exits(logits: Logits, labels: Tensor, gate: Gate) -> KnownExits:
-    """What is known of every sample at every exit, in one pass over its logits.
+    """What is known of every sample at every node, in one pass over its logits.
 
     Args:
-        logits: `(samples, exits, classes)`.
+        logits: `(samples, nodes, classes)`.
         labels: `(samples,)`.
-        gate: Scores the early exits.
+        gate: Scores the early nodes, which come first.
     """
     samples, exits = logits.shape[:2]
     device = labels.device
     found = KnownExits(
         torch.empty(samples, exits, dtype=torch.long, device=device),
-        torch.empty(samples, exits - 1, device=device),
+        torch.empty(samples, gate.num_gates, device=device),
         torch.empty(samples, exits, device=device),
     )
     for rows, block in blocks(logits):
         found.predictions[rows] = block.argmax(-1)
-        found.scores[rows] = gate(block[:, :-1])
+        found.scores[rows] = gate(block[:, : gate.num_gates])
         found.true_scores[rows] = true_class_scores(block.softmax(-1), labels[rows])
     return found

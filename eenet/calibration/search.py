@@ -17,23 +17,31 @@ MAX_CANDIDATES = 200
 
 
 class Scored(NamedTuple):
-    """What a validation split says of every exit.
+    """What a validation split says of every node; in a chain, of every exit.
 
     Attributes:
-        predictions: Predicted classes, `(samples, exits)`.
-        scores: Gate scores, `(samples, exits - 1)`.
-        correct: Whether each exit is right, bool `(samples, exits)`.
-        fractions: Cost of leaving at each exit, as fractions of the full network's MACs, float64 `(exits,)`.
+        predictions: Predicted classes, `(samples, nodes)`.
+        scores: Gate scores, `(samples, early nodes)`, or what else the gate gives.
+        correct: Whether each node is right, bool `(samples, nodes)`.
+        fractions: Cost of leaving at each node, as fractions of the full network's, float64 `(nodes,)`.
+        reference: Whether the full network is right, bool `(samples,)`; `None` where it is the last node.
     """
 
     predictions: Tensor
     scores: Tensor
     correct: Tensor
     fractions: Tensor
+    reference: Tensor | None = None
+
+    @property
+    def full(self) -> Tensor:
+        """Whether the full network is right, bool `(samples,)`."""
+        return self.correct[:, -1] if self.reference is None else self.reference
 
     def rows(self, chosen: Tensor) -> Scored:
         """Some of the samples."""
-        return Scored(self.predictions[chosen], self.scores[chosen], self.correct[chosen], self.fractions)
+        rows = (self.predictions[chosen], self.scores[chosen], self.correct[chosen])
+        return Scored(*rows, self.fractions, None if self.reference is None else self.reference[chosen])
 
     def exits(self, policy: Policy) -> Tensor:
         """Where each sample leaves, `(samples,)`."""
@@ -49,12 +57,18 @@ class Scored(NamedTuple):
 
     def contents(self) -> list[bytes]:
         """What is known of each sample."""
-        rows = torch.cat([self.predictions.double(), self.scores.double(), self.correct.double()], dim=1)
+        scores = self.scores.flatten(1).double()
+        rows = torch.cat([self.predictions.double(), scores, self.correct.double()], dim=1)
         return [row.tobytes() for row in rows.cpu().numpy()]
 
 
+def sweep(policy: Policy, scored: Scored) -> Sweep:
+    """A policy at every setting of its knob, from the cheapest to the dearest."""
+    return Sweep(policy, scored) if policy.tree is None else NodeSweep(policy, scored)
+
+
 class Sweep:
-    """A policy at every setting of its knob, from the cheapest to the dearest.
+    """A policy that leaves or goes on, at every setting of its knob, from the cheapest to the dearest.
 
     Samples leave later when the knob grows, so that a sum over each exit's knobs stands for routing at all of them.
 
@@ -103,6 +117,27 @@ class Sweep:
     def turned(self, setting: int) -> Policy:
         """The policy at a setting, by its number."""
         return self.policy.turned(self.knobs[setting].item())
+
+
+class NodeSweep(Sweep):
+    """A policy that chooses among nodes, at every setting of its knob, each of which routes the samples.
+
+    Args:
+        policy: Any setting of the policy.
+        scored: The validation split.
+    """
+
+    def __init__(self, policy: Policy, scored: Scored) -> None:
+        self.policy, self.samples = policy, len(scored.scores)
+        knobs = policy.knobs(scored.scores)
+        nodes = torch.stack([scored.exits(policy.turned(knob)) for knob in knobs.tolist()])
+        costs = torch.tensor([cost_of(row, scored.fractions) for row in nodes], dtype=torch.float64)
+        order = costs.argsort(stable=True)
+        self.knobs, self.costs, self._nodes = knobs[order], costs[order], nodes[order]
+
+    def means(self, values: Tensor) -> Tensor:
+        """As of any sweep, from values `(samples, nodes)`."""
+        return torch.stack([gather_exits(values.double(), row).mean() for row in self._nodes])
 
 
 def mean_cost(leaving: list[Tensor], fractions: Tensor) -> Tensor:
@@ -188,7 +223,16 @@ def policy_for_budget(
         0.6
     """
     check_budget(budget, field)
-    swept = Sweep(policy, scored)
+    return within_budget(policy, scored, budget, field, dearest)
+
+
+def within_budget(policy: Policy, scored: Scored, budget: float, field: str, dearest: bool = False) -> Policy:
+    """As `policy_for_budget`, for any budget: routing may cost more than the full network.
+
+    Raises:
+        UnmetError: The cheapest setting costs more.
+    """
+    swept = sweep(policy, scored)
     kept = int((swept.costs <= budget).sum())
     if not kept:
         cheapest = swept.costs[0].item()
@@ -210,35 +254,43 @@ def policy_for_accuracy(policy: Policy, scored: Scored, max_drop: float) -> Poli
         UserError: A negative or infinite drop.
         UnmetError: No setting keeps it.
     """
-    least = scored.correct[:, -1].double().mean() - check_drop(max_drop) / 100 - 1e-12
-    swept = Sweep(policy, scored)
+    least = scored.full.double().mean() - check_drop(max_drop) / 100 - 1e-12
+    swept = sweep(policy, scored)
     keeping = (swept.means(scored.correct) >= least).nonzero()
     if not len(keeping):
         raise UnmetError("max-accuracy-drop", max_drop, "no setting of the policy keeps it on the validation split")
     return swept.turned(int(keeping[0]))
 
 
-def policy_for_risk(policy: Policy, scored: Scored, risk: float, delta: float) -> Policy:
-    """The cheapest setting whose excess error over the full network is certified, see `eenet.calibration.certify`.
+def design_rows(scored: Scored) -> tuple[Tensor, Tensor]:
+    """The tenth of the samples that says which settings are compared, and the others, which certify them.
 
-    A tenth of the samples says which settings are compared, the others certify them. Which ones depends on what the
-    samples are, not on their order.
+    Which ones depends on what the samples are, not on their order.
+    """
+    order = content_order(scored.contents())
+    return order[: len(order) // 10], order[len(order) // 10 :]
+
+
+def policy_for_risk(
+    policy: Policy, scored: Scored, risk: float, delta: float, rows: tuple[Tensor, Tensor] | None = None
+) -> Policy:
+    """The cheapest setting whose excess error over the full network is certified, see `eenet.calibration.certify`.
 
     Args:
         policy: Any setting of the policy.
         scored: The validation split; its samples and later ones have to be exchangeable.
         risk: Excess error allowed, a fraction.
         delta: Probability that the certificate is wrong.
+        rows: From `design_rows`, where several policies are compared on the first of them.
 
     Raises:
         UserError: Values out of range.
         UnmetError: Too few samples, or nothing can be certified.
     """
     check_level(risk, delta)
-    order = content_order(scored.contents())
-    design, judged = scored.rows(order[: len(order) // 10]), scored.rows(order[len(order) // 10 :])
+    design, judged = (scored.rows(chosen) for chosen in rows or design_rows(scored))
     ordered = candidates(policy, design)
-    full = judged.correct[:, -1].long()
+    full = judged.full.long()
     chosen = certify((full - judged.right(candidate).long() for candidate in ordered), risk, delta)
     if chosen is None:
         raise UnmetError("risk", risk, "no setting of the policy can be certified; allow more risk or a larger delta")

@@ -9,9 +9,9 @@ from torch.utils.data import Subset
 from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
+from eenet.cli.calibrate import numbers
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, open_run
-from eenet.cli.wishes import numbers
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.reporting import SCHEMA, make_console, save_figure, write_json

@@ -1,57 +1,43 @@
 """`eenet calibrate RUN`: operating points, temperatures and conformal sets from the validation split of a run."""
 
-from typing import Any, Literal, get_args
+import sys
+from collections.abc import Mapping
+from typing import Any, get_args
 
-import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from rich.table import Table
-from torch import Tensor
 
-from eenet.calibration import (
-    Logits,
-    OperatingPoint,
-    Quantiles,
-    Scored,
-    check_budget,
-    conformal_quantiles,
-    cost_of,
-    fit_schedule,
-    fit_scheduler,
-    fit_temperatures,
-    policy_for_accuracy,
-    policy_for_budget,
-    policy_for_risk,
-    read_exits,
-    standard_error,
-)
-from eenet.calibration.points import point_name
-from eenet.cli.calibrate_decoder import WISHES as DECODER_WISHES
-from eenet.cli.calibrate_decoder import calibrate_decoder
-from eenet.cli.calibrate_paths import WISH as PATH_WISH
-from eenet.cli.calibrate_paths import calibrate_paths
-from eenet.cli.deciders import decider
+from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
+from eenet.calibration.chooser import Chooser, PolicyName, check_wishes
+from eenet.calibration.points import CALIBRATION
+from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, exit_logits, open_run
-from eenet.cli.wishes import MODES, ON_VALIDATION, RULES, Granted, Wishes, grant, names, numbers
+from eenet.cli.runs import Run, add_checkpoint, open_run, read_split
 from eenet.decoding import DecoderNetwork
-from eenet.errors import UnmetError, UserError
-from eenet.metrics import choice_shares
-from eenet.policies import Policy, RandomExits
-from eenet.quantization import QuantizedBackbone, QuantizedNetwork, bitops, bitops_profile
-from eenet.reporting import gather_exits, make_console
-from lightning_modules.choosing import warn_nobody_leaves
+from eenet.decoding.chooser import POLICIES as DECODER_POLICIES
+from eenet.decoding.chooser import TokenChooser, check_token_wishes
+from eenet.errors import NOT_MET, UserError
+from eenet.files import sha256
+from eenet.policies import PredictedErrors
+from eenet.reporting import make_console
+from eenet.tree import path_name
+from lightning_modules.choosing import amend, warn_nobody_leaves
 
-PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
-"""What decides: the run's own gates and policy, or a baseline that needs the exits' logits only."""
+ON_VALIDATION = (
+    "What a point reached (± one standard error) is on the samples that chose it among all settings of its policy, so "
+    "that it is a little optimistic; `eenet test` judges it on others."
+)
 
-WISHES = ("budget", "budget-macs", "max-accuracy-drop", "risk")
-"""What can be asked of a classifier."""
-
-BUDGETS = ("budget", "budget-macs", PATH_WISH)
-"""Wishes for a mean cost."""
 
 ASSUMPTION = (
     "The certificate holds if later samples are exchangeable with the validation split (drawn from the same source, "
     "independently of it) and that split had no part in training; early stopping on it weakens this."
+)
+
+
+TEACHER_FORCED = (
+    "Agreement and perplexity are those of tokens that read the full model's keys and values, as generation with "
+    "`--fill recompute` has them; `--fill project`, the default, approximates them. ROUGE-L is of generated texts."
 )
 
 
@@ -93,13 +79,13 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--dearest", action="store_true", help="meet budgets by spending them, not by the most accurate setting within"
     )
-    policies = [*get_args(PolicyName), "saturation"]
+    policies = list(dict.fromkeys((*get_args(PolicyName), *DECODER_POLICIES)))
     parser.add_argument("--policy", type=str, default="own", help=", ".join(policies) + " (decoders)")
     options = parser.parse_args(args)
     for field, known in (("policy", policies), ("quantile", RULES)):
         if options[field] not in known:
             raise UserError(field, options[field], f"must be one of {', '.join(known)}")
-    fields = dict.fromkeys((*WISHES, PATH_WISH, *DECODER_WISHES))
+    fields = dict.fromkeys((*WISHES, *DECODER_WISHES))
     wishes = Wishes(
         {field: numbers(field, options[field.replace("-", "_")]) for field in fields},
         options.delta,
@@ -111,162 +97,140 @@ def main(args: list[str]) -> None:
     if not list(wishes):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
     run = open_run(options.run, checkpoint=options.ckpt_path)
-    if isinstance(run.model.network, DecoderNetwork):
-        granted = calibrate_decoder(run, options.policy, wishes)
-    elif isinstance(run.model.network, QuantizedNetwork):
-        granted = calibrate_paths(run, options.policy, wishes)
-    else:
-        granted = calibrate(run, options.policy, wishes)
-    granted.end()
+    granted = calibrate(run, options.policy, wishes)
+    for problem in dict.fromkeys(str(error) for error in granted.unmet):
+        print(f"{NOT_MET}{problem}", file=sys.stderr)
+    if granted.unmet:
+        raise SystemExit(1)
 
 
 def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
     """Choose points and add them to the run's calibration file; a point of the same name is replaced.
 
+    Predictors that training came to no whole validation to fit are fitted first, and put into the checkpoint.
+
     Args:
         run: The run.
         policy: What decides.
-        wishes: Some of `WISHES`, and of budgets in BitOPs where the backbone is quantized.
+        wishes: What is asked for.
 
     Raises:
-        UserError: The validation split is the test split, a wish or policy is for decoders, or a budget is above all
-            that the network costs.
+        UserError: The validation split is the test split, or the run's network has no such wish or policy.
     """
-    if policy not in get_args(PolicyName):
-        raise UserError("policy", policy, "is for runs that trained exits on a decoder")
-    if not isinstance(run.model.network.backbone, QuantizedBackbone):
-        wishes.require((*WISHES, *DECODER_WISHES), "is for runs of QuEE or on a quantized backbone")
-    wishes.require((*WISHES, PATH_WISH), "is for runs that trained exits on a decoder")
-    if policy == "scheduler" and wishes.dearest:
-        raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
-    if policy == "random":
-        wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
-    full = run.model.network.costs.full
-    for wish, value in wishes:
-        if wish == "budget-macs" and value > full:
-            raise UserError(wish, value, f"is more than the full network's {full:g}; ask for at most those")
-        if wish == PATH_WISH:
-            check_budget(value, wish)
+    network, tokens = run.model.network, isinstance(run.model.network, DecoderNetwork)
+    if tokens:
+        check_token_wishes(policy, wishes)
+    else:
+        check_wishes(network, policy, wishes)
     if run.data.fingerprint("val") == run.data.fingerprint("test"):
         raise UserError(
             "data", run.data.name, "its validation split is its test split; operating points need their own"
         )
     if policy in ("own", "random") and (why := run.model.untrained) is not None:
         raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder, run.checkpoint)}")
-    logits, labels = exit_logits(run, "val")
-    temperatures = fit_temperatures(logits, labels)
-    chooser = Chooser(run, logits, labels, policy, wishes)
+    if policy == "own" and run.model.fit_on(run.batches("val"), run.split):
+        amend(run.checkpoint, run.model, run.model.state_dict(), TorchCheckpointIO())
+    own = next(iter(run.model.policies().values()))
+    chooser: Chooser | TokenChooser
+    if isinstance(network, DecoderNetwork):
+        chooser = TokenChooser(network, own, policy, wishes, run.data, run.device, run.chosen_on(0))
+        samples, temperatures = chooser.chosen_on.samples, Temperatures.none(network.num_exits)
+    else:
+        split = read_split(run, "val")
+        samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels)
+        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
     granted = grant(policy, wishes, chooser.point)
-    report(granted.points, len(labels))
-    granted.write(run, len(labels), temperatures)
+    if granted.points:
+        warn_nobody_leaves(chooser.shares)
+        make_console().print(token_table(granted.points, samples) if tokens else table(granted.points, samples))
+        print(ON_VALIDATION)
+        if tokens:
+            print(TEACHER_FORCED)
+        write(run, granted.points, samples, temperatures)
     for line in fallback_lines(granted.points):
         print(line)
-    if any("risk" in point.asked for point in granted.points.values()):
+    if not tokens and any("risk" in point.asked for point in granted.points.values()):
         print(ASSUMPTION)
     granted.unmet += chooser.left_out
     return granted
 
 
-class Chooser:
-    """Chooses points of one policy on the validation split.
+def write(run: Run, points: Mapping[str, OperatingPoint], samples: int, temperatures: Temperatures) -> None:
+    """Add points to the run's calibration file, where a point of the same name is replaced.
 
     Args:
         run: The run.
-        logits: Of all exits on the validation split, `(samples, exits, classes)`.
-        labels: `(samples,)`.
-        policy: What decides.
-        wishes: What is asked for.
-
-    Attributes:
-        left_out: Why modes of conformal sets are left out.
+        points: By name.
+        samples: Of the validation split.
+        temperatures: Of every node.
     """
-
-    def __init__(self, run: Run, logits: Logits, labels: Tensor, policy: PolicyName, wishes: Wishes) -> None:
-        network = run.model.network.cpu()
-        self.name, self.labels, self.wishes = policy, labels, wishes
-        self.num_classes = network.backbone.num_classes
-        own = next(iter(run.model.policies().values()))
-        self.gate, self.policy = decider(policy, network.num_exits - 1, own, lambda: fit_scheduler(logits, labels))
-        network = network if self.gate is None else network.with_gate(self.gate)
-        self.costs = network.costs
-        known = read_exits(logits, labels, network.gate)
-        correct = known.predictions == labels.unsqueeze(1)
-        self.scored = Scored(known.predictions, known.scores, correct, self.costs.fractions())
-        self.true_scores = known.true_scores
-        self.chosen_on = run.chosen_on(len(labels))
-        self.quantized = isinstance(network.backbone, QuantizedBackbone)
-        self.bitops = torch.tensor(bitops_profile(network).cumulative).double() / bitops(self.costs.full)
-        self.left_out: list[UnmetError] = []
-
-    def point(self, wish: str, value: float) -> OperatingPoint:
-        """The point that a wish asks for.
-
-        Raises:
-            UnmetError: No setting meets it.
-        """
-        chosen = self.choose(wish, value)
-        exits = self.scored.exits(chosen)
-        right = gather_exits(self.scored.correct, exits)
-        got = {
-            "accuracy": right.double().mean().item(),
-            "accuracy_se": standard_error(right),
-            "macs_fraction": cost_of(exits, self.scored.fractions),
-        }
-        if self.quantized:
-            got["bitops_fraction"] = cost_of(exits, self.bitops)
-        warn_nobody_leaves({point_name(self.name, wish, value): choice_shares(exits, self.costs.num_exits).tolist()})
-        asked = self.wishes.asked(wish, value)
-        return OperatingPoint(chosen, self.gate, asked, got, self.conformal(exits), self.chosen_on)
-
-    def conformal(self, exits: Tensor) -> dict[tuple[str, float], Quantiles]:
-        """Quantiles by mode and miscoverage, without those that need more samples than there are."""
-        found: dict[tuple[str, float], Quantiles] = {}
-        rule, labels, classes = self.wishes.rule, self.labels, self.num_classes
-        for alpha in self.wishes.alphas:
-            for mode in self.wishes.modes:
-                try:
-                    found[mode, alpha] = conformal_quantiles(
-                        self.true_scores, exits, alpha, mode, rule, labels, classes
-                    )
-                except UnmetError as error:
-                    remedy = "give more samples, a larger alpha or --quantile textbook"
-                    self.left_out.append(UnmetError("alpha", alpha, f"{error.problem} ({mode}); {remedy}"))
-        return found
-
-    def choose(self, wish: str, value: float) -> Policy:
-        """The policy that meets a wish.
-
-        Raises:
-            UnmetError: No setting does.
-        """
-        if wish in BUDGETS:
-            budget = value / self.costs.full if wish == "budget-macs" else value
-            scored = self.scored._replace(fractions=self.bitops) if wish == PATH_WISH else self.scored
-            if self.name == "scheduler":
-                return fit_schedule(scored, budget)
-            chosen = policy_for_budget(self.policy, scored, budget, wish, self.wishes.dearest)
-            return chosen if self.name != "random" else random_like(chosen, scored)
-        if wish == "max-accuracy-drop":
-            return policy_for_accuracy(self.policy, self.scored, value)
-        return policy_for_risk(self.policy, self.scored, value, self.wishes.delta)
+    path = run.file(CALIBRATION)
+    Calibration(sha256(run.checkpoint), samples, temperatures.values, dict(points), temperatures.doubts).add_to(path)
+    print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
 
 
-def random_like(policy: Policy, scored: Scored) -> RandomExits:
-    """Random routing at the exit fractions that a policy has on the validation split."""
-    return RandomExits(choice_shares(scored.exits(policy), len(scored.fractions)).tolist())
+def numbers(field: str, text: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(field, text, "must be numbers between commas, as 0.3,0.5") from error
 
 
-def report(points: dict[str, OperatingPoint], samples: int) -> None:
-    """Print what was chosen."""
-    if not points:
-        return
-    table = Table("point", "asked", "validation accuracy %", "validation MACs %", title=f"{samples} validation samples")
+def names(field: str, text: str, known: tuple[str, ...]) -> tuple[Any, ...]:
+    """Some known names between commas.
+
+    Raises:
+        UserError: Another name is there, or none.
+    """
+    chosen = tuple(dict.fromkeys(part for part in text.split(",") if part))
+    if not chosen or not set(chosen) <= set(known):
+        raise UserError(field, text, f"must be some of {', '.join(known)}, between commas")
+    return chosen
+
+
+def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
+    """What was chosen for a classifier."""
+    units = {"macs_fraction": "MACs", "bitops_fraction": "BitOPs"}
+    units = {key: name for key, name in units.items() if key in next(iter(points.values())).got}
+    widths = {name: widths_of(point) for name, point in points.items()}
+    columns = ["widths"] if any(widths.values()) else []
+    costs = [f"validation {name} %" for name in units.values()]
+    found = Table("point", "asked", *columns, "validation accuracy %", *costs, title=f"{samples} validation samples")
     for name, point in points.items():
-        asked = ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
         accuracy, error = 100 * point.got["accuracy"], 100 * point.got["accuracy_se"]
-        table.add_row(name, asked, f"{accuracy:.2f} ± {error:.2f}", f"{100 * point.got['macs_fraction']:.1f}")
-    make_console().print(table)
-    print(ON_VALIDATION)
+        shares = [f"{100 * point.got[key]:.1f}" for key in units]
+        found.add_row(name, asked(point), *[widths[name]] * len(columns), f"{accuracy:.2f} ± {error:.2f}", *shares)
+    return found
+
+
+def widths_of(point: OperatingPoint) -> str:
+    """The path of a point, or where its policy begins; nothing in a network of one path."""
+    if isinstance(point.policy, PredictedErrors):
+        return f"from {point.policy.first_width}, lambda {point.policy.tradeoff:g}"
+    return "" if point.path is None else path_name(point.path)
+
+
+def asked(point: OperatingPoint) -> str:
+    """What a point was chosen for."""
+    return ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
+
+
+def token_table(points: Mapping[str, OperatingPoint], tokens: int) -> Table:
+    """What was chosen for a decoder."""
+    headings = ("agreement %", "perplexity +%", "ROUGE-L, full text %", "layers %", "MACs %")
+    found = Table("point", "asked", *headings, title=f"{tokens} validation tokens")
+    for name, point in points.items():
+        got = point.got
+        rouge = f"{100 * got['rougeL_full']:.1f}" if "rougeL_full" in got else ""
+        agreement = f"{100 * got['agreement']:.1f} ± {100 * got['agreement_se']:.1f}"
+        shares = [f"{100 * got[key]:.1f}" for key in ("layers_fraction", "macs_fraction")]
+        found.add_row(name, asked(point), agreement, f"{got['perplexity_increase']:.1f}", rouge, *shares)
+    return found
 
 
 def fallback_lines(points: dict[str, OperatingPoint]) -> list[str]:

@@ -2,8 +2,10 @@
 
 import shlex
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
+from eenet.calibration.chooser import Split
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.runs import RunFolder, load_config, read_checkpoint
@@ -47,6 +50,11 @@ class Run:
         last = self.checkpoint == RunFolder(self.folder).last
         args = ["--config", str(self.folder / "config.yaml"), *([] if last else ["--ckpt_path", str(self.checkpoint)])]
         return shlex.join(args)
+
+    def batches(self, split: str) -> Iterator[Any]:
+        """The batches of a split on the run's device."""
+        for batch in self.data.loader(split):  # type: ignore[arg-type]
+            yield self.data.transfer_batch_to_device(batch, self.device, 0)
 
     def chosen_on(self, samples: int) -> ChosenOn:
         """What a point is chosen on by so many samples of the run's validation split."""
@@ -128,20 +136,20 @@ def class_names(data: SplitData) -> list[str] | None:
 
 
 @torch.no_grad()
-def exit_logits(run: Run, split: str) -> tuple[LogitFile, Tensor]:
-    """All exits' logits on a split, in a temporary file, and its labels.
-
-    Returns:
-        Float32 `(samples, exits, classes)`, and int64 `(samples,)` on the CPU.
+def read_split(run: Run, split: str) -> Split:
+    """All nodes' logits on a split, in a temporary file, its labels, and what a gate that reads more says.
 
     Raises:
         UserError: The disk has no room for them.
     """
-    loader = run.data.loader(split)  # type: ignore[arg-type]
-    logits, labels = LogitFile(len(loader.dataset), run.folder), []  # type: ignore[arg-type]
-    for batch in loader:
-        inputs, classes = run.data.transfer_batch_to_device(batch, run.device, 0)
-        network = run.model.network
-        logits.append(network.exit_logits(network.extract(inputs)))
+    network, samples = run.model.network, len(run.data.loader(split).dataset)  # type: ignore[arg-type]
+    logits, labels, scores = LogitFile(samples, run.folder), [], []
+    for inputs, classes in run.batches(split):
+        extracted = network.extract(inputs)
+        found = network.exit_logits(extracted)
+        logits.append(found)
         labels.append(classes.cpu())
-    return logits, torch.cat(labels)
+        if network.gate.reads == "known":
+            scores.append(network.gate(network.known(extracted, found)).cpu())
+    held_out = run.model.held_out(samples)
+    return Split(logits, torch.cat(labels), torch.cat(scores) if scores else None, held_out)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
-from eenet.profile import CostProfile
 from eenet.decoding.costs import DecoderCosts, count_decoder
 from eenet.decoding.observe import read_states
 from eenet.errors import UserError
@@ -18,6 +17,7 @@ from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, TiedHead, run_inference_modules
 from eenet.network import EarlyExitNetwork, ExitOutputs
 from eenet.policies.base import Policy
+from eenet.profile import CostProfile
 from eenet.runtime import Routed
 
 

@@ -24,9 +24,13 @@ from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
+from eenet.routing.steps import run_step
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
+<<<<<<< HEAD
 from eenet.routing.steps import make_steps, walk
+=======
+>>>>>>> wt-tree
 from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
+from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
 from eenet.policies import PredictedErrors
-from eenet.profile import Costs, CostProfile, TreeCosts, bitops
+from eenet.profile import CostProfile, Costs, TreeCosts, bitops
 from eenet.quantization.grid import check_widths
 from eenet.quantization.layers import NATIVE_WIDTH, NativeLinear
 from eenet.quantization.twins import Twins
@@ -100,8 +102,9 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         super().__init__(backbone, exits, make, lambda num_gates: ErrorGate(tree, dims))
         self.prepare_twins(widths, "network.widths")
         self.family, self.tree = family, tree
+        self._counted: dict[type[Gate], CostProfile] = {}  # by gate, of all paths
 
-    def along(self, path: Path, gate: Gate | None = None) -> "QuantizedNetwork":
+    def along(self, path: Path, gate: Gate | None = None) -> Self:
         """The plain network on one full path, whose samples leave or go on; it shares all weights.
 
         Args:
@@ -139,7 +142,9 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
     def costs(self) -> Costs:
         """MACs, counted on the float model, and BitOPs."""
         if not isinstance(self.gate, ErrorGate):
-            return replace(count_costs(self), stage_bitops=self._stage_bitops(self.tree.full[0]))
+            if type(self.gate) not in self._counted:
+                self._counted[type(self.gate)] = count_costs(self)
+            return replace(self._counted[type(self.gate)], stage_bitops=self._stage_bitops(self.tree.full[0]))
         profiles = {
             path: replace(self.float_costs, gates=self._predictors_passed(path), stage_bitops=self._stage_bitops(path))
             for path in self.tree.full

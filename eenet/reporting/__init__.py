@@ -34,7 +34,7 @@ __all__ = [
     "results_table",
     "save_figure",
     "static_exits",
+    "widest_nodes",
     "write_json",
     "write_text",
-    "widest_nodes",
 ]

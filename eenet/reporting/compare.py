@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from eenet.profile import CostProfile
 from eenet.errors import UserError, command
 from eenet.files import short_names
+from eenet.profile import CostProfile
 from eenet.quantization.bitops import bitops
 from eenet.reporting.results import Results, check_weights, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines

@@ -1,7 +1,7 @@
 """Routed inference: run only what each sample needs.
 
-Here live the steps of a network, the router that runs them on batches that shrink and split as samples leave and choose,
-and the rule that says when shrinking pays.
+Here live the steps of a network, the router that runs them on batches that shrink as samples leave and split as they
+choose, and the rule that says when shrinking pays.
 """
 
 from eenet.routing.compaction import ALWAYS, Compaction

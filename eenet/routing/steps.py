@@ -24,8 +24,11 @@ class Routable(Protocol):
     gate: Gate
     boosted: bool
     tree: Tree
-    num_exits: int
     exit_stages: list[int]
+
+    @property
+    def num_exits(self) -> int:
+        """Early exits and the last one."""
 
     @property
     def costs(self) -> Costs:

@@ -15,9 +15,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
+<<<<<<< HEAD
 from eenet.routing.compaction import Compaction
 from eenet.routing.route import Routed, route_steps
 from eenet.routing.steps import Result, Step, place_steps, split_results
+=======
+from eenet.policies.base import Policy
+from eenet.profile import CostProfile
+from eenet.routing.compaction import Compaction
+from eenet.routing.route import Routed, route
+from eenet.routing.steps import Result, Step, split_results
+>>>>>>> wt-tree
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
 

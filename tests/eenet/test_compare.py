@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eenet.profile import CostProfile
 from eenet.errors import UserError
 from eenet.metrics import sample_statistics
 from eenet.policies.random import RandomExits
+from eenet.profile import CostProfile
 from eenet.reporting import evaluate, write_json
 from eenet.reporting.compare import FIGURES, Run, load_runs, random_routing
 from eenet.reporting.compare_bitops import quantized_lines

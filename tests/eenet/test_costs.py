@@ -15,11 +15,11 @@ from torchvision.ops import deform_conv2d
 from eenet.backbones import StagedBackbone, TimmBackbone
 from eenet.backbones.image import ImageBackbone
 from eenet.costs import count_macs, count_operators
-from eenet.profile import CostProfile, mean_cost
 from eenet.errors import UserError
 from eenet.inference_modules import MLPHead
 from eenet.network import EarlyExitNetwork, count_costs
 from eenet.policies import FixedExit
+from eenet.profile import CostProfile, mean_cost
 from eenet.quantization.network import QuantizedNetwork
 from eenet.reporting.table import results_table
 from tests._dummies import make_network, make_resnet, make_vit

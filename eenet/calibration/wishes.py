@@ -1,25 +1,23 @@
-"""What `eenet calibrate` is asked for: checked before any work, met one by one, written together."""
+"""What can be asked of a validation split: checked before any work, met one by one."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from eenet.calibration import (
-    Calibration,
-    ConformalMode,
-    OperatingPoint,
-    QuantileRule,
-    Temperatures,
-    check_alpha,
-    check_budget,
-    check_drop,
-    check_level,
-)
-from eenet.calibration.points import CALIBRATION, point_name
-from eenet.cli.runs import Run
-from eenet.errors import NOT_MET, UnmetError, UserError
-from eenet.files import sha256
+from eenet.calibration.conformal import ConformalMode, QuantileRule, check_alpha
+from eenet.calibration.points import OperatingPoint, point_name
+from eenet.calibration.risk import check_level
+from eenet.calibration.search import check_budget, check_drop
+from eenet.errors import UnmetError, UserError
+
+BUDGETS = ("budget", "budget-macs", "budget-bitops")
+"""Wishes for a mean cost: fractions of the full network's MACs, MACs, and fractions of its BitOPs."""
+
+WISHES = (*BUDGETS, "max-accuracy-drop", "risk")
+"""What can be asked of a classifier."""
+
+DECODER_WISHES = ("budget", "max-disagreement", "max-perplexity-increase", "max-rouge-drop", "risk")
+"""What can be asked of a decoder's exits."""
 
 MODES: tuple[ConformalMode, ...] = get_args(ConformalMode)
 
@@ -33,11 +31,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max-rouge-drop": (lambda value: 0 <= value <= 100, "is a number of points of ROUGE-L, from 0 to 100"),
 }
 """Which values of a wish make sense, where the library does not check them."""
-
-ON_VALIDATION = (
-    "What a point reached (± one standard error) is on the samples that chose it among all settings of its policy, so "
-    "that it is a little optimistic; `eenet test` judges it on others."
-)
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,14 @@ class Wishes:
             if values and wish not in known:
                 raise UserError(wish, values, problem)
 
+    def forbid(self, unknown: Iterable[str], problem: str) -> None:
+        """Refuse some wishes.
+
+        Raises:
+            UserError: One of them is there.
+        """
+        self.require([wish for wish in self.values if wish not in unknown], problem)
+
     def asked(self, wish: str, value: float) -> dict[str, float]:
         """What a point was chosen for, as it records it."""
         return {wish: value, "delta": self.delta} if wish == "risk" else {wish: value}
@@ -97,7 +98,7 @@ class Wishes:
 
 @dataclass
 class Granted:
-    """What a run's validation split gave.
+    """What a validation split gave.
 
     Attributes:
         points: Operating points by name.
@@ -106,32 +107,6 @@ class Granted:
 
     points: dict[str, OperatingPoint] = field(default_factory=dict)
     unmet: list[UnmetError] = field(default_factory=list)
-
-    def write(self, run: Run, samples: int, temperatures: Temperatures) -> Calibration:
-        """Add the points to the run's calibration file, where a point of the same name is replaced.
-
-        Args:
-            run: The run.
-            samples: Of the validation split.
-            temperatures: Of every exit.
-        """
-        points, path = dict(self.points), run.file(CALIBRATION)
-        found = Calibration(sha256(run.checkpoint), samples, temperatures.values, points, temperatures.doubts)
-        if self.points:
-            found.add_to(path)
-            print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
-        return found
-
-    def end(self) -> None:
-        """Say what was not met.
-
-        Raises:
-            SystemExit: With status 1 if something was not met.
-        """
-        for problem in dict.fromkeys(str(error) for error in self.unmet):
-            print(f"{NOT_MET}{problem}", file=sys.stderr)
-        if self.unmet:
-            raise SystemExit(1)
 
 
 def grant(policy: str, wishes: Wishes, choose: Callable[[str, float], OperatingPoint]) -> Granted:
@@ -143,27 +118,3 @@ def grant(policy: str, wishes: Wishes, choose: Callable[[str, float], OperatingP
         except UnmetError as error:
             granted.unmet.append(error)
     return granted
-
-
-def numbers(field: str, text: str) -> list[float]:
-    """Numbers between commas.
-
-    Raises:
-        UserError: Something else is there.
-    """
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise UserError(field, text, "must be numbers between commas, as 0.3,0.5") from error
-
-
-def names(field: str, text: str, known: tuple[str, ...]) -> tuple[Any, ...]:
-    """Some known names between commas.
-
-    Raises:
-        UserError: Another name is there, or none.
-    """
-    chosen = tuple(dict.fromkeys(part for part in text.split(",") if part))
-    if not chosen or not set(chosen) <= set(known):
-        raise UserError(field, text, f"must be some of {', '.join(known)}, between commas")
-    return chosen

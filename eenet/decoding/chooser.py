@@ -1,19 +1,18 @@
-"""`eenet calibrate RUN` for a decoder's exits: operating points by what they change in the full model's text."""
+"""Choosing operating points of a decoder's exits, by what they change in the full model's text."""
 
 import math
 from array import array
-from typing import NamedTuple, cast
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from datamodules import Continuations
 from eenet.calibration import (
+    ChosenOn,
     OperatingPoint,
     Scored,
     Sweep,
-    Temperatures,
     betting_p_value,
     check_samples,
     content_order,
@@ -21,21 +20,17 @@ from eenet.calibration import (
     policy_for_budget,
     standard_error,
 )
+from eenet.calibration.deciders import decider
 from eenet.calibration.points import point_name
 from eenet.calibration.search import candidates
-from eenet.cli.deciders import decider
-from eenet.cli.runs import Run
-from eenet.cli.wishes import ON_VALIDATION, Granted, Wishes, grant
-from eenet.decoding import DecoderNetwork, RoutedExecutor
+from eenet.calibration.wishes import DECODER_WISHES, Wishes
 from eenet.decoding.judging import Row, full_executor, generated_rows, overlap, split_batches
+from eenet.decoding.network import DecoderNetwork
+from eenet.decoding.routed import RoutedExecutor
 from eenet.errors import UnmetError, UserError
 from eenet.metrics import choice_shares
 from eenet.policies import Policy
-from eenet.reporting import gather_exits, make_console
-from lightning_modules.choosing import warn_nobody_leaves
-
-WISHES = ("budget", "max-disagreement", "max-perplexity-increase", "max-rouge-drop", "risk")
-"""What can be asked of a decoder's exits."""
+from eenet.reporting import gather_exits
 
 POLICIES = ("own", "max_probability", "entropy", "margin", "saturation", "patience")
 """What can decide."""
@@ -43,36 +38,16 @@ POLICIES = ("own", "max_probability", "entropy", "margin", "saturation", "patien
 CANDIDATES = 10
 """Settings that are generated with, from the dearest to the cheapest, until one is not good enough."""
 
-TEACHER_FORCED = (
-    "Agreement and perplexity are those of tokens that read the full model's keys and values, as generation with "
-    "`--fill recompute` has them; `--fill project`, the default, approximates them. ROUGE-L is of generated texts."
-)
 
-
-def calibrate_decoder(run: Run, policy: str, wishes: Wishes) -> Granted:
-    """Choose points and add them to the run's calibration file; a point of the same name is replaced.
-
-    Temperatures and conformal sets are for classifiers; the file holds temperatures of 1.
-
-    Args:
-        run: The run.
-        policy: What decides, one of `POLICIES`.
-        wishes: Some of `WISHES`.
+def check_token_wishes(name: str, wishes: Wishes) -> None:
+    """Refuse what cannot be asked of a decoder, before anything runs.
 
     Raises:
         UserError: A wish or policy for classifiers.
     """
-    if policy not in POLICIES:
-        raise UserError("policy", policy, f"must be one of {', '.join(POLICIES)} for a decoder")
-    wishes.require(WISHES, f"is for classifiers; a decoder's exits take {', '.join(WISHES)}")
-    if policy == "own" and (why := run.model.untrained) is not None:
-        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder)}")
-    chooser = TokenChooser(run, policy, wishes)
-    granted = grant(policy, wishes, chooser.point)
-    tokens = len(chooser.scored.scores)
-    report(granted.points, tokens)
-    granted.write(run, tokens, Temperatures.none(run.model.network.num_exits))
-    return granted
+    if name not in POLICIES:
+        raise UserError("policy", name, f"must be one of {', '.join(POLICIES)} for a decoder")
+    wishes.require(DECODER_WISHES, f"is for classifiers; a decoder's exits take {', '.join(DECODER_WISHES)}")
 
 
 class TokenScores(NamedTuple):
@@ -88,11 +63,11 @@ class TokenScores(NamedTuple):
 
 
 @torch.no_grad()
-def score_tokens(run: Run, network: DecoderNetwork) -> TokenScores:
+def score_tokens(network: DecoderNetwork, data: Any, device: torch.device) -> TokenScores:
     """Read the validation tokens with all exits, all layers run."""
     predictions, scores, nll = [], [], []
-    for batch in run.data.loader("val"):
-        features, labels = run.data.transfer_batch_to_device(batch, run.device, 0)
+    for batch in data.loader("val"):
+        features, labels = data.transfer_batch_to_device(batch, device, 0)
         outputs = network(features)
         predictions.append(outputs.logits.argmax(-1).cpu())
         scores.append(outputs.scores.cpu())
@@ -107,18 +82,36 @@ class TokenChooser:
     """Chooses points of one policy on the validation prompts.
 
     Args:
-        run: The run.
-        policy: What decides.
-        wishes: What is asked for.
+        network: The decoder with its exits.
+        own: The policy that it was trained with.
+        name: What decides, one of `POLICIES`.
+        wishes: Some of `DECODER_WISHES`.
+        data: Its prompts and texts, a `datamodules.Continuations`.
+        device: Where the network is.
+        chosen_on: What the points are chosen on, but for the number of tokens.
+
+    Attributes:
+        shares: Of the tokens that leave at each exit, by the name of the point.
     """
 
-    def __init__(self, run: Run, policy: str, wishes: Wishes) -> None:
-        self.name, self.run, self.data, self.wishes = policy, run, cast(Continuations, run.data), wishes
-        network = cast(DecoderNetwork, run.model.network)
-        own = next(iter(run.model.policies().values())).cpu()
-        self.gate, self.policy = decider(policy, network.num_exits - 1, own)
-        self.network = network if self.gate is None else cast(DecoderNetwork, network.with_gate(self.gate))
-        self.scored, self.nll = score_tokens(run, self.network)
+    left_out: tuple[UnmetError, ...] = ()
+
+    def __init__(
+        self,
+        network: DecoderNetwork,
+        own: Policy,
+        name: str,
+        wishes: Wishes,
+        data: Any,
+        device: torch.device,
+        chosen_on: ChosenOn,
+    ) -> None:
+        self.name, self.wishes, self.data, self.device = name, wishes, data, device
+        self.gate, self.policy = decider(name, network.num_exits - 1, own.cpu())
+        self.network = network if self.gate is None else network.with_gate(self.gate)
+        self.scored, self.nll = score_tokens(self.network, data, device)
+        self.chosen_on = replace(chosen_on, samples=len(self.scored.scores))
+        self.shares: dict[str, list[float]] = {}
         self._full: list[Row] = []
 
     def point(self, wish: str, value: float) -> OperatingPoint:
@@ -148,10 +141,8 @@ class TokenChooser:
             "layers_fraction": layers / self.network.backbone.num_stages,
             "macs_fraction": self.scored.cost(policy),
         }
-        shares = choice_shares(exits, self.network.num_exits).tolist()
-        warn_nobody_leaves({point_name(self.name, wish, value): shares})
-        chosen_on = self.run.chosen_on(len(self.scored.scores))
-        return OperatingPoint(policy, self.gate, self.wishes.asked(wish, value), got, chosen_on=chosen_on)
+        self.shares[point_name(self.name, wish, value)] = choice_shares(exits, self.network.num_exits).tolist()
+        return OperatingPoint(policy, self.gate, self.wishes.asked(wish, value), got, chosen_on=self.chosen_on)
 
     def within_disagreement(self, share: float) -> Policy:
         """The cheapest setting that changes at most a share of the full model's tokens."""
@@ -218,7 +209,7 @@ class TokenChooser:
         if not self._full:
             full = full_executor(self.network)
             self._full = [row for batch in batches for row in generated_rows(full, prompts, batch, data.decode)]
-        routed = RoutedExecutor(self.network, policy.to(self.run.device))
+        routed = RoutedExecutor(self.network, policy.to(self.device))
         rows = [row for batch in batches for row in generated_rows(routed, prompts, batch, data.decode)]
         policy.cpu()
         pairs = zip(rows, self._full, strict=True)
@@ -231,20 +222,3 @@ def spread(policy: Policy, scored: Scored) -> list[Policy]:
     costs = torch.tensor([scored.cost(setting) for setting in settings])
     levels = torch.linspace(float(costs.max()), float(costs.min()), CANDIDATES)
     return [settings[place] for place in dict.fromkeys((costs - level).abs().argmin().item() for level in levels)]
-
-
-def report(points: dict[str, OperatingPoint], tokens: int) -> None:
-    """Print what was chosen."""
-    if not points:
-        return
-    headings = ("agreement %", "perplexity +%", "ROUGE-L, full text %", "layers %", "MACs %")
-    table = Table("point", "asked", *headings, title=f"{tokens} validation tokens")
-    for name, point in points.items():
-        asked, got = ", ".join(f"{key} {value:g}" for key, value in point.asked.items()), point.got
-        rouge = f"{100 * got['rougeL_full']:.1f}" if "rougeL_full" in got else ""
-        agreement = f"{100 * got['agreement']:.1f} ± {100 * got['agreement_se']:.1f}"
-        shares = [f"{100 * got[key]:.1f}" for key in ("layers_fraction", "macs_fraction")]
-        table.add_row(name, asked, agreement, f"{got['perplexity_increase']:.1f}", rouge, *shares)
-    make_console().print(table)
-    print(ON_VALIDATION)
-    print(TEACHER_FORCED)

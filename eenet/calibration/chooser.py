@@ -1,0 +1,273 @@
+"""Choosing operating points of a classifier: a policy on every path, by what a validation split says."""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from eenet.calibration.chosen import ChosenOn
+from eenet.calibration.conformal import Quantiles, conformal_quantiles
+from eenet.calibration.deciders import decider
+from eenet.calibration.logits import Logits, read_exits
+from eenet.calibration.points import OperatingPoint, point_name
+from eenet.calibration.scheduler import fit_schedule, fit_scheduler
+from eenet.calibration.search import (
+    Scored,
+    check_budget,
+    cost_of,
+    design_rows,
+    policy_for_accuracy,
+    policy_for_risk,
+    standard_error,
+    sweep,
+    within_budget,
+)
+from eenet.calibration.wishes import BUDGETS, WISHES, Wishes
+from eenet.errors import UnmetError, UserError
+from eenet.gates import Gate
+from eenet.metrics import choice_shares
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Policy, PredictedErrors, RandomExits
+from eenet.profile import Costs
+from eenet.reporting import gather_exits
+from eenet.tree import Path
+
+PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
+"""What decides: the network's own gates and policy, or a baseline that needs the exits' logits only."""
+
+
+class Split(NamedTuple):
+    """What a network says of a validation split.
+
+    Attributes:
+        logits: Of all nodes, `(samples, nodes, classes)`.
+        labels: `(samples,)`.
+        scores: Of a gate that reads more than logits, as it gives them.
+        held_out: Samples that had no part in that gate, which alone may choose its points; `None` for all.
+    """
+
+    logits: Logits
+    labels: Tensor
+    scores: Tensor | None = None
+    held_out: Tensor | None = None
+
+
+class Candidate(NamedTuple):
+    """A policy with one knob, on a path or a tree, and what the split says of its nodes.
+
+    Attributes:
+        policy: Some setting of it.
+        gate: `None` for the network's own.
+        path: The path that it goes along, where the network has several.
+        scored: Predictions, scores and what is right.
+        costs: Of its nodes.
+        true_scores: Of the true classes, `(samples, nodes)`.
+        labels: `(samples,)`.
+    """
+
+    policy: Policy
+    gate: Gate | None
+    path: Path | None
+    scored: Scored
+    costs: Costs
+    true_scores: Tensor
+    labels: Tensor
+
+    def in_unit(self, unit: str) -> Scored:
+        """What is scored, with costs in another unit."""
+        return self.scored._replace(fractions=self.costs.fractions(unit))
+
+
+def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
+    """Refuse what cannot be asked of a classifier, before anything runs.
+
+    Raises:
+        UserError: A wish or policy is for decoders or quantized networks, or a budget is above all that the network
+            costs.
+    """
+    if name not in get_args(PolicyName):
+        raise UserError("policy", name, "is for runs that trained exits on a decoder")
+    columns = network.costs.columns
+    if "bitops" not in columns:
+        wishes.forbid(("budget-bitops",), "is for runs of QuEE or on a quantized backbone")
+    wishes.require(WISHES, "is for runs that trained exits on a decoder")
+    if name == "scheduler" and wishes.dearest:
+        raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
+    if name == "random":
+        wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
+    if name in ("random", "scheduler") and network.tree.branches:
+        raise UserError("policy", name, "is for networks of one path; take own, a confidence or patience")
+    for wish, value in wishes:
+        full = columns["macs"].full
+        if wish == "budget-macs" and value > full:
+            raise UserError(wish, value, f"is more than the full network's {full:g}; ask for at most those")
+        if wish == "budget-bitops" and not network.tree.branches:
+            check_budget(value, wish)
+
+
+class Chooser:
+    """Chooses points of one policy on the validation split.
+
+    Where the network's tree branches, a policy that leaves or goes on is tried along every full path, and one that
+    chooses among nodes from every first width: the best of all settings is taken.
+
+    Args:
+        network: On the CPU.
+        own: The policy that the network was trained with.
+        name: What decides.
+        wishes: What is asked for.
+        split: The validation split.
+        chosen_on: What the points are chosen on.
+
+    Attributes:
+        left_out: Why modes of conformal sets are left out.
+        shares: Of the samples that leave at each exit, by the name of the point.
+    """
+
+    def __init__(
+        self,
+        network: EarlyExitNetwork,
+        own: Policy,
+        name: PolicyName,
+        wishes: Wishes,
+        split: Split,
+        chosen_on: ChosenOn,
+    ) -> None:
+        self.name, self.wishes, self.chosen_on = name, wishes, chosen_on
+        self.num_classes = network.backbone.num_classes
+        self.left_out: list[UnmetError] = []
+        self.shares: dict[str, list[float]] = {}
+        self.candidates = candidates(network, own, name, split)
+
+    def point(self, wish: str, value: float) -> OperatingPoint:
+        """The point that a wish asks for.
+
+        Raises:
+            UnmetError: No setting meets it.
+        """
+        candidate, policy = self.choose(wish, value)
+        nodes = candidate.scored.exits(policy)
+        right = gather_exits(candidate.scored.correct, nodes)
+        got = {"accuracy": right.double().mean().item(), "accuracy_se": standard_error(right)}
+        for unit, column in candidate.costs.columns.items():
+            got[f"{unit}_fraction"] = cost_of(nodes, column.fractions())
+        exits = torch.tensor(list(candidate.costs.node_exits))[nodes]
+        self.shares[point_name(self.name, wish, value)] = choice_shares(exits, candidate.costs.num_exits).tolist()
+        conformal = self.conformal(candidate, nodes)
+        asked = self.wishes.asked(wish, value)
+        return OperatingPoint(policy, candidate.gate, asked, got, conformal, self.chosen_on, candidate.path)
+
+    def conformal(self, candidate: Candidate, nodes: Tensor) -> dict[tuple[str, float], Quantiles]:
+        """Quantiles by mode and miscoverage, without those that need more samples than there are."""
+        found: dict[tuple[str, float], Quantiles] = {}
+        rule, labels, classes = self.wishes.rule, candidate.labels, self.num_classes
+        for alpha in self.wishes.alphas:
+            for mode in self.wishes.modes:
+                try:
+                    found[mode, alpha] = conformal_quantiles(
+                        candidate.true_scores, nodes, alpha, mode, rule, labels, classes
+                    )
+                except UnmetError as error:
+                    remedy = "give more samples, a larger alpha or --quantile textbook"
+                    self.left_out.append(UnmetError("alpha", alpha, f"{error.problem} ({mode}); {remedy}"))
+        return found
+
+    def choose(self, wish: str, value: float) -> tuple[Candidate, Policy]:
+        """The candidate and its setting that meet a wish: the most accurate within a budget, else the cheapest.
+
+        For a certificate the candidate is chosen on the samples that say which settings are compared.
+
+        Raises:
+            UnmetError: No setting does.
+        """
+        rows = None
+        if wish == "risk" and len(self.candidates) > 1:
+            rows = design_rows(self.candidates[0].scored)
+            candidate, _ = self._best("max-accuracy-drop", 100 * value, rows[0])
+            return candidate, policy_for_risk(candidate.policy, candidate.scored, value, self.wishes.delta, rows)
+        return self._best(wish, value)
+
+    def _best(self, wish: str, value: float, rows: Tensor | None = None) -> tuple[Candidate, Policy]:
+        unit = "bitops" if wish == "budget-bitops" else "macs"
+        splits = [candidate.in_unit(unit) for candidate in self.candidates]
+        splits = splits if rows is None else [scored.rows(rows) for scored in splits]
+        found, unmet = [], []
+        for candidate, scored in zip(self.candidates, splits, strict=True):
+            try:
+                policy = self.setting(candidate.policy, scored, wish, value)
+            except UnmetError as error:
+                unmet.append((sweep(candidate.policy, scored).costs[0].item(), error))
+            else:
+                accuracy = scored.right(policy).double().mean().item()
+                found.append((accuracy, scored.cost(policy), candidate, policy))
+        if not found:
+            raise min(unmet, key=lambda pair: pair[0])[1]
+        if wish not in BUDGETS:
+            best = min(found, key=lambda one: (one[1], -one[0]))
+        elif self.wishes.dearest:
+            best = max(found, key=lambda one: one[1::-1])
+        else:
+            best = max(found, key=lambda one: (one[0], -one[1]))
+        return best[2:]
+
+    def setting(self, policy: Policy, scored: Scored, wish: str, value: float) -> Policy:
+        """The setting of a policy that meets a wish.
+
+        Raises:
+            UnmetError: None does.
+        """
+        if wish in BUDGETS:
+            budget = value / self.candidates[0].costs.full if wish == "budget-macs" else value
+            if self.name == "scheduler":
+                return fit_schedule(scored, budget)
+            chosen = within_budget(policy, scored, budget, wish, self.wishes.dearest)
+            return chosen if self.name != "random" else random_like(chosen, scored)
+        if wish == "max-accuracy-drop":
+            return policy_for_accuracy(policy, scored, value)
+        return policy_for_risk(policy, scored, value, self.wishes.delta)
+
+
+def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: Split) -> list[Candidate]:
+    """The policies among whose settings wishes are met.
+
+    Args:
+        network: On the CPU.
+        own: The policy that it was trained with.
+        name: What decides.
+        split: The validation split.
+    """
+    tree, labels = network.tree, split.labels
+    if name in ("own", "random") and isinstance(own, PredictedErrors):
+        assert split.scores is not None
+        gate = decider("max_probability", tree.num_early, own)[0]
+        assert gate is not None
+        known, rows = read_exits(split.logits, labels, gate), split.held_out
+        everything = (known.predictions, split.scores, known.predictions == labels.unsqueeze(1))
+        reference = everything[2][:, tree.along(tree.full[0])[-1]]
+        scored = Scored(*everything, network.costs.fractions(), reference)
+        rows = torch.arange(len(labels)) if rows is None else rows
+        rest = (scored.rows(rows), network.costs, known.true_scores[rows], labels[rows])
+        return [Candidate(policy, None, None, *rest) for policy in own.variants()]
+    gate, policy = decider(name, tree.num_early, own, lambda: fit_scheduler(split.logits, labels))
+    known = read_exits(split.logits, labels, network.gate if gate is None else gate)
+    correct, found = known.predictions == labels.unsqueeze(1), []
+    for path in tree.full:
+        nodes = tree.along(path)
+        if tree.branches:
+            gate, policy = decider(name, len(nodes) - 1, own)
+        costs = (network if gate is None else network.along(path, gate)).costs
+        scored = Scored(
+            known.predictions[:, nodes],
+            known.scores[:, nodes[:-1]],
+            correct[:, nodes],
+            costs.fractions(),
+            correct[:, tree.along(tree.full[0])[-1]],
+        )
+        own_path = path if tree.branches else None
+        found.append(Candidate(policy, gate, own_path, scored, costs, known.true_scores[:, nodes], labels))
+    return found
+
+
+def random_like(policy: Policy, scored: Scored) -> RandomExits:
+    """Random routing at the exit fractions that a policy has on the validation split."""
+    return RandomExits(choice_shares(scored.exits(policy), len(scored.fractions)).tolist())
