@@ -24,13 +24,9 @@ from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
-from eenet.routing.steps import run_step
+from eenet.routing.steps import make_steps, walk
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
-<<<<<<< HEAD
-from eenet.routing.steps import make_steps, walk
-=======
->>>>>>> wt-tree
 from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4
@@ -139,7 +135,9 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
         for place, given, result in walk(tree, first, steps, inputs):
             found = flatten(*runtime.steps[place](given))
             if not all(agrees(*pair, exact) for pair in zip(found, flatten(*result), strict=True)):
-                problem = f"the program of {tree.place_name(place)} differs from the network; export in the other format"
+                problem = (
+                    f"the program of {tree.place_name(place)} differs from the network; export in the other format"
+                )
                 raise UserError("format", runtime.manifest.format, problem)
 
 

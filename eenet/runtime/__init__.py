@@ -4,13 +4,7 @@ Here live the module that deploys a routed network, the one that runs an exporte
 batches from many requests, and the stopwatch that judges them.
 """
 
-<<<<<<< HEAD
 from eenet.routing import ALWAYS, Carried, Compaction, Routed, Step, make_steps, route
-=======
-from eenet.routing.compaction import ALWAYS, Compaction
-from eenet.routing.route import Routed, route
-from eenet.routing.steps import Carried, Step, make_steps
->>>>>>> wt-tree
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue

@@ -15,17 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
-<<<<<<< HEAD
 from eenet.routing.compaction import Compaction
 from eenet.routing.route import Routed, route_steps
 from eenet.routing.steps import Result, Step, place_steps, split_results
-=======
-from eenet.policies.base import Policy
-from eenet.profile import CostProfile
-from eenet.routing.compaction import Compaction
-from eenet.routing.route import Routed, route
-from eenet.routing.steps import Result, Step, split_results
->>>>>>> wt-tree
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
 
@@ -115,7 +107,9 @@ class ExportedRuntime:
             exit, _ = tree.places[place]
             known = torch.tensor([*nodes, *(child for node in nodes for child in tree.children(node))])
             answers = known.to(weights[0].device) if tree.branches else None
-            steps[place] = partial(self._step, programs[place], exit == 0, exit == manifest.costs.num_exits - 1, answers)
+            steps[place] = partial(
+                self._step, programs[place], exit == 0, exit == manifest.costs.num_exits - 1, answers
+            )
         self.steps = place_steps(tree, steps)
 
     def __call__(self, inputs: Any, compaction: Compaction = Compaction()) -> Routed:  # noqa: B008

@@ -10,12 +10,8 @@ from typing import Any, Literal, get_args
 
 from eenet.errors import UserError
 from eenet.files import sha256
-<<<<<<< HEAD
-from eenet.profile import Costs, CostProfile, TreeCosts
+from eenet.profile import CostProfile, Costs, TreeCosts
 from eenet.tree import Tree
-=======
-from eenet.profile import CostProfile
->>>>>>> wt-tree
 
 VERSION = 2
 """Of what is written; folders of version 1, of networks whose tree is a chain, are read too."""
