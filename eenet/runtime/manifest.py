@@ -213,11 +213,7 @@ def _tree(values: Any) -> Tree:
 
 
 def _costs(values: Mapping[str, Any], tree: Tree | None) -> Costs:
-    costs: Costs
-    if "nodes" in values:
-        costs = _tree_costs(values)
-    else:
-        costs = _profile(values)
+    costs: Costs = _tree_costs(values) if "nodes" in values else _profile(values)
     if not all(isinstance(name, str) for name in costs.uncounted):
         raise TypeError("costs.uncounted are no names")
     if tree is not None and list(costs.node_exits) != [len(path) - 1 for path in tree.nodes]:
