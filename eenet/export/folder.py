@@ -133,7 +133,8 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
     tree, first, steps = network.tree, policy.first_node, make_steps(network, policy)
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
         for place, given, result in walk(tree, first, steps, inputs):
-            found = flatten(*runtime.steps[place](given))
+            exit, _ = tree.places[place]
+            found = flatten(*runtime.steps[place](pytree.tree_leaves(given) if exit else given))
             if not all(agrees(*pair, exact) for pair in zip(found, flatten(*result), strict=True)):
                 problem = (
                     f"the program of {tree.place_name(place)} differs from the network; export in the other format"

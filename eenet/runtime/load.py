@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.routing.compaction import Compaction
@@ -126,15 +125,17 @@ class ExportedRuntime:
         return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
 
     def _step(self, program: Any, first: bool, last: bool, answers: Tensor | None, given: Any) -> Result:
-        tensors = self._tensors(given) if first else pytree.tree_leaves(given)
+        tensors = self._tensors(given) if first else given
         results = program(*tensors)
         batch = len(tensors[0])
         rows = [len(result) if isinstance(result, Tensor) and result.ndim else None for result in results]
         logits = results[-1 if last else -2] if len(results) > 1 - last else torch.empty(0)
         if set(rows) != {batch} or logits.shape != (batch, self.manifest.num_classes):
             raise UserError("export", program.source, f"does not return {self.manifest.num_classes} logits per sample")
-        if not (last or answers is None or torch.isin(results[-1], answers).all()):
-            raise UserError("export", program.source, "sends a sample to a node that does not follow")
+        if not last and answers is not None:
+            after = results[-1]
+            if after.dtype != torch.long or not torch.isin(after, answers).all():
+                raise UserError("export", program.source, "sends a sample to a node that does not follow")
         return split_results(results, last)
 
     def _tensors(self, inputs: Any) -> list[Tensor]:
