@@ -95,7 +95,7 @@ def plain_loop(network: EarlyExitNetwork, policy: Threshold, costs: Tensor, inpu
     state = backbone.embed(inputs)
     for stage in range(last):
         state = backbone.run_stage(stage, state)
-        found = network.logits_at(stage, state, ())
+        found = network.logits_at(stage, network.read(stage, state), ())
         leave = network.gate.at(stage, found)[0] >= float(thresholds[stage])
         if leave.any():
             logits[rows[leave]], exits[rows[leave]] = found[leave], stage
@@ -105,7 +105,7 @@ def plain_loop(network: EarlyExitNetwork, policy: Threshold, costs: Tensor, inpu
             state = pytree.tree_map(lambda values, stay=~leave: values[stay], state)
     if len(rows):
         logits[rows] = backbone.classify(backbone.run_stage(last, state))
-    return Routed(logits, exits, costs[exits])
+    return Routed(logits, exits, costs[exits], exits)
 
 
 def speed(
@@ -182,7 +182,8 @@ class ShrinkingBatches:
                 taken.append(another)
                 size += len(another[0])
             routed = self.runtime(torch.cat([inputs for inputs, _ in taken]))
-            parts = zip(*(values.split([len(inputs) for inputs, _ in taken]) for values in routed), strict=True)
+            whole = [values for values in routed if values is not None]  # a plain network's has no BitOPs
+            parts = zip(*(values.split([len(inputs) for inputs, _ in taken]) for values in whole), strict=True)
             for (_, future), part in zip(taken, parts, strict=True):
                 future.set_result(Routed(*part))
 
@@ -312,7 +313,8 @@ def soak(
     made, policy, data = prepare(network, budget)
     runtime = EarlyExitRuntime(made, policy)
     images = sample_batches(data, sample_rows(data, 512), 512, CPU)[0]
-    alone = Routed(*(torch.cat(parts) for parts in zip(*(runtime(image) for image in images.split(1)), strict=True)))
+    one_by_one = zip(*(runtime(image)[:4] for image in images.split(1)), strict=True)
+    alone = Routed(*(torch.cat(parts) for parts in one_by_one))
     given, back, different, error = 0, 0, 0, 0.0
     waiting: deque[tuple[Future[Routed], Tensor]] = deque()
     megabytes: list[float] = []

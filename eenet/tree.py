@@ -117,6 +117,28 @@ class Tree:
         """
         return [node for node, other in enumerate(self.place_of) if other == place]
 
+    def places_behind(self, node: int) -> dict[int, list[int]]:
+        """The places that can be reached from a node, its own among them, each with those of its nodes that can be.
+
+        Example:
+            >>> Tree.of([(8, 8), (8, 4), (4, 4)]).places_behind(0)
+            {0: [0], 2: [2], 3: [3]}
+        """
+        found: dict[int, list[int]] = {}
+        for other in self.reachable(node):
+            found.setdefault(self.place_of[other], []).append(other)
+        return dict(sorted(found.items()))
+
+    def place_name(self, place: int) -> str:
+        """The exit of a place, and its width where there are several.
+
+        Example:
+            >>> Tree.chain(2).place_name(1), Tree.of([(8, 8), (8, 4)]).place_name(1)
+            ('exit_1', 'exit_1_8bit')
+        """
+        exit, width = self.places[place]
+        return f"exit_{exit}_{width}bit" if self.branches else f"exit_{exit}"
+
     def along(self, path: Path) -> list[int]:
         """The nodes of a path, from the first exit on.
 

@@ -14,7 +14,6 @@ from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
-from eenet.quantization import QuantizedNetwork
 from eenet.reporting import SCHEMA, make_console, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure, speed_table
 from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
@@ -70,13 +69,12 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
         rounds: Rounds that count.
 
     Raises:
-        UserError: The run is no classifier in one precision with early exits, there is no such point, or a batch needs
-            more samples than there are.
+        UserError: The run is no classifier with early exits, there is no such point, or a batch needs more samples than
+            there are.
     """
     network, model = run.model.network, run.model
-    if isinstance(network, QuantizedNetwork | DecoderNetwork):
-        kind = type(network).__name__
-        raise UserError("run", str(run.folder), f"holds a {kind}; only classifiers in one precision are timed")
+    if isinstance(network, DecoderNetwork):
+        raise UserError("run", str(run.folder), f"holds a {type(network).__name__}; only classifiers are timed")
     model.require_early_exits()
     rows = sample_rows(run.data, samples)
     for size in sizes:
@@ -107,7 +105,7 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
 
 
 def contenders(run: Run, points: dict[str, OperatingPoint], compile: bool) -> list[Contender]:
-    """The full network, the static exits, the network routed at every point, and routed when nobody leaves."""
+    """The full network, static ones, the network routed at every point, and routed when nobody leaves."""
     network = run.model.network
     routed = [routed_network(name, point.network(network), point.policy, compile) for name, point in points.items()]
     static = static_networks(network, compile)

@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
     if chosen.point.chosen_on is not None:
         about["chosen_on"] = chosen.point.chosen_on.to_dict()
     if chosen.temperatures is not None:
-        about["temperatures"] = chosen.temperatures.tolist()
+        about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
     description = Description(None if names is None else tuple(names), about)
     manifest = export_network(network, chosen.point.policy, out, example(run), options.format, description)
     size = sum(path.stat().st_size for path in out.iterdir())

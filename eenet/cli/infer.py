@@ -9,11 +9,12 @@ import torch
 
 from eenet.backbones.base import to_device
 from eenet.cli.inputs import Item, Unreadable, batches, items, reader_of
-from eenet.cli.outputs import Parts, Row
+from eenet.cli.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Chosen, Run, add_checkpoint, chosen_point, class_names, open_run
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.tree import path_name
 
 
 def main(args: list[str]) -> None:
@@ -57,8 +58,8 @@ def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int)
     if first is None:
         wanted = ", ".join(reader.suffixes)
         raise UserError("input", str(source), f"holds nothing to read; a folder needs files that end in {wanted}")
-    parts = Parts(output, job(run, chosen, source, batch_size))
     route, samples = Router(run, chosen), 0
+    parts = Parts(output, job(run, chosen, source, batch_size), route.columns)
     for number, batch in enumerate(batches(items(source, reader), batch_size)):
         samples += len(batch)
         if number < parts.done:
@@ -100,6 +101,7 @@ class Router:
         if chosen.temperatures is not None:
             self.temperatures = chosen.point.own(chosen.temperatures, run.model.network)
         self.names = class_names(run.data)
+        self.columns = QUANTIZED_COLUMNS if "bitops" in self.network.costs.columns else COLUMNS
 
     def __call__(self, batch: list[Item], reader: Any) -> list[Row]:
         """A row per item, in their order."""
@@ -125,10 +127,8 @@ class Router:
             logits = logits / self.temperatures[routed.nodes.cpu()].unsqueeze(1)
         probabilities = logits.softmax(-1)
         best, labels = probabilities.max(-1)
-        rows = zip(
-            labels.tolist(), best.tolist(), exits.tolist(), routed.macs.tolist(), probabilities.tolist(), strict=True
-        )
-        return [
+        columns = labels, best, exits, routed.macs, probabilities
+        rows = [
             {
                 "label": str(label) if self.names is None else self.names[label],
                 "probability": probability,
@@ -136,5 +136,10 @@ class Router:
                 "macs": macs,
                 "probabilities": every,
             }
-            for label, probability, exit, macs, every in rows
+            for label, probability, exit, macs, every in zip(*(column.tolist() for column in columns), strict=True)
         ]
+        if routed.bitops is not None:
+            paths = [path_name(self.network.tree.nodes[node]) for node in routed.nodes.tolist()]
+            for row, path, bitops in zip(rows, paths, routed.bitops.tolist(), strict=True):
+                row |= {"path": path, "bitops": bitops}
+        return rows

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +16,13 @@ from eenet.errors import UserError
 from eenet.reporting import write_json, write_text
 
 Row = dict[str, Any]
-"""`id` and, of an input that was read, `label`, `probability`, `exit`, `macs`, `probabilities`; else its `problem`."""
+"""`id` and, of an input that was read, `label`, `probability`, `exit`, `macs`, `probabilities`; else its `problem`.
+
+Where something is quantized also `path`, the widths of the segments that were run, and `bitops`.
+"""
 
 COLUMNS = ["id", "label", "probability", "exit", "macs", "probabilities"]
+QUANTIZED_COLUMNS = [*COLUMNS[:-1], "path", "bitops", "probabilities"]
 JOB = "job.json"
 
 
@@ -28,6 +32,7 @@ class Parts:
     Args:
         output: The file that they become.
         job: What makes the rows; parts of another job are not continued.
+        columns: Of the rows.
 
     Attributes:
         done: Batches that were written before.
@@ -36,13 +41,14 @@ class Parts:
         UserError: The output exists, is of an unknown kind, or parts of another job are in the way.
     """
 
-    def __init__(self, output: Path, job: dict[str, Any]) -> None:
+    def __init__(self, output: Path, job: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
         if output.suffix not in JOINS:
             raise UserError("output", str(output), f"must end in {', '.join(JOINS)}")
         if output.suffix == ".parquet" and find_spec("pyarrow") is None:
             raise UserError("output", str(output), "needs pyarrow: pip install 'eenet[export]'; or end it in .csv")
         if output.exists():
             raise UserError("output", str(output), "exists already; give a new file")
+        self.columns = columns
         self.output, self.folder = output, output.with_name(f"{output.name}.parts")
         path = self.folder / JOB
         if not path.is_file():
@@ -85,37 +91,45 @@ class Parts:
         """Make the output of so many batches, by a rename, and drop the parts."""
         whole = self.folder / f"whole{self.output.suffix}"
         JOINS[self.output.suffix](
-            whole, ([row for row in self.read(number) if "problem" not in row] for number in range(batches))
+            whole,
+            self.columns,
+            ([row for row in self.read(number) if "problem" not in row] for number in range(batches)),
         )
         os.replace(whole, self.output)
         shutil.rmtree(self.folder)
 
 
-def _join_jsonl(path: Path, batches: Iterator[list[Row]]) -> None:
+def _join_jsonl(path: Path, columns: Sequence[str], batches: Iterator[list[Row]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for rows in batches:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
 
-def _join_csv(path: Path, batches: Iterator[list[Row]]) -> None:
+def _join_csv(path: Path, columns: Sequence[str], batches: Iterator[list[Row]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for rows in batches:
             writer.writerows({**row, "probabilities": json.dumps(row["probabilities"])} for row in rows)
 
 
-def _join_parquet(path: Path, batches: Iterator[list[Row]]) -> None:
+def _join_parquet(path: Path, columns: Sequence[str], batches: Iterator[list[Row]]) -> None:
     arrow: Any = import_module("pyarrow")
-    real = arrow.float32()
-    types = [arrow.string(), arrow.string(), real, arrow.int32(), arrow.int64(), arrow.list_(real)]
-    schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
+    real, whole, text = arrow.float32(), arrow.int64(), arrow.string()
+    types = {
+        "probability": real,
+        "exit": arrow.int32(),
+        "macs": whole,
+        "bitops": whole,
+        "probabilities": arrow.list_(real),
+    }
+    schema = arrow.schema([(name, types.get(name, text)) for name in columns])
     with import_module("pyarrow.parquet").ParquetWriter(path, schema) as writer:
         for rows in batches:
             writer.write_table(arrow.Table.from_pylist(rows, schema))
 
 
-JOINS: dict[str, Callable[[Path, Iterator[list[Row]]], None]] = {
+JOINS: dict[str, Callable[[Path, Sequence[str], Iterator[list[Row]]], None]] = {
     ".parquet": _join_parquet,
     ".csv": _join_csv,
     ".jsonl": _join_jsonl,

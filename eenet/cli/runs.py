@@ -16,7 +16,6 @@ from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.chooser import Split
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
-from eenet.quantization import QuantizedNetwork
 from eenet.runs import RunFolder, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
 
@@ -118,10 +117,8 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
     """A point of `eenet calibrate`, or the run's own where none is named.
 
     Raises:
-        UserError: The run is quantized, has no such point, or it was not chosen for the run's weights and data.
+        UserError: The run has no such point, or it was not chosen for the run's weights and data.
     """
-    if isinstance(run.model.network, QuantizedNetwork):
-        raise UserError("run", str(run.folder), "its paths change bit-widths; ship one that has one precision")
     if name is None:
         chosen = Chosen(*next(iter(run.model.operating_points().items())))
     else:

@@ -24,7 +24,7 @@ from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.reporting import write_json
-from eenet.routing.steps import run_step
+from eenet.routing.steps import make_steps, walk
 from eenet.runtime.load import load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
 from eenet.runtime.trace import Traced, flatten, trace
@@ -75,27 +75,29 @@ def export_network(
         raise UserError("out", str(folder), "exists already; give a new folder")
     if isinstance(policy, RandomExits):
         raise UserError("policy", "RandomExits", "draws at random, a control that is measured and not shipped")
-    policy.check(network.num_exits)
+    network.check(policy)
     network.eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        steps = list(trace(network, policy, example))
+        steps = dict(trace(network, policy, example))
         write = _write_torch if format == "torch" else _write_onnx
-        names = program_names(format, network.num_exits)
-        write(steps, beside, names)
+        names = program_names(format, network.tree, policy.first_node)
+        write(list(steps.values()), beside, list(names.values()))
         manifest = Manifest(
             format=format,
             backbone=network.backbone.description(),
+            tree=network.tree,
+            first_node=policy.first_node,
             costs=network.costs,
             num_classes=network.backbone.num_classes,
             labels=description.labels,
-            inputs=input_specs(example, steps[0]),
+            inputs=input_specs(example, steps[network.tree.place_of[policy.first_node]]),
             policy=policy_to_dict(policy),
             gate=type(network.gate).__name__,
             point=description.point,
             versions={"eenet": __version__, "torch": version("torch")},
-            files={name: sha256(beside / name) for name in (WEIGHTS, *names)},
+            files={name: sha256(beside / name) for name in (WEIGHTS, *names.values())},
         )
         write_json(beside / MANIFEST, manifest.to_dict())
         compare(network, policy, beside, example)
@@ -128,16 +130,16 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
     runtime = load(folder)
     # Texts have masks that a graph cannot leave out, as the network does where nothing is masked.
     exact = runtime.manifest.format == "torch" and network.backbone.max_tokens is None
+    tree, first, steps = network.tree, policy.first_node, make_steps(network, policy)
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
-        carried = inputs
-        for exit, step in enumerate(runtime.steps):
-            given = carried if exit == 0 else pytree.tree_leaves(carried)
-            result = run_step(network, policy, exit, carried)
-            for found, expected in zip(flatten(*step(given)), flatten(*result), strict=True):
-                if not agrees(found, expected, exact):
-                    problem = f"the program of exit {exit} differs from the network; export in the other format"
-                    raise UserError("format", runtime.manifest.format, problem)
-            carried, *_ = result
+        for place, given, result in walk(tree, first, steps, inputs):
+            exit, _ = tree.places[place]
+            found = flatten(*runtime.steps[place](pytree.tree_leaves(given) if exit else given))
+            if not all(agrees(*pair, exact) for pair in zip(found, flatten(*result), strict=True)):
+                problem = (
+                    f"the program of {tree.place_name(place)} differs from the network; export in the other format"
+                )
+                raise UserError("format", runtime.manifest.format, problem)
 
 
 def agrees(found: Tensor, expected: Tensor, exact: bool) -> bool:

@@ -22,7 +22,12 @@ def speed_table(bench: Bench) -> Table:
         f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"
     )
     table.add_column("")
-    for heading in ("p50 ms", "p95 ms", "samples/s", "speed-up in MACs", "speed-up by the clock", "clock / MACs"):
+    quantized = "bitops_speedup" in bench["batches"][0]["rows"][0]
+    for heading in (
+        *("p50 ms", "p95 ms", "samples/s", "speed-up in MACs"),
+        *(["in BitOPs"] if quantized else []),
+        *("speed-up by the clock", "clock / MACs"),
+    ):
         table.add_column(heading, justify="right")
     for batch in bench["batches"]:
         table.add_section()
@@ -34,6 +39,7 @@ def speed_table(bench: Bench) -> Table:
                 f"{row['p95_ms']:.2f}",
                 f"{row['throughput']:.0f}",
                 f"{row['theoretical_speedup']:.3f}",
+                *([f"{row['bitops_speedup']:.3f}"] if quantized else []),
                 f"{row['realised_speedup']:.3f}",
                 f"{row['ratio']:.3f}",
                 style="bold" if row["kind"] == "routed" else "",

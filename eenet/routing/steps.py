@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.gates import Gate, Memory
@@ -79,6 +81,48 @@ batch.
 def make_steps(network: Routable, policy: Policy) -> list[Step]:
     """One step per place of the tree: in a chain, one per exit, the last included."""
     return [partial(run_step, network, policy, place) for place in range(len(network.tree.places))]
+
+
+def place_steps(tree: Tree, found: Mapping[int, Step]) -> list[Step]:
+    """One step per place, from those of the places that a policy reaches."""
+    return [found.get(place, _nobody) for place in range(len(tree.places))]
+
+
+def _nobody(given: Any) -> Result:
+    raise AssertionError("the policy sends nobody here")
+
+
+def walk(tree: Tree, first_node: int, steps: Sequence[Step], inputs: Any) -> Iterator[tuple[int, Any, Result]]:
+    """Run each step that can be reached once, on all samples, whoever leaves.
+
+    Where the tree branches, the samples are dealt out over the nodes of a place: gate and policy, whose memories are
+    what a step hands on last, remember the node of each.
+
+    Args:
+        tree: The network's.
+        first_node: Where the policy sends everybody.
+        steps: One per place.
+        inputs: A batch.
+
+    Returns:
+        For each place its number, what its step was given and what it returned.
+    """
+    places = tree.places_behind(first_node)
+    waiting = {tree.place_of[first_node]: inputs}
+    for place, nodes in places.items():
+        given = waiting.pop(place)
+        result = steps[place](given)
+        for after in (tree.place_of[child] for node in nodes for child in tree.children(node)):
+            if after not in waiting:
+                waiting[after] = _dealt(result[0], places[after]) if tree.branches else result[0]
+        yield place, given, result
+
+
+def _dealt(handed_on: Any, nodes: Sequence[int]) -> Any:
+    leaves, spec = pytree.tree_flatten(handed_on)
+    rows = torch.arange(len(leaves[-1]), device=leaves[-1].device) % len(nodes)
+    dealt = torch.tensor(nodes, device=rows.device)[rows]
+    return pytree.tree_unflatten([*leaves[:-2], dealt, dealt], spec)
 
 
 def split_results(results: Sequence[Tensor], last: bool) -> Result:

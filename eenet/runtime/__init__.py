@@ -1,13 +1,10 @@
-"""Routed inference: run only what each sample needs.
+"""Routed inference as it is deployed: run only what each sample needs; the router itself is `eenet.routing`.
 
-Here live `route` (batches that shrink as samples leave), the rule that says when shrinking pays, the module that
-deploys a routed network, the one that runs an exported folder, the queue that refills its batches from many requests,
-and the stopwatch that judges them.
+Here live the module that deploys a routed network, the one that runs an exported folder, the queue that refills its
+batches from many requests, and the stopwatch that judges them.
 """
 
-from eenet.routing.compaction import ALWAYS, Compaction
-from eenet.routing.route import Routed, route
-from eenet.routing.steps import Carried, Step, make_steps
+from eenet.routing import ALWAYS, Carried, Compaction, Routed, Step, make_steps, route
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.load import ExportedRuntime, load
 from eenet.runtime.queue import RebatchingQueue

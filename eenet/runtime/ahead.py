@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.routing.steps import Result, Step, split_results
+from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MachineCode(NamedTuple):
 
 
 def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
-    """The steps of a network as machine code for batches of any size.
+    """The steps of a network as machine code for batches of any size, one per place that the policy reaches.
 
     They compute under the autocast, and with the number of threads, under which they are compiled, and read the weights
     of the network where they lie then.
@@ -54,10 +54,14 @@ def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
         UserError: A step cannot be traced, or there is no compiler.
     """
     example = example_batch(network)
-    traced = list(trace(network, policy, example))
-    first, *others = [_step(compile_traced(step), exit == network.num_exits - 1) for exit, step in enumerate(traced)]
-    check = input_check(example, traced[0])
-    return [lambda inputs: first(check(inputs)), *others]
+    traced = dict(trace(network, policy, example))
+    steps: dict[int, Step] = {}
+    for place, step in traced.items():
+        exit, _ = network.tree.places[place]
+        steps[place] = _step(compile_traced(step), exit == network.num_exits - 1)
+    start = network.tree.place_of[policy.first_node]
+    first, check = steps[start], input_check(example, traced[start])
+    return place_steps(network.tree, {**steps, start: lambda inputs: first(check(inputs))})
 
 
 def compile_function(

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from eenet.policies import Policy, Threshold
+from eenet.policies import Policy, PredictedErrors, Threshold
+from eenet.profile import TreeCosts
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.stopwatch import speed_row, time_rounds
+from eenet.tree import FLOAT
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -28,34 +30,49 @@ class Contender:
         name: In tables.
         kind: `overhead` is the routed network that nobody leaves early.
         run: Takes a batch of inputs.
-        macs: Per sample; `None` where it depends on the samples, then `run` returns a `Routed`, which says it.
+        costs: Per sample, by unit; `None` where they depend on the samples, then `run` returns a `Routed`, which has
+            them.
     """
 
     name: str
     kind: Kind
     run: Callable[[Any], Any]
-    macs: float | None = None
+    costs: dict[str, float] | None = None
 
-    def mean_macs(self, batches: Sequence[Any]) -> float:
-        """MACs per sample, averaged over batches."""
-        if self.macs is not None:
-            return self.macs
-        return torch.cat([self.run(batch).macs for batch in batches]).double().mean().item()
+    def mean_costs(self, batches: Sequence[Any]) -> dict[str, float]:
+        """MACs, and BitOPs where something is quantized, per sample and averaged over batches."""
+        if self.costs is not None:
+            return self.costs
+        found = [self.run(batch) for batch in batches]
+        columns = {unit: [getattr(routed, unit) for routed in found] for unit in ("macs", "bitops")}
+        return {
+            unit: torch.cat(values).double().mean().item() for unit, values in columns.items() if values[0] is not None
+        }
 
 
 def full_network(network: EarlyExitNetwork, compile: bool = False) -> Contender:
-    """The plain backbone, without any exit."""
+    """The plain backbone, without any exit; in floating point where the network has several widths."""
     run = _compiled("full_network", network, network.backbone) if compile else network.backbone
-    return Contender("full network", "full", run, network.costs.full)
+    own = network.backbone.stage_bitops is not None  # the backbone itself is quantized
+    costs = {unit: column.static[-1] if own else column.full for unit, column in network.costs.columns.items()}
+    return Contender("full network", "full", run, costs)
 
 
 def static_networks(network: EarlyExitNetwork, compile: bool = False) -> list[Contender]:
-    """The network cut at each early exit: the stages up to it and its own head, no other head and no gate."""
-    contenders = []
-    for exit in range(network.num_exits - 1):
-        static = partial(run_static, network, exit)
-        run = _compiled(f"static_{exit}", network, static) if compile else static
-        contenders.append(Contender(f"exit {exit}", "static", run, network.costs.static[exit]))
+    """What no policy runs, with no gate and no other head than its own.
+
+    The network cut at each early exit; where its tree branches, all stages at each width but 32 bits.
+    """
+    tree, columns, contenders = network.tree, network.costs.columns, []
+    cut = {f"exit {exit}": exit for exit in range(network.num_exits - 1)}
+    if tree.branches:
+        widths = [width for width in tree.widths if width != FLOAT]
+        cut = {f"{width} bits": tree.index[(width,) * tree.segments] for width in widths}
+    for name, node in cut.items():
+        static = partial(run_static, network, node)
+        run = _compiled(f"static_{node}", network, static) if compile else static
+        costs = {unit: column.static[node] for unit, column in columns.items()}
+        contenders.append(Contender(name, "static", run, costs))
     return contenders
 
 
@@ -63,27 +80,39 @@ def routed_network(name: str, network: EarlyExitNetwork, policy: Policy, compile
     """The network routed by a policy.
 
     Raises:
-        UserError: The policy is made for another number of exits, or the steps cannot be compiled.
+        UserError: The policy is made for another network, or the steps cannot be compiled.
     """
     policy = policy.to(next(network.parameters()).device)
     return Contender(f"routed, {name}", "routed", EarlyExitRuntime(network, policy, compile))
 
 
 def nobody_leaves(network: EarlyExitNetwork, compile: bool = False) -> Contender:
-    """The routed network with its gates at work and thresholds that no score reaches: what routing costs."""
-    never = Threshold([float("inf")] * (network.num_exits - 1))
-    runtime = EarlyExitRuntime(network, never, compile)
-    return Contender("routed, nobody leaves", "overhead", runtime, network.costs.cumulative[-1])
+    """The routed network with its gates at work and a policy that lets nobody leave: what routing costs.
+
+    Where its tree branches, everybody goes along the widest path.
+    """
+    tree, costs = network.tree, network.costs
+    policy: Policy = Threshold([float("inf")] * (network.num_exits - 1))
+    last = tree.index[tree.full[0]]
+    if isinstance(costs, TreeCosts):
+        prices = [float(node != last) for node in range(len(tree.nodes))]  # above any difference of errors
+        policy = PredictedErrors(tree.full[0][0], 2.0, tree.nodes, prices)
+    runtime = EarlyExitRuntime(network, policy.to(next(network.parameters()).device), compile)
+    passed = {unit: column.routed[last] for unit, column in costs.columns.items()}
+    return Contender("routed, nobody leaves", "overhead", runtime, passed)
 
 
-def run_static(network: EarlyExitNetwork, exit: int, inputs: Any) -> Tensor:
-    """Logits of one early exit, `(batch, classes)`, without what others need; a boosted one needs earlier heads."""
-    backbone, logits = network.backbone, None
-    state = backbone.embed(inputs)
-    for stage in range(network.exit_stages[exit] + 1):
-        state = backbone.run_stage(stage, state)
-        if stage == network.exit_stages[exit] or (network.boosted and stage in network.exit_stages):
-            logits = network.logits_at(network.exit_stages.index(stage), state, logits)
+def run_static(network: EarlyExitNetwork, node: int, inputs: Any) -> Tensor:
+    """Logits of one node, `(batch, classes)`, without what others need; a boosted one needs earlier heads."""
+    tree, logits = network.tree, None
+    path = tree.nodes[node]
+    state = network.backbone.embed(inputs)
+    for exit, passed in enumerate(tree.along(path)):
+        state = network.run_segment(exit, path[exit], state)
+        if exit == network.num_exits - 1:
+            return network.backbone.classify(state)
+        if passed == node or network.boosted:
+            logits = network.logits_at(tree.place_of[passed], network.read(exit, state), logits)
     assert logits is not None
     return logits
 
@@ -107,12 +136,15 @@ def race(
         device: That everything runs on.
 
     Returns:
-        For each contender `kind` and the values of `eenet.runtime.speed_row`.
+        For each contender `kind`, the values of `eenet.runtime.speed_row` and, where something is quantized,
+        `bitops_speedup`, BitOPs of the full network divided by its own.
     """
-    macs = [contender.mean_macs(batches) for contender in contenders]
+    costs = [contender.mean_costs(batches) for contender in contenders]
     times = time_rounds({contender.name: contender.run for contender in contenders}, batches, rounds, device)
     full = times[contenders[0].name]
-    return [
-        {"kind": one.kind, **speed_row(one.name, times[one.name], full, batch_size, macs[0] / mean)}
-        for one, mean in zip(contenders, macs, strict=True)
-    ]
+    rows = []
+    for one, mean in zip(contenders, costs, strict=True):
+        speedups = {unit: costs[0][unit] / value for unit, value in mean.items()}
+        row = speed_row(one.name, times[one.name], full, batch_size, speedups.pop("macs"))
+        rows.append({"kind": one.kind, **row, **{f"{unit}_speedup": value for unit, value in speedups.items()}})
+    return rows

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from eenet.policies.base import Policy
 from eenet.routing.compaction import Compaction
 from eenet.routing.route import Routed, route
-from eenet.routing.steps import make_steps
+from eenet.routing.steps import make_steps, walk
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -30,7 +30,11 @@ class EarlyExitRuntime(nn.Module):
         compaction: When samples that have left are dropped.
 
     Raises:
-        UserError: The policy is made for another number of exits, or the steps cannot be compiled.
+        UserError: The policy is made for another number of exits or other paths, or the steps cannot be compiled.
+
+    Attributes:
+        steps: One per place of the network's tree.
+        first_node: Where the policy sends every sample.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class EarlyExitRuntime(nn.Module):
         compaction: Compaction = Compaction(),  # noqa: B008
     ) -> None:
         super().__init__()
-        policy.check(network.num_exits)
+        network.check(policy)
         self.network, self.policy, self.compaction = network.eval(), policy, compaction
+        self.first_node = policy.first_node
         if compile:
             from eenet.runtime.ahead import compile_steps  # imports the compiler
 
@@ -52,7 +57,7 @@ class EarlyExitRuntime(nn.Module):
         _ = network.costs
 
     def forward(self, inputs: Any) -> Routed:
-        """Logits, exits and MACs of a batch, in its order; see `eenet.routing.route`."""
+        """Logits, exits and costs of a batch, in its order; see `eenet.routing.route`."""
         return route(self.network, inputs, self.policy, self.compaction, self.steps)
 
     @torch.no_grad()
@@ -69,6 +74,6 @@ class EarlyExitRuntime(nn.Module):
         start = time.perf_counter()
         for size in batch_sizes:
             given = pytree.tree_map(lambda rows, size=size: rows[:size], inputs)
-            for step in self.steps:
-                given, *_ = step(given)
+            for _ in walk(self.network.tree, self.first_node, self.steps, given):
+                pass
         return time.perf_counter() - start

@@ -14,11 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.policies.base import Policy
-from eenet.profile import CostProfile
 from eenet.routing.compaction import Compaction
-from eenet.routing.route import Routed, route
-from eenet.routing.steps import Result, Step, split_results
+from eenet.routing.route import Routed, route_steps
+from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
 from eenet.runtime.program import DTYPES, Program
 
@@ -47,7 +45,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
 
         if device.type != "cpu":
             raise UserError("device", str(device), "ONNX programs run on the CPU; export with --format torch")
-        programs: list[Any] = [OnnxProgram(inside(folder, name)) for name in manifest.programs]
+        programs: dict[int, Any] = {
+            place: OnnxProgram(inside(folder, name)) for place, name in manifest.programs.items()
+        }
         return ExportedRuntime(manifest, programs, [torch.empty(0)])
     try:
         # Copied, because kernels round differently where memory is not aligned as torch aligns it.
@@ -55,7 +55,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
         weights = {name: weight.to(device, copy=True) for name, weight in mapped.items()}
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError("export", str(folder / WEIGHTS), f"holds no plain tensors ({error})") from error
-    programs = [Program(str(folder / name), read_json(folder, name), weights, device) for name in manifest.programs]
+    programs = {
+        place: Program(str(folder / name), read_json(folder, name), weights, device)
+        for place, name in manifest.programs.items()
+    }
     return ExportedRuntime(manifest, programs, list(weights.values()))
 
 
@@ -63,13 +66,15 @@ class ExportedNetwork:
     """What routing and the queue ask of a network.
 
     Args:
-        costs: MACs of every part.
+        manifest: What the folder says of itself.
         weights: Tensors on the device where it runs.
     """
 
-    def __init__(self, costs: CostProfile, weights: list[Tensor]) -> None:
-        self.costs, self.num_exits, self.exit_stages = costs, costs.num_exits, list(costs.exit_stages)
-        self.backbone = SimpleNamespace(num_stages=len(costs.stages))
+    def __init__(self, manifest: Manifest, weights: list[Tensor]) -> None:
+        self.tree, self.costs, self.num_exits = manifest.tree, manifest.costs, manifest.costs.num_exits
+        *early, stages = manifest.costs.stages_run
+        self.exit_stages = [stage - 1 for stage in early]
+        self.backbone = SimpleNamespace(num_stages=stages)
         self._weights = weights
 
     def parameters(self) -> Iterator[Tensor]:
@@ -82,25 +87,32 @@ class ExportedRuntime:
 
     Args:
         manifest: What the folder says of itself.
-        programs: One per exit, from the tensors that are carried to a step to those that it returns.
+        programs: By place, from the tensors that are carried to a step to those that it returns.
         weights: Tensors on the device where it runs.
 
     Attributes:
         manifest: The same; `manifest.labels` names the classes where that is known.
-        network: Costs and exits.
-        steps: One per exit, as `eenet.routing.route` takes them.
+        network: Tree, costs and exits.
+        steps: One per place, as `eenet.routing.route_steps` takes them.
+        first_node: Where every sample is sent.
     """
 
-    def __init__(self, manifest: Manifest, programs: list[Any], weights: list[Tensor]) -> None:
-        self.manifest = manifest
-        self.network = ExportedNetwork(manifest.costs, weights)
-        last = len(programs) - 1
-        self.steps: list[Step] = [
-            partial(self._step, program, exit == 0, exit == last) for exit, program in enumerate(programs)
-        ]
+    def __init__(self, manifest: Manifest, programs: dict[int, Any], weights: list[Tensor]) -> None:
+        self.manifest, self.first_node = manifest, manifest.first_node
+        self.network = ExportedNetwork(manifest, weights)
+        tree = manifest.tree
+        steps: dict[int, Step] = {}
+        for place, nodes in tree.places_behind(self.first_node).items():
+            exit, _ = tree.places[place]
+            known = torch.tensor([*nodes, *(child for node in nodes for child in tree.children(node))])
+            answers = known.to(weights[0].device) if tree.branches else None
+            steps[place] = partial(
+                self._step, programs[place], exit == 0, exit == manifest.costs.num_exits - 1, answers
+            )
+        self.steps = place_steps(tree, steps)
 
     def __call__(self, inputs: Any, compaction: Compaction = Compaction()) -> Routed:  # noqa: B008
-        """Logits, exits and MACs of a batch, in its order.
+        """Logits, exits, nodes and costs of a batch, in its order.
 
         Args:
             inputs: A tensor, or a dict of tensors, as the manifest says.
@@ -110,10 +122,9 @@ class ExportedRuntime:
             UserError: The inputs are of another kind, dtype or shape.
         """
         self._check(inputs)
-        # The programs hold the policy, so `route` need not be given one.
-        return route(cast(Any, self.network), inputs, cast(Policy, None), compaction, self.steps)
+        return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
 
-    def _step(self, program: Any, first: bool, last: bool, given: Any) -> Result:
+    def _step(self, program: Any, first: bool, last: bool, answers: Tensor | None, given: Any) -> Result:
         tensors = self._tensors(given) if first else given
         results = program(*tensors)
         batch = len(tensors[0])
@@ -121,6 +132,10 @@ class ExportedRuntime:
         logits = results[-1 if last else -2] if len(results) > 1 - last else torch.empty(0)
         if set(rows) != {batch} or logits.shape != (batch, self.manifest.num_classes):
             raise UserError("export", program.source, f"does not return {self.manifest.num_classes} logits per sample")
+        if not last and answers is not None:
+            after = results[-1]
+            if after.dtype != torch.long or not torch.isin(after, answers).all():
+                raise UserError("export", program.source, "sends a sample to a node that does not follow")
         return split_results(results, last)
 
     def _tensors(self, inputs: Any) -> list[Tensor]:

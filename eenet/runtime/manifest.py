@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eenet.errors import UserError
 from eenet.files import sha256
-from eenet.profile import CostProfile
+from eenet.profile import CostProfile, Costs, TreeCosts
+from eenet.tree import Tree
 
-VERSION = 1
+VERSION = 2
+"""Of what is written; folders of version 1, of networks whose tree is a chain, are read too."""
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 LARGEST_JSON = 64 << 20
 """Bytes of a JSON file that are read at most."""
 LARGEST_COUNT = 2**62
+LARGEST_TREE = 4096
+"""Nodes of a tree at most."""
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".json", "onnx": ".onnx"}
@@ -46,7 +50,9 @@ class Manifest:
     Attributes:
         format: Of its programs.
         backbone: What identifies the architecture.
-        costs: MACs of every part, and the stages after which exits read.
+        tree: The network's nodes.
+        first_node: Where every sample is sent.
+        costs: Of every part or node, and the stages after which exits read.
         num_classes: Width of the logits.
         labels: Names of the classes, if they are known.
         inputs: The tensors of a batch.
@@ -59,7 +65,9 @@ class Manifest:
 
     format: Format
     backbone: dict[str, Any]
-    costs: CostProfile
+    tree: Tree
+    first_node: int
+    costs: Costs
     num_classes: int
     labels: tuple[str, ...] | None
     inputs: tuple[InputSpec, ...]
@@ -70,18 +78,25 @@ class Manifest:
     files: dict[str, str]
 
     @property
-    def programs(self) -> list[str]:
-        """File of every exit's step."""
-        return program_names(self.format, self.costs.num_exits)
+    def programs(self) -> dict[int, str]:
+        """File of the step to every place that is reached."""
+        return program_names(self.format, self.tree, self.first_node)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"version": VERSION, **asdict(self), "costs": self.costs.to_dict()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {"inputs": [asdict(spec) for spec in self.inputs], "costs": self.costs.to_dict()}
+        return {"version": VERSION, **values, "tree": self.tree.nodes, **plain}
 
 
-def program_names(format: Format, num_exits: int) -> list[str]:
-    """Files of the steps of so many exits."""
-    return [f"exit_{exit}{SUFFIX[format]}" for exit in range(num_exits)]
+def program_names(format: Format, tree: Tree, first_node: int) -> dict[int, str]:
+    """Files of the steps by place.
+
+    Example:
+        >>> program_names("torch", Tree.chain(2), 0)
+        {0: 'exit_0.json', 1: 'exit_1.json'}
+    """
+    return {place: f"{tree.place_name(place)}{SUFFIX[format]}" for place in tree.places_behind(first_node)}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -94,17 +109,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError("export", str(folder), "there is no such folder; `eenet export` makes one")
     values = read_json(folder, MANIFEST)
-    if not isinstance(values, dict) or values.get("version") != VERSION:
+    if not isinstance(values, dict) or values.get("version") not in (1, VERSION):
         found = values.get("version") if isinstance(values, dict) else None
-        raise UserError("export", str(path), f"is of version {found!r}, not {VERSION}; export the run again")
+        raise UserError("export", str(path), f"is of version {found!r}, not 1 or {VERSION}; export the run again")
     try:
         manifest = _parse(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError("export", str(path), f"is damaged ({type(error).__name__}: {error})") from error
-    expected = {WEIGHTS, *manifest.programs}
+    expected = {WEIGHTS, *manifest.programs.values()}
     if set(manifest.files) != expected:
         wrong = ", ".join(sorted(set(manifest.files) ^ expected)[:3])
-        raise UserError("export", str(path), f"its files have to be {WEIGHTS} and one program per exit; see {wrong}")
+        raise UserError("export", str(path), f"its files have to be {WEIGHTS} and one program per place; see {wrong}")
     for name, digest in manifest.files.items():
         if sha256(inside(folder, name)) != digest:
             raise UserError("export", str(folder / name), "is damaged: its SHA-256 is not the one of model.json")
@@ -152,10 +167,18 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
     for field in ("backbone", "policy", "point", "versions", "files"):
         if not isinstance(values[field], dict):
             raise TypeError(f"{field} is no object")
+    tree = None if values["version"] == 1 else _tree(values["tree"])
+    costs = _costs(values["costs"], tree)
+    tree = tree or Tree.chain(costs.num_exits)
+    first_node = 0 if values["version"] == 1 else _count("first_node", values["first_node"])
+    if first_node >= len(tree.nodes) or len(tree.nodes[first_node]) > 1:
+        raise ValueError(f"first_node {first_node} is no beginning of a path")
     return Manifest(
         format,
         values["backbone"],
-        _costs(values["costs"]),
+        tree,
+        first_node,
+        costs,
         classes,
         None if labels is None else tuple(labels),
         inputs,
@@ -175,10 +198,47 @@ def _input(values: Mapping[str, Any]) -> InputSpec:
     return InputSpec(name, dtype, sizes)
 
 
-def _costs(values: Mapping[str, Any]) -> CostProfile:
+def _tree(values: Any) -> Tree:
+    if not isinstance(values, list) or not 0 < len(values) <= LARGEST_TREE:
+        raise ValueError(f"tree is no list of at most {LARGEST_TREE} paths")
+    for path in values:
+        if not isinstance(path, list) or not 0 < len(path) <= LARGEST_TREE:
+            raise ValueError(f"tree holds {path!r}, no path")
+        for width in path:
+            _count("tree", width, 1)
+    tree = Tree(tuple(map(tuple, values)))
+    if Tree.of([path for path in tree.nodes if len(path) == tree.segments]) != tree:
+        raise ValueError("tree has nodes that are on no path through all segments")
+    return tree
+
+
+def _costs(values: Mapping[str, Any], tree: Tree | None) -> Costs:
+    costs: Costs = _tree_costs(values) if "nodes" in values else _profile(values)
+    if not all(isinstance(name, str) for name in costs.uncounted):
+        raise TypeError("costs.uncounted are no names")
+    if tree is not None and list(costs.node_exits) != [len(path) - 1 for path in tree.nodes]:
+        raise ValueError("costs are not those of the tree's nodes")
+    return costs
+
+
+def _tree_costs(values: Mapping[str, Any]) -> TreeCosts:
+    _tree(values["nodes"])
+    costs = TreeCosts.from_dict(dict(values))
+    for unit, column in costs.columns.items():
+        for numbers in (column.routed, column.static, costs.stages):
+            if len(numbers) != len(costs.tree.nodes):
+                raise ValueError(f"costs.{unit} are not of {len(costs.tree.nodes)} nodes")
+        for count in (*column.routed, *column.static, *costs.stages, column.full):
+            _count(f"costs.{unit}", count)
+    return costs
+
+
+def _profile(values: Mapping[str, Any]) -> CostProfile:
     costs = CostProfile.from_dict(dict(values))
-    for field in ("stages", "heads", "gates", "exit_stages"):
-        for count in getattr(costs, field):
+    if costs.stage_bitops is not None and len(costs.stage_bitops) != len(costs.stages):
+        raise ValueError(f"costs.stage_bitops are not of {len(costs.stages)} stages")
+    for field in ("stages", "heads", "gates", "exit_stages", "stage_bitops"):
+        for count in getattr(costs, field) or ():
             _count(f"costs.{field}", count)
     _count("costs.embed", costs.embed)
     _count("costs.classifier", costs.classifier)
@@ -187,9 +247,8 @@ def _costs(values: Mapping[str, Any]) -> CostProfile:
         raise ValueError(f"costs.exit_stages {exits} do not increase below the last of {len(costs.stages)} stages")
     if not len(costs.heads) == len(costs.gates) == len(exits):
         raise ValueError(f"costs of {len(costs.heads)} heads and {len(costs.gates)} gates for {len(exits)} exits")
-    if not all(isinstance(name, str) for name in costs.uncounted):
-        raise TypeError("costs.uncounted are no names")
-    _count("costs", costs.cumulative[-1])
+    for unit, column in costs.columns.items():
+        _count(f"costs.{unit}", column.routed[-1])
     return costs
 
 

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import select
 from eenet.errors import UserError
-from eenet.routing.route import Routed
+from eenet.routing.route import Routed, routed
 from eenet.runtime.deployed import EarlyExitRuntime
+from eenet.runtime.load import ExportedRuntime
 
 
 @dataclass
@@ -81,7 +82,8 @@ class _Pool:
 class RebatchingQueue:
     """Serves requests of any size from one thread that fills the batch of every step with whoever waits for it.
 
-    A batch of arrivals goes on from step to step, and whoever waits for a step joins it there. When fewer than
+    A batch of arrivals goes on from step to step, and whoever waits for a step joins it there, whatever path a network
+    whose tree branches has brought it by. When fewer than
     `min_batch` are left and there are new arrivals, they wait for those; so late steps do not run on a sample or two
     while there is other work, and nobody waits where there is none. The thread runs, in this order: a later step with a
     sample whose first step began more than `max_wait` ago, the deepest step with `min_batch` samples, new arrivals, the
@@ -112,7 +114,7 @@ class RebatchingQueue:
 
     def __init__(
         self,
-        runtime: EarlyExitRuntime,
+        runtime: EarlyExitRuntime | ExportedRuntime,
         max_batch: int = 32,
         min_batch: int | None = None,
         max_wait: float = 0.05,
@@ -127,14 +129,16 @@ class RebatchingQueue:
             raise UserError("min_batch", min_batch, f"must not be above max_batch, {max_batch}")
         self.runtime, self.max_batch, self.min_batch = runtime, max_batch, min_batch
         self.max_wait, self.capacity = max_wait, capacity
-        self._costs = torch.tensor(runtime.network.costs.cumulative)
+        self._tree = runtime.network.tree
+        self._first = self._tree.place_of[runtime.first_node]
+        self._place_of = torch.tensor(self._tree.place_of)
         self._changed = threading.Condition()  # guards the three fields below
         self._free = deque(range(capacity))
         self._arrived: deque[tuple[_Request, Any]] = deque()
         self._closed = False
         self._owner = torch.zeros(capacity, dtype=torch.long)  # by slot: number of the request
         self._began = torch.zeros(capacity, dtype=torch.double)  # by slot: when its first step began
-        self._exits = torch.zeros(capacity, dtype=torch.long)
+        self._nodes = torch.zeros(capacity, dtype=torch.long)  # by slot: where it is, or waits for the step to
         self._logits: Tensor | None = None
         self._requests: dict[int, _Request] = {}
         self._pools: list[dict[Hashable, _Pool]] = [defaultdict(_Pool) for _ in runtime.steps]
@@ -214,7 +218,8 @@ class RebatchingQueue:
         self._numbers += 1
         self._requests[self._numbers] = request
         self._owner[request.slots] = self._numbers
-        self._pools[0][_shapes(inputs)].add(_Waiting(request.slots, inputs))
+        self._nodes[request.slots] = self.runtime.first_node
+        self._pools[self._first][_shapes(inputs)].add(_Waiting(request.slots, inputs))
 
     def _choose(self) -> tuple[int, Hashable]:
         """The step to run and the shape of its samples."""
@@ -225,7 +230,7 @@ class RebatchingQueue:
         enough = [entry for entry in waiting if entry[2].rows >= self.min_batch]
         if enough:
             return enough[-1][:2]
-        return (waiting[0] if waiting[0][0] == 0 else waiting[-1])[:2]
+        return (waiting[0] if waiting[0][0] == self._first else waiting[-1])[:2]
 
     def _run(self, step: int, shape: Hashable) -> None:
         """Run a step on the samples that have waited longest for it, up to a batch."""
@@ -247,7 +252,7 @@ class RebatchingQueue:
             self._step(step, slots, carried)
 
     def _step(self, step: int, slots: Tensor, carried: Any) -> None:
-        if step == 0:
+        if step == self._first:
             self._began[slots] = time.monotonic()
         try:
             after, logits, leave = self.runtime.steps[step](carried)
@@ -262,26 +267,24 @@ class RebatchingQueue:
                 keep = (owners == number).nonzero().squeeze(1)
                 self._step(step, slots[keep], select(carried, keep))
             return
-        staying = self._record(step, slots, logits, leave)
-        if staying is not None and len(staying):
-            if len(staying) < len(slots):
-                slots, after = slots[staying.cpu()], select(after, staying)
-            waiting = _Waiting(slots, after, self._began[slots].min().item())
-            self._pools[step + 1][_shapes(after)].add(waiting)
+        if leave is not None:  # in a chain, the number of the step is that of its node
+            self._nodes[slots] = leave.cpu() if self._tree.branches else step + (~leave).long().cpu()
+        places = self._place_of[self._nodes[slots]]
+        for place in places.unique().tolist():
+            rows = (places == place).nonzero().squeeze(1)
+            going = slots[rows]
+            if place == step:
+                self._record(going, logits.index_select(0, rows.to(logits.device)))
+            else:
+                carried = after if len(rows) == len(slots) else select(after, rows.to(logits.device))
+                self._pools[place][_shapes(carried)].add(_Waiting(going, carried, self._began[going].min().item()))
 
-    def _record(self, step: int, slots: Tensor, logits: Tensor, leave: Tensor | None) -> Tensor | None:
-        """Keep the results of those that leave; returns the rows of the others."""
-        staying = None
-        if leave is not None:
-            leaving, staying = leave.nonzero().squeeze(1), (~leave).nonzero().squeeze(1)
-            slots, logits = slots[leaving.cpu()], logits[leaving]
-        if len(slots):
-            if self._logits is None:
-                self._logits = torch.zeros(self.capacity, logits.shape[1], dtype=logits.dtype)
-            self._logits[slots] = logits.to("cpu", self._logits.dtype)
-            self._exits[slots] = step
-            self._release(slots)
-        return staying
+    def _record(self, slots: Tensor, logits: Tensor) -> None:
+        """Keep the results of those that leave."""
+        if self._logits is None:
+            self._logits = torch.zeros(self.capacity, logits.shape[1], dtype=logits.dtype)
+        self._logits[slots] = logits.to("cpu", self._logits.dtype)
+        self._release(slots)
 
     def _release(self, slots: Tensor) -> None:
         """Count samples that are done, and finish the requests of which none is missing."""
@@ -301,8 +304,8 @@ class RebatchingQueue:
     def _finish(self, request: _Request) -> None:
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             assert self._logits is not None
-            exits = self._exits[request.slots]
-            request.future.set_result(Routed(self._logits[request.slots], exits, self._costs[exits]))
+            found = self._logits[request.slots], self._nodes[request.slots]
+            request.future.set_result(routed(self.runtime.network.costs, *found))
 
     def _fail(self, number: int, error: BaseException) -> None:
         future = self._requests[number].future

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.policies.base import Policy
-from eenet.routing.steps import Step, run_step
+from eenet.routing.steps import Step, make_steps, walk
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -48,7 +47,7 @@ class Traced(NamedTuple):
     """A function and what it was traced on.
 
     Attributes:
-        name: What it computes: `exit_0` for the step to the first exit.
+        name: What it computes: `exit_0` for the step to the first exit, see `Tree.place_name`.
         module: The function.
         program: Its graph.
         tensors: Its argument's leaves.
@@ -68,8 +67,8 @@ def flatten(handed_on: Any, logits: Tensor, leave: Tensor | None) -> tuple[Tenso
 
 
 @torch.no_grad()
-def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[Traced]:
-    """Trace every step.
+def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[tuple[int, Traced]]:
+    """Trace the step to every place that the policy reaches, and say its number.
 
     Args:
         network: In evaluation mode.
@@ -79,16 +78,18 @@ def trace(network: EarlyExitNetwork, policy: Policy, example: Any) -> Iterator[T
     Raises:
         UserError: A step depends on the values of its inputs or on their length.
     """
-    steps = [partial(run_step, network, policy, exit) for exit in range(network.num_exits)]
-    given = [(example, shortened(network, example))]
-    for step in steps[:-1]:  # all before the first is traced, so that what a model makes at its first call is there
-        given.append(tuple(step(inputs)[0] for inputs in given[-1]))
-    for exit, step in enumerate(steps):
+    tree, steps = network.tree, make_steps(network, policy)
+    # all before the first is traced, so that what a model makes at its first call is there
+    whole, smaller = (
+        {place: given for place, given, _ in walk(tree, policy.first_node, steps, inputs)}
+        for inputs in (example, shortened(network, example))
+    )
+    for place in whole:
 
-        def flat(inputs: Any, step: Step = step) -> tuple[Tensor, ...]:
+        def flat(inputs: Any, step: Step = steps[place]) -> tuple[Tensor, ...]:
             return flatten(*step(inputs))
 
-        yield trace_function(f"exit_{exit}", network, policy, flat, *given[exit])
+        yield place, trace_function(tree.place_name(place), network, policy, flat, whole[place], smaller[place])
 
 
 def trace_function(

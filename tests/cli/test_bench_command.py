@@ -16,11 +16,10 @@ from eenet.cli.main import main
 from eenet.cli.runs import Run, open_run
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
-from eenet.quantization import QuantizedNetwork
 from eenet.reporting.speed import speed_table
 from eenet.runtime import Routed
 from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
-from lightning_modules import BackboneTraining, JointExits, QuEE
+from lightning_modules import BackboneTraining, JointExits
 from tests._dummies import make_network, make_vit
 from tests.cli.offline import SMALL_BERT
 from tests.cli.test_cli import QUIET, failure, tiny
@@ -128,11 +127,9 @@ def test_what_cannot_be_timed_is_one_clear_error(
     assert "makes a run" in failure(capsys, "bench", str(run / "nowhere"))
 
 
-@pytest.mark.parametrize("kind", ["backbone", "quantized"])
-def test_runs_without_exits_in_one_precision_are_refused(kind: str, tmp_path: Path) -> None:
-    model = BackboneTraining(make_vit()) if kind == "backbone" else QuEE(QuantizedNetwork(make_vit(), [1]))
-    other = Run(tmp_path, tmp_path / "last.ckpt", model, Digits(), torch.device("cpu"))
-    with pytest.raises(UserError, match="early exit" if kind == "backbone" else "one precision"):
+def test_runs_without_exits_are_refused(tmp_path: Path) -> None:
+    other = Run(tmp_path, tmp_path / "last.ckpt", BackboneTraining(make_vit()), Digits(), torch.device("cpu"))
+    with pytest.raises(UserError, match="early exit"):
         measure(other, [1], False, "all", 8, 1)
 
 

@@ -273,7 +273,17 @@ def update(*keys: Any, value: Any) -> Callable[[Any], None]:
     "change",
     [
         lambda _: [1],
-        update("version", value=2),
+        update("version", value=3),
+        update("tree", value=[[32], [32, 32]]),
+        update("tree", value=[[32], [8, 32]]),
+        update("tree", value=[[32], [32, 32], [32, 32, 32], [32, 32, 32, 0]]),
+        update("tree", value=[[32]] * 10**4),
+        update("tree", value="much"),
+        update("first_node", value=1),
+        update("first_node", value=4),
+        update("first_node", value=-1),
+        update("costs", "stage_bitops", value=[1]),
+        update("costs", value={"nodes": [[32]], "stages": [1], "macs": {}, "bitops": {}}),
         update("format", value="pickle"),
         update("files", "../../etc/passwd", value="0" * 64),
         update("files", value={"../../etc/passwd": "0" * 64}),
@@ -372,6 +382,19 @@ def test_weights_must_be_safetensors(copy: Path) -> None:
     rewrite(copy, MANIFEST, lambda manifest: manifest["files"].update({WEIGHTS: sha256(copy / WEIGHTS)}))
     with pytest.raises(UserError, match=r"weights\.safetensors"):
         load(copy)
+
+
+def test_a_folder_of_the_first_version_is_read(
+    network: EarlyExitNetwork, policy: Policy, exported: Path, copy: Path
+) -> None:
+    def first(manifest: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in manifest.items() if key not in ("tree", "first_node")}
+        return {**kept, "version": 1}
+
+    rewrite(copy, MANIFEST, first)
+    runtime = load(copy)
+    assert runtime.manifest == load(exported).manifest
+    assert torch.equal(runtime(digits()[:64]).logits, network.route(digits()[:64], policy).logits)
 
 
 def set_digests(folder: Path) -> None:
