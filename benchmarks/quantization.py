@@ -21,7 +21,8 @@ from report import finish
 from torch import Tensor, nn
 
 from eenet.backbones import ViT
-from eenet.quantization import PathPolicy, QuantizedNetwork, activation_grid, route_paths
+from eenet.gates import ErrorGate
+from eenet.quantization import QuantizedNetwork, activation_grid
 from eenet.quantization.layers import NativeLinear, SimulatedLayer
 
 CPU = {"cpu": torch.backends.cpu.get_cpu_capability()}
@@ -97,7 +98,7 @@ def networks(batches: list[int] | None = None, rounds: int = 15, output: Path | 
     network = QuantizedNetwork(ViT("vit_tiny_patch16_224", 10, 28, 1, overrides=VIT), [1, 4], widths=[32, 8]).eval()
     network.calibrate([torch.randn(64, 1, 28, 28)])
     half = copy.deepcopy(network.backbone).bfloat16()
-    _ = network.node_bitops, network.node_macs, network.node_costs  # counted once, and shared by the copies
+    _ = network.costs  # counted once, and shared by the copies
     integer = copy.deepcopy(network)
     integer.native = True
     routed, routed_integer = overruled(network, 32), overruled(integer, 8)
@@ -110,8 +111,8 @@ def networks(batches: list[int] | None = None, rounds: int = 15, output: Path | 
             "bfloat16": lambda images=half_images: half(images),
             "native_int8": lambda images=images: integer.twin(8)(images),
             "simulated_8_bits": lambda images=images: network.twin(8)(images),
-            "routed_float32": lambda images=images: route_paths(routed, images, PathPolicy(32, 0.0)),
-            "routed_native_int8": lambda images=images: route_paths(routed_integer, images, PathPolicy(8, 0.0)),
+            "routed_float32": lambda images=images: routed.route(images, network.policy(32, 0.0)),
+            "routed_native_int8": lambda images=images: routed_integer.route(images, network.policy(8, 0.0)),
         }
         found.append({"batch": batch, **compare(variants, rounds)})
     bytes_of = {"float": network.memory(), "native": integer.memory()}
@@ -134,13 +135,13 @@ class Overruled(nn.Module):
 
 def overruled(network: QuantizedNetwork, width: int) -> QuantizedNetwork:
     """The same network, sharing its weights: a third leaves at the first exit, half of the others at the second."""
-    twin, tree = copy.copy(network), network.tree
-    predictors = []
+    tree, predictors = network.tree, []
     for node, predictor in enumerate(network.predictors):
         onward = tree.reachable(node).index(tree.index.get((*tree.nodes[node], width), node))
         predictors.append(Overruled(predictor, onward, 1 / 3 if tree.exit(node) == 0 else 1 / 2))
-    twin._modules = {**network._modules, "predictors": nn.ModuleList(predictors)}
-    return twin
+    gate = ErrorGate(tree, network.backbone.feature_dims)
+    gate.predictors = nn.ModuleList(predictors)
+    return network.with_gate(gate)
 
 
 if __name__ == "__main__":

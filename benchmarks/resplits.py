@@ -28,7 +28,7 @@ from eenet.calibration import (
     set_size,
     true_class_scores,
 )
-from eenet.cli.runs import exit_logits, open_run
+from eenet.cli.runs import open_run, read_split
 from eenet.reporting import gather_exits, write_json
 
 
@@ -53,9 +53,9 @@ def main(
         output: JSON file.
     """
     opened = open_run(run)
-    parts = [exit_logits(opened, split) for split in ("val", "test")]
-    logits = torch.cat([block for part in parts for block in part[0].split(len(part[1]))])
-    labels = torch.cat([part[1] for part in parts])
+    parts = [read_split(opened, split) for split in ("val", "test")]
+    logits = torch.cat([block for part in parts for block in part.logits.split(len(part.labels))])
+    labels = torch.cat([part.labels for part in parts])
     network, policy = opened.model.network.cpu(), next(iter(opened.model.policies().values()))
     with torch.no_grad():
         scores = network.gate(logits[:, :-1])
@@ -63,7 +63,7 @@ def main(
     scored = Scored(predictions, scores, predictions == labels[:, None], network.costs.fractions())
     probabilities = logits.softmax(-1)
     true_scores = true_class_scores(probabilities, labels)
-    size = len(parts[0][1])
+    size = len(parts[0].labels)
     found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in get_args(ConformalMode)}
     excesses, costs = [], []
     for seed in range(splits):

@@ -107,6 +107,12 @@ class EarlyExitNetwork(Described, nn.Module):
         return count_costs(self)
 
     @property
+    def parts(self) -> CostProfile:
+        """MACs of its parts; where the tree branches, along the widest path."""
+        assert isinstance(self.costs, CostProfile)
+        return self.costs
+
+    @property
     def quantization(self) -> dict[str, Any]:
         """How it is quantized, as plain JSON values; nothing where it is not."""
         return self.backbone.quantization

@@ -39,7 +39,7 @@ def heading(routine: Any, split: str) -> Results:
         "part": part(trainer, split),
         "checkpoint": (folder_of(trainer).tag(used) if used else "") or "last",
         "checkpoint_digest": sha256(used) if used is not None and split == "test" else None,
-        "costs": routine.network.costs.to_dict(),
+        "costs": routine.network.parts.to_dict(),
         **quantized,
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
     }

@@ -340,6 +340,12 @@ class QuEE(ExitRoutine):
         self.require_principal()
         super().on_test_start()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every routine; predictors of checkpoints that were written before they were a gate get their names."""
+        state, old, new = checkpoint["state_dict"], "network.predictors.", "network.gate.predictors."
+        checkpoint["state_dict"] = {name.replace(old, new): value for name, value in state.items()}
+        super().on_load_checkpoint(checkpoint)
+
     def configure_optimizers(self) -> Any:
         """The inference modules' optimizer under a cosine schedule."""
         optimizer = self.optimizer(self.network.inference_modules.parameters())

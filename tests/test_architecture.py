@@ -1,6 +1,7 @@
 """The import arrows of the design: cli -> lightning_modules, datamodules -> eenet."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def test_imports_point_one_way(path: Path) -> None:
     for module in imported(path):
         parts = module.split(".")
         assert not forbidden & {".".join(parts[:n]) for n in (1, 2)}, f"{path} imports {module}"
+
+
+def test_no_rooms_of_the_library_import_each_other_in_a_circle() -> None:
+    """What is imported when a module is; imports inside functions, and for type checkers, are not."""
+    arrows: dict[str, set[str]] = {}
+    for path in (ROOT / "eenet").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eenet."):
+                arrows.setdefault(parts[1], set()).add((node.module or "").split(".")[1])
+    order = graphlib.TopologicalSorter({room: found - {room} for room, found in arrows.items()})
+    assert set(order.static_order()) >= {"tree", "network", "routing", "runtime", "calibration"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

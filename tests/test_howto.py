@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 FEW = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
 MOST_LINES = 60
-ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_method.md"]
+ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_policy.md", "howto/add_a_method.md"]
 PAGES = [
     "howto/hit_a_budget.md",
     "howto/export_and_serve.md",

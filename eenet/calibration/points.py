@@ -20,7 +20,7 @@ from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
 from eenet.tree import Path as TreePath
 
-SCHEMA = 2
+SCHEMA = 3
 
 CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes for the last checkpoint; see `eenet.runs.RunFolder.file`."""

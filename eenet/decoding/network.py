@@ -18,7 +18,7 @@ from eenet.inference_modules import InferenceModule, TiedHead, run_inference_mod
 from eenet.network import EarlyExitNetwork, ExitOutputs
 from eenet.policies.base import Policy
 from eenet.profile import CostProfile
-from eenet.runtime import Routed
+from eenet.routing import Routed, routed
 
 
 class TokenFeatures(NamedTuple):
@@ -129,14 +129,13 @@ class DecoderNetwork(EarlyExitNetwork):
         return self.gate(logits[:, :-1] if self.gate.reads == "logits" else steps)
 
     def route(self, inputs: Any, policy: Policy) -> Routed:
-        """Not for decoders.
+        """Where the tokens of given texts leave, which read the full model's keys and values, and what that costs.
 
-        Raises:
-            UserError: Always.
+        Nothing is skipped, as later tokens need those; `eenet.decoding.RoutedExecutor` skips in generation.
         """
-        raise UserError(
-            "network", type(self).__name__, "its tokens leave in generation: `eenet test`, `eenet generate`"
-        )
+        logits, scores = self(inputs)
+        exits = policy.exits(logits.argmax(-1), scores)
+        return routed(self.costs, logits[torch.arange(len(exits), device=exits.device), exits], exits)
 
 
 def count_token_costs(network: DecoderNetwork) -> TokenCosts:

@@ -146,13 +146,13 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
                 self._counted[type(self.gate)] = count_costs(self)
             return replace(self._counted[type(self.gate)], stage_bitops=self._stage_bitops(self.tree.full[0]))
         profiles = {
-            path: replace(self.float_costs, gates=self._predictors_passed(path), stage_bitops=self._stage_bitops(path))
+            path: replace(self.parts, gates=self._predictors_passed(path), stage_bitops=self._stage_bitops(path))
             for path in self.tree.full
         }
         return TreeCosts.of(self.tree, profiles)
 
     @cached_property
-    def float_costs(self) -> CostProfile:
+    def parts(self) -> CostProfile:
         """MACs of the parts of the plain network on the widest path."""
         found = self.along(self.tree.full[0]).costs
         assert isinstance(found, CostProfile)
@@ -257,7 +257,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
     def _bitops_rows(self, width: int) -> list[dict[str, int]]:
         """BitOPs of each segment at a width, and up to its end at that width throughout."""
         each = [sum(self.stage_layers[stage].bitops(width) for stage in stages) for stages in self.segments]
-        totals = list(accumulate(each, initial=bitops(self.float_costs.embed)))[1:]
+        totals = list(accumulate(each, initial=bitops(self.parts.embed)))[1:]
         return [
             {"segment": segment, "width": width, "bitops": own, "cumulative": total}
             for segment, (own, total) in enumerate(zip(each, totals, strict=True))

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from eenet.errors import UserError, command
 from eenet.files import short_names
-from eenet.profile import CostProfile
-from eenet.profile import bitops
+from eenet.profile import CostProfile, bitops
 from eenet.reporting.results import Results, check_weights, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines
 from eenet.runs.folder import RunFolder
