@@ -7,6 +7,7 @@ import torch
 
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
+from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def count_decoder(gpt: Gpt) -> DecoderCosts:
         ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
         embed, state = count_macs(gpt.embed, {"input_ids": ids})
         macs, _ = count_macs(gpt.run_stage, 0, state)
-        rotary = {name: state[name] for name in ("cos", "sin") if name in state}
-        return embed, macs, count_macs(gpt.parts.key_values, layer, state["hidden"], rotary)[0]
+        _, calls = gpt.parts.record(ids, torch.ones_like(ids), read_before(0))
+        slot = Slot(LayerCache(), None, 0)
+        return embed, macs, count_macs(write_keys, calls[0], layer, state["hidden"], slot)[0]
 
     (embed, one, key_values), (_, two, _) = run(1), run(2)
     attention = (two - 2 * one) // 2

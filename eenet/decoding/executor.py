@@ -1,16 +1,17 @@
 """Running some of a decoder's own layers, with positions, masks and a key-value cache that fit the ones that run."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from eenet.backbones.decoder import Call, cut_model
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.huggingface import read_tokens
-from eenet.decoding.cache import LayerCache, Slot, attention_mask
+from eenet.backbones.proof import LAYERS, PLANS, TEXTS, difference, proved
+from eenet.decoding.cache import LayerCache, Slot, read_before
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder
 from eenet.decoding.plans import LayerPlan
 from eenet.errors import UserError
@@ -24,15 +25,11 @@ class View(NamedTuple):
 
     Attributes:
         rows: Which rows of the batch, `None` for all.
-        mask: Added to the scores of attention, `None` where nothing needs hiding; for a sliding layer, `sliding`.
-        sliding: The same for layers that see a window.
-        rotary: `cos` and `sin` of the tokens, or nothing.
+        calls: How the model's own forward calls each layer for them.
     """
 
     rows: Tensor | None
-    mask: Tensor | None
-    sliding: Tensor | None
-    rotary: dict[str, Tensor]
+    calls: list[Call]
 
 
 class Executor:
@@ -61,15 +58,10 @@ class Executor:
             if plan.num_layers != gpt.num_stages:
                 raise UserError("plan", str(plan), f"is of {plan.num_layers} layers, the decoder has {gpt.num_stages}")
         self.gpt, self.layers = gpt, list(gpt.layers)
+        self._prove()
         self.usage: list[Usage] = []
         self._shared, self._plans = isinstance(plans, LayerPlan), every
         self._costs = costs
-        keywords = inspect.signature(type(self.layers[0]).forward).parameters
-        self._cache_keyword = "cache" if "cache" in keywords else "past_key_values"
-        config = gpt.model.config
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * gpt.num_stages
-        self._sliding = [kind == "sliding_attention" for kind in kinds]
-        self._window: int | None = config.sliding_window if any(self._sliding) else None
 
     @cached_property
     def costs(self) -> DecoderCosts:
@@ -99,6 +91,7 @@ class Executor:
         self._real = check_prompts(mask.bool())
         if not self._shared and len(self._plans) != len(ids):
             raise UserError("plan", len(self._plans), f"give one plan for all or one for each of {len(ids)} prompts")
+        self._ids = ids[:, :0]
         self._lengths: list[int] = self._real.sum(dim=1).tolist()
         self._assign(self._plans * len(ids) if self._shared else self._plans)
         self.caches = {layer: LayerCache() for layer in self._members}
@@ -133,10 +126,16 @@ class Executor:
         for layer, members in self._members.items():
             places = [place for place, row in enumerate(members) if row in kept]
             self.caches[layer].keep(torch.tensor(places, dtype=torch.long, device=self._real.device))
-        self._real = self._real[torch.tensor(rows, device=self._real.device)]
+        index = torch.tensor(rows, device=self._real.device)
+        self._real, self._ids = self._real[index], self._ids[index]
         self._lengths = [self._lengths[row] for row in rows]
         self._live = [self._live[row] for row in rows]
         self._assign([self._row_plans[row] for row in rows])
+
+    def _prove(self) -> None:
+        if reason := proved(self.gpt.model, _generation_reason):
+            kind = self.gpt.model.config.model_type
+            raise UserError("backbone", kind, f"generation cannot leave out layers of this family: {reason}")
 
     def _assign(self, plans: list[LayerPlan]) -> None:
         self._row_plans = plans
@@ -144,7 +143,6 @@ class Executor:
         self._members: dict[int, Rows] = {
             layer: tuple(row for row, plan in enumerate(plans) if layer in plan.layers) for layer in used
         }
-        self._padded = not bool(self._real.all())
 
     def _append(self, tokens: Tensor) -> Tensor:
         self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], dim=1)
@@ -157,13 +155,14 @@ class Executor:
             usage.layers.append(layers)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        self._views: dict[tuple[Rows, int], View] = {}
-        positions = self._positions(None, ids.shape[1])
-        return self.gpt.parts.embed(self.gpt.body, ids, positions)
+        self._ids = torch.cat([self._ids, ids], dim=1)
+        hidden, calls = self._record(None, ids.shape[1])
+        self._views = {(tuple(range(len(ids))), ids.shape[1]): View(None, calls)}
+        return hidden
 
-    def _positions(self, index: Tensor | None, queries: int) -> Tensor:
-        real = self._real if index is None else self._real[index]
-        return (real.cumsum(dim=1)[:, -queries:] - 1).clamp_(min=0)
+    def _record(self, index: Tensor | None, queries: int) -> tuple[Tensor, list[Call]]:
+        ids, real = (self._ids, self._real) if index is None else (self._ids[index], self._real[index])
+        return self.gpt.parts.record(ids[:, -queries:], real.long(), read_before(real.shape[1] - queries))
 
     def _run_plans(self, hidden: Tensor) -> Tensor:
         for layer, members in self._members.items():
@@ -176,27 +175,39 @@ class Executor:
 
     def _run_layer(self, layer: int, hidden: Tensor, view: View, places: Tensor | None) -> Tensor:
         slot = Slot(self.caches[layer], places, self._real.shape[1] - hidden.shape[1])
-        mask = view.sliding if self._sliding[layer] else view.mask
-        rotary = {"position_embeddings": (view.rotary["cos"], view.rotary["sin"])} if view.rotary else {}
-        return self.layers[layer](hidden, attention_mask=mask, **{self._cache_keyword: slot}, **rotary)
+        return view.calls[layer].run(self.layers[layer], hidden, slot)
 
     def _view(self, rows: Rows, hidden: Tensor) -> View:
         queries = hidden.shape[1]
         if (rows, queries) not in self._views:
-            self._views[rows, queries] = self._make_view(rows, hidden, queries)
+            index = None if len(rows) == len(self._real) else torch.tensor(rows, device=self._real.device)
+            self._views[rows, queries] = View(index, self._record(index, queries)[1])
+            for row in rows:
+                self._live[row].fill += queries * self.costs.embed
         return self._views[rows, queries]
 
-    def _make_view(self, rows: Rows, hidden: Tensor, queries: int) -> View:
-        every = len(rows) == len(self._real)
-        index = None if every else torch.tensor(rows, device=self._real.device)
-        real = self._real if index is None else self._real[index]
-        columns = real.shape[1]
-        plain = not self._padded and queries in (1, columns)
-        mask = None if plain else attention_mask(real, queries, None, hidden.dtype)
-        sliding = mask
-        if self._window is not None and columns > self._window:
-            sliding = attention_mask(real, queries, self._window, hidden.dtype)
-        return View(index, mask, sliding, self.gpt.rotary(hidden, self._positions(index, queries)))
+
+class _Unproved(Executor):
+    def _prove(self) -> None:
+        """It is what the proof is about."""
+
+
+@torch.no_grad()
+def _generation_reason(model: Any) -> str:
+    """Judge of `proved`: prompts padded on the left, then tokens one by one, one plan for each sequence."""
+    gpt = Gpt.of(model)
+    read = [text[:-2] for text in TEXTS]
+    for plans in (PLANS[1:], PLANS[:2]):
+        executor = _Unproved(gpt, [LayerPlan(plan, LAYERS) for plan in plans], DecoderCosts(0, 0, 0, 0, 0))
+        found = [executor.logits(executor.prefill(pad_left(read))[:, -1])]
+        for column in (-2, -1):
+            tokens = torch.tensor([text[column] for text in TEXTS])
+            found.append(executor.logits(executor.step(tokens)))
+        for row, (text, plan) in enumerate(zip(TEXTS, plans, strict=True)):
+            expected = cut_model(model, plan)(input_ids=torch.tensor([text])).logits[0, -3:]
+            if reason := difference(torch.stack(found)[:, row], expected):
+                return f"layers {plan} of {LAYERS} {reason}"
+    return ""
 
 
 @torch.no_grad()

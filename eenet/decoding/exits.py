@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
+from eenet.decoding.cache import Slot, write_keys
 from eenet.decoding.costs import DecoderCosts
 from eenet.decoding.executor import Executor, Rows
 from eenet.decoding.plans import LayerPlan
@@ -126,8 +127,8 @@ class ExitingExecutor(Executor):
 
     def _project(self, layer: int, rows: Rows, hidden: Tensor) -> None:
         states = hidden[self._tensor(rows)]
-        keys, values = self.gpt.parts.key_values(self.layers[layer], states, self._view(rows, states).rotary)
-        self.caches[layer].write(self._places(layer, rows), self._real.shape[1] - 1, keys, values)
+        slot = Slot(self.caches[layer], self._places(layer, rows), self._real.shape[1] - 1)
+        write_keys(self._view(rows, states).calls[layer], self.layers[layer], states, slot)
         for row in rows:
             self._live[row].fill += self.costs.key_values
 

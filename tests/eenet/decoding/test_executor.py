@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
 from eenet.decoding import Executor, LayerPlan, count_decoder, early_exit, final_hidden, full_plan, pad_left
-from eenet.decoding.cache import LayerCache, attention_mask
+from eenet.decoding.cache import LayerCache
 from eenet.errors import UserError
 from tests._dummies.decoders import CONTEXT, FAMILIES, LAYERS, SMALL, TEXTS, cut_model, make_decoder
 
@@ -120,18 +120,6 @@ def test_a_cache_keeps_what_was_written_while_it_grows() -> None:
     torch.testing.assert_close(torch.stack(cache.read(rows, 300)), tokens[:, rows, :, :300], atol=0, rtol=0)
     cache.keep(rows)
     torch.testing.assert_close(torch.stack(cache.read(None, 400)), tokens[:, rows], atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("window", [None, 2])
-def test_the_mask_is_causal_and_hides_padding(window: int | None) -> None:
-    real = torch.tensor([[False, True, True, True], [True, True, True, True]])
-    seen = attention_mask(real, 3, window, torch.float32)[:, 0] == 0
-    for row in range(2):
-        for query in range(3):
-            for key in range(4):
-                back = query + 1 - key
-                near = 0 <= back < (window or 9)
-                assert seen[row, query, key] == ((near and bool(real[row, key])) or back == 0)
 
 
 @pytest.mark.parametrize(
