@@ -195,7 +195,7 @@ class DecoderParts:
         hook = self.layers[0].register_forward_hook(lambda *call: returned.append(isinstance(call[2], tuple)))
         try:
             with torch.no_grad():
-                self.body(input_ids=self._example())
+                self.body(input_ids=self._example(), use_cache=False)
         finally:
             hook.remove()
         return returned == [True]

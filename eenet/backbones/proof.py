@@ -35,6 +35,7 @@ _SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "rotary_dim": 8,
     "vocab_size": 96,
     "max_position_embeddings": 64,
     "sliding_window": 3,
@@ -42,6 +43,8 @@ _SMALL = {
     "num_local_experts": 4,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
@@ -58,8 +61,10 @@ def prove_stages(model: Any) -> None:
         model: A model of `transformers`, of which only class, configuration and attention count.
 
     Raises:
-        UserError: The logits differ, or no small copy can be made.
+        UserError: The logits differ, no small copy can be made, or the model has an encoder.
     """
+    if model.config.is_encoder_decoder:
+        raise UserError("backbone", model.config.model_type, "is an encoder and a decoder; decoders alone are taken")
     reason = proved(model, _stages_reason)
     if reason:
         raise UserError("backbone", model.config.model_type, f"layers cannot be left out of this family: {reason}")
@@ -142,8 +147,12 @@ def shrink(config: Any) -> Any:
         for name, value in _SMALL.items():
             if isinstance(own := getattr(text, name, None), int) and not isinstance(own, bool) and own > value:
                 setattr(text, name, value)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
+        if isinstance(getattr(text, "qk_rope_head_dim", None), int):  # latent attention: every head has keys of its own
+            text.num_key_value_heads = text.num_attention_heads
+            for name, value in (("head_dim", 8), ("qk_head_dim", 16)):
+                if hasattr(text, name):
+                    setattr(text, name, value)
+    text.pad_token_id, text.bos_token_id, text.eos_token_id = None, 0, 0
     return small
 
 

@@ -13,21 +13,25 @@ class LayerCache:
 
     Full buffers grow by a quarter and some, so a token is written once and copied a few times at most.
 
+    Args:
+        count: Number of rows.
+
     Example:
-        >>> cache, token = LayerCache(), torch.ones(2, 1, 1, 4)
+        >>> cache, token = LayerCache(2), torch.ones(2, 1, 1, 4)
         >>> cache.write(None, 0, token, token)
         >>> cache.read(None, 1)[0].shape
         torch.Size([2, 1, 1, 4])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self._buffers: list[Tensor] = []
 
     def write(self, rows: Tensor | None, start: int, keys: Tensor, values: Tensor) -> None:
         """Keep what `tokens` columns from `start` on hold, `(rows, heads, tokens, head_dim)`.
 
         Args:
-            rows: Which of the cache's rows, all for `None`; the first write is to all.
+            rows: Which of the cache's rows, all for `None`.
             start: First column.
             keys: Of these rows and columns.
             values: Of these rows and columns.
@@ -45,12 +49,11 @@ class LayerCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        self._buffers = [buffer[rows] for buffer in self._buffers]
+        self.count, self._buffers = len(rows), [buffer[rows] for buffer in self._buffers]
 
     def _grow(self, columns: int, like: tuple[Tensor, Tensor]) -> None:
         old = self._buffers
-        rows = len(old[0]) if old else len(like[0])
-        self._buffers = [new.new_empty(rows, new.shape[1], columns, new.shape[3]) for new in like]
+        self._buffers = [new.new_empty(self.count, new.shape[1], columns, new.shape[3]) for new in like]
         for buffer, previous in zip(self._buffers, old, strict=False):
             buffer[:, :, : previous.shape[2]] = previous
 

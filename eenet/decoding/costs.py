@@ -51,7 +51,7 @@ def count_decoder(gpt: Gpt) -> DecoderCosts:
         embed, state = count_macs(gpt.embed, {"input_ids": ids})
         macs, _ = count_macs(gpt.run_stage, 0, state)
         _, calls = gpt.parts.record(ids, torch.ones_like(ids), read_before(0))
-        slot = Slot(LayerCache(), None, 0)
+        slot = Slot(LayerCache(1), None, 0)
         return embed, macs, count_macs(write_keys, calls[0], layer, state["hidden"], slot)[0]
 
     (embed, one, key_values), (_, two, _) = run(1), run(2)
@@ -87,11 +87,13 @@ class Usage:
 
 
 def mean_layers(usages: Sequence[Usage]) -> float:
-    """Layers per predicted token, over all sequences.
+    """Layers per generated token that was read, over all sequences; what the prompts ran is not among them.
+
+    Where no generated token was read, the layers of the prompts' last tokens.
 
     Example:
-        >>> mean_layers([Usage(layers=[4, 2]), Usage(layers=[3])])
-        3.0
+        >>> mean_layers([Usage(layers=[4, 2, 3]), Usage(layers=[4])])
+        2.5
     """
-    counts = [layers for usage in usages for layers in usage.layers]
+    counts = [layers for usage in usages for layers in usage.layers[1:]] or [usage.layers[0] for usage in usages]
     return sum(counts) / len(counts)

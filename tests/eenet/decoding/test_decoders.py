@@ -59,7 +59,7 @@ def test_generation_equals_that_of_a_model_of_the_plans_layers(family: str, atte
             make(family, attention)
         return
     gpt = make(family, attention)
-    found = generate(Executor(gpt, [LayerPlan(plan, 4) for plan in PLANS]), pad_left(TEXTS), 14).tokens
+    found = generate(Executor(gpt, [LayerPlan(plan, 4) for plan in PLANS], prompt="plan"), pad_left(TEXTS), 14).tokens
     for row, (text, plan) in enumerate(zip(TEXTS, PLANS, strict=True)):
         ids = torch.tensor([text])
         whole = alone(gpt, plan).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=14, do_sample=False)

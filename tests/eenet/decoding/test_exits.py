@@ -10,7 +10,7 @@ from eenet.decoding import (
     Executor,
     ExitingExecutor,
     LayerPlan,
-    Sampling,
+    Rules,
     confidence_rule,
     count_decoder,
     full_plan,
@@ -88,7 +88,7 @@ def test_projected_keys_and_values_are_what_the_layer_itself_would_keep(name: st
     _, calls = gpt.parts.record(torch.tensor([text]), torch.ones(1, len(text)).long(), read_before(0))
     states = layer_inputs(gpt, text)
     for layer, (keys, values) in enumerate(attended(gpt, text)):
-        cache = LayerCache()
+        cache = LayerCache(1)
         write_keys(calls[layer], gpt.layers[layer], states[layer][None], Slot(cache, None, 0))
         for found, expected in zip(cache.read(None, len(text)), (keys, values), strict=True):
             close(found[:, :, -expected.shape[2] :], expected)  # transformers keeps no more than a window
@@ -125,7 +125,7 @@ def test_recomputing_leaves_every_token_with_what_the_whole_model_has_at_its_exi
 def test_recomputing_within_a_plan_equals_the_model_of_the_plans_layers() -> None:
     gpt, plan = make_decoder(), LayerPlan((0, 2, 3), LAYERS)
     depths = [[1], [3], [1], [4]]
-    executor = ExitingExecutor(gpt, plan, Script(depths), "recompute")
+    executor = ExitingExecutor(gpt, plan, Script(depths), "recompute", prompt="plan")
     executor.prefill(pad_left(TEXTS[:1]))
     found = torch.stack([executor.step(tokens) for tokens in NEXT[:4, :1]])[:, 0]
     inner = cut_model(gpt, plan.layers)
@@ -215,7 +215,7 @@ def test_confidence_leaves_at_the_first_layer_that_is_sure_enough() -> None:
     certain = ExitingExecutor(gpt, FULL, confidence_rule(gpt, 0))
     assert generate(certain, pad_left(TEXTS), 4).usage[0].layers == [LAYERS, 1, 1, 1]
     executor = ExitingExecutor(gpt, FULL, confidence_rule(gpt, 0.2), "recompute")
-    found = generate(executor, pad_left(TEXTS[:1]), 12, sampling=Sampling(1.0, seed=3))
+    found = generate(executor, pad_left(TEXTS[:1]), 12, rules=Rules.sampled(1.0, seed=3))
     states = layer_inputs(gpt, TEXTS[0] + found.tokens[0])
     ordered = [gpt.head(gpt.normalise(state)).softmax(dim=-1).sort(dim=-1).values for state in states[1:-1]]
     sure = [row[:, -1] - row[:, -2] >= 0.2 for row in ordered]
