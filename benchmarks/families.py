@@ -65,7 +65,9 @@ def small(name: str) -> Any:
     if whole.is_encoder_decoder:
         raise ValueError("an encoder and a decoder")
     config = shrink(whole)
-    return small_model(transformers.AutoModelForCausalLM.from_config(config), config)
+    with torch.device("meta"):
+        shape = transformers.AutoModelForCausalLM.from_config(config)
+    return small_model(shape, config)
 
 
 @torch.no_grad()
@@ -81,16 +83,15 @@ def judge(name: str) -> Family:
         executor = Executor(gpt, PLANS, prompt="plan")
     except UserError as error:
         return Family(name, attention, False, reason=error.problem)
-    errors = [
-        difference(gpt.head(final_hidden(gpt, pad_left([text]), plan)), _cut(model, plan)(torch.tensor([text])).logits)
-        for plan in PLANS
-        for text in TEXTS
-    ]
-    whole = errors[: len(TEXTS)]
+    errors, same = [], True
     found = generate(executor, pad_left(TEXTS), NEW_TOKENS).tokens
-    same = all(
-        tokens == greedy(_cut(model, plan), text) for tokens, text, plan in zip(found, TEXTS, PLANS, strict=True)
-    )
+    for plan, tokens, own in zip(PLANS, found, TEXTS, strict=True):
+        cut = model if plan == full_plan(LAYERS) else cut_model(model, plan.layers)
+        for text in TEXTS:
+            logits = gpt.head(final_hidden(gpt, pad_left([text]), plan))
+            errors.append(difference(logits, cut(torch.tensor([text])).logits))
+        same = same and tokens == greedy(cut, own)
+    whole = errors[: len(TEXTS)]
     return Family(name, attention, True, not any(whole), not any(errors), same)
 
 
@@ -99,10 +100,6 @@ def greedy(model: Any, text: list[int]) -> list[int]:
     ids = torch.tensor([text])
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": NEW_TOKENS}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(text) :].tolist()
-
-
-def _cut(model: Any, plan: LayerPlan) -> Any:
-    return model if plan == full_plan(LAYERS) else cut_model(model, plan.layers)
 
 
 def _line(error: Exception) -> str:
@@ -121,8 +118,8 @@ def table(rows: Iterable[Family]) -> str:
     lines = [
         "# Decoders that eenet takes",
         "",
-        f"Of the {len(rows)} causal language models of transformers {transformers.__version__},",
-        f"{len(taken)} are accepted, {len(exact)} of them exact in all three columns.",
+        f"Of the {len(families())} causal language models of transformers {transformers.__version__}, {len(rows)} were",
+        f"judged: {len(taken)} are accepted, {len(exact)} of them exact in all three columns.",
         "`python benchmarks/families.py` builds each family small from its default configuration with random weights,",
         "and compares it with a model that has a plan's layers alone: logits within 0.001 of their standard deviation,",
         "and 10 greedy tokens after three prompts padded on the left. One of three plans leaves out the first layer.",

@@ -152,7 +152,7 @@ def shrink(config: Any) -> Any:
             for name, value in (("head_dim", 8), ("qk_head_dim", 16)):
                 if hasattr(text, name):
                     setattr(text, name, value)
-    text.pad_token_id, text.bos_token_id, text.eos_token_id = None, 0, 0
+    text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 0, 0
     return small
 
 

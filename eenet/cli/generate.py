@@ -138,9 +138,7 @@ def check_device(name: str) -> torch.device:
         raise UserError("device", name, "is not on this machine; `cpu` always is") from error
 
 
-def open_model(
-    model: str, download: bool, device: torch.device | None = None, dtype: str = "float32"
-) -> tuple[Gpt, Any]:
+def open_model(model: str, download: bool, device: torch.device, dtype: str) -> tuple[Gpt, Any]:
     """A decoder, in evaluation mode on a device, and its tokenizer.
 
     Raises:

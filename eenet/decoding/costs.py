@@ -12,7 +12,7 @@ from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 
 @dataclass(frozen=True)
 class DecoderCosts:
-    """MACs of the parts of a decoder whose layers are alike.
+    """MACs of the parts of a decoder whose layers are alike; an estimate where a family mixes dense and sparse layers.
 
     Attributes:
         embed: Of a token before the first layer.
