@@ -152,6 +152,7 @@ def shrink(config: Any) -> Any:
             for name, value in (("head_dim", 8), ("qk_head_dim", 16)):
                 if hasattr(text, name):
                     setattr(text, name, value)
+    text.vocab_size = min(max(text.vocab_size, 32), _SMALL["vocab_size"])
     text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 0, 0
     return small
 

@@ -81,7 +81,7 @@ def main(args: list[str]) -> None:
     gpt, tokenizer = open_model(options.model, options.download, device, options.dtype)
     budgets = parse_budgets(options.budgets, gpt.num_stages)
     sizes = budgets, options.tokens, options.batch_size, options.seed
-    settings = Settings(*sizes, options.prompt, options.keys).check(gpt.num_stages)
+    settings = Settings(*sizes, options.prompt, options["keys"]).check(gpt.num_stages)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
