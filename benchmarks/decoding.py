@@ -107,7 +107,10 @@ def skipping(
         prompts = make_prompts(gpt, batch, prompt)
         hidden = torch.randn(batch, gpt.feature_dims[-1])
         plans = {k: uniform_skipping(gpt.num_stages, k) for k in [*numbers, every]}
-        runs = {f"{k} layers": Decoding(Executor(gpt, plan, costs), prompts, new_tokens) for k, plan in plans.items()}
+        runs = {
+            f"{k} layers": Decoding(Executor(gpt, plan, costs, "plan", "absent"), prompts, new_tokens)
+            for k, plan in plans.items()
+        }
         head = Head(runs[f"{every} layers"].executor, hidden, new_tokens)
         times = interleave({**runs, "head": head}, rounds)
         found[f"batch_{batch}"] = {

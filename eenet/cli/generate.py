@@ -1,7 +1,6 @@
 """`eenet generate MODEL|RUN`: text from a decoder that runs some of its layers, streamed to the screen."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ import torch
 from jsonargparse import auto_cli
 
 from eenet.backbones import Gpt
-from eenet.backbones.huggingface import load_tokenizer
+from eenet.backbones.huggingface import load_tokenizer, read_tokens
 from eenet.cli.parsing import Parser
 from eenet.decoding import (
     DecoderNetwork,
@@ -18,14 +17,16 @@ from eenet.decoding import (
     ExitingExecutor,
     Fill,
     RoutedExecutor,
-    Sampling,
     Usage,
     confidence_rule,
     mean_layers,
+    model_rules,
     pad_left,
     parse_plan,
     stream,
 )
+from eenet.decoding.executor import Keys, Prompt
+from eenet.decoding.generation import check_sampling
 from eenet.errors import UserError
 from eenet.reporting import write_json
 
@@ -39,11 +40,14 @@ def generate(
     model: str,
     plan: str = "full",
     prompt: str | None = None,
+    prompt_layers: Prompt = "full",
+    keys: Keys = "projected",
     input: Path | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int = 0,
+    batch_size: int = 1,
     chat: bool = False,
     confidence: float | None = None,
     fill: Fill = "project",
@@ -51,19 +55,26 @@ def generate(
     ckpt_path: str = "last",
     summary: Path | None = None,
     download: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> None:
     """Continue prompts with some of a decoder's layers, or with as many as each token needs.
 
+    What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
+
     Args:
-        model: Folder or hub name of a GPT-2, Llama, Qwen2 or OPT model with its tokenizer, or `smollm2`; or the folder
-            of a run that trained exits on a decoder, whose tokens then leave at these.
+        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; or the folder of a
+            run that trained exits on a decoder, whose tokens then leave at these.
         plan: `full`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
         prompt: The text to continue.
+        prompt_layers: Layers of a prompt's tokens: `full` for all, so that only generated tokens skip, or `plan`.
+        keys: Whether layers that a token skips still get its keys and values: `projected` or `absent`.
         input: Text file with a prompt on each line, instead of `prompt`.
-        max_new_tokens: The most tokens for each prompt.
-        temperature: Divides the logits; 0 picks the most likely token.
+        max_new_tokens: The most tokens for each prompt; by default as the model's settings say, otherwise 128.
+        temperature: Divides the logits; 0 picks the most likely token, more draws.
         top_p: Draw only from the most likely tokens that together have this probability.
         seed: Of the draws.
+        batch_size: Prompts of a file that are continued at a time; the text of one alone is printed as it grows.
         chat: Give the prompt as a user's message, in the model's chat template.
         confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
             the second by this probability.
@@ -73,41 +84,72 @@ def generate(
         summary: JSON file for the texts, layers per token, MACs per token of prompt and decoding, and tokens per
             second.
         download: Allow a hub name to be downloaded.
+        device: Where the model runs: `cpu`, `cuda`, `cuda:1` or `mps`.
+        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        UserError: No such model, run, point or prompt, or a plan that the model cannot run.
+        UserError: No such model, run, point, device or prompt, a plan that the model cannot run, or generation settings
+            that leaving out layers does not allow.
     """
-    sampling, prompts = Sampling(temperature, top_p, seed), read_prompts(prompt, input)
+    check_sampling(temperature or 0.0, 1.0 if top_p is None else top_p)
+    if batch_size < 1:
+        raise UserError("batch_size", batch_size, "must be at least 1")
+    prompts, place = read_prompts(prompt, input), check_device(device)
     if Path(model, "config.yaml").is_file():
-        if (plan, confidence) != ("full", None):
-            raise UserError("plan", plan, "a run's exits decide which layers run; leave --plan and --confidence out")
+        if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+            raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
+        if (device, dtype) != ("cpu", "float32"):
+            raise UserError("device", device, "a run decides device and dtype; leave them out")
         executor, tokenizer, head = open_decoder(model, point, fill, ckpt_path)
     else:
         if point is not None:
             raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
-        gpt, tokenizer = open_model(model, download)
+        gpt, tokenizer = open_model(model, download, place, dtype)
         layers = parse_plan(plan, gpt.num_stages)
         head = {"plan": str(layers)}
         if confidence is None:
-            executor = Executor(gpt, layers)
+            executor = Executor(gpt, layers, prompt=prompt_layers, keys=keys)
         else:
-            executor = ExitingExecutor(gpt, layers, confidence_rule(gpt, confidence), fill)
+            rule = confidence_rule(gpt, confidence)
+            executor = ExitingExecutor(gpt, layers, rule, fill, prompt=prompt_layers, keys=keys)
     texts = [encode(tokenizer, text, chat) for text in prompts]
-    written = [write(executor, tokenizer, ids, max_new_tokens, sampling) for ids in texts]
+    length = max_new_tokens or executor.gpt.model.generation_config.max_new_tokens or 128
+    settings = {"max_new_tokens": length if max_new_tokens is None else max_new_tokens, "top_p": top_p, "seed": seed}
+    if temperature is not None:
+        settings |= {"do_sample": temperature > 0} | ({"temperature": temperature} if temperature > 0 else {})
+    written = [
+        text
+        for start in range(0, len(texts), batch_size)
+        for text in write(executor, tokenizer, texts[start : start + batch_size], settings)
+    ]
     if summary is not None:
-        write_json(summary, {"model": model, **head, **summarise(prompts, written)})
+        write_json(summary, {"model": model, **head, **summarise(prompts, written, batch_size)})
 
 
-def open_model(model: str, download: bool) -> tuple[Gpt, Any]:
-    """A decoder and its tokenizer.
+def check_device(name: str) -> torch.device:
+    """A device that this machine has.
 
     Raises:
-        UserError: No such model.
+        UserError: It has none of that name.
     """
     try:
-        return Gpt(task="tokens", pretrained=model, download=download).eval(), load_tokenizer(model, download)
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError("device", name, "is not on this machine; `cpu` always is") from error
+
+
+def open_model(model: str, download: bool, device: torch.device, dtype: str) -> tuple[Gpt, Any]:
+    """A decoder, in evaluation mode on a device, and its tokenizer.
+
+    Raises:
+        UserError: No such model, or one that cannot leave out layers.
+    """
+    try:
+        gpt = Gpt(task="tokens", pretrained=model, download=download, dtype=dtype)
+        return gpt.eval().to(device), load_tokenizer(model, download)
     except UserError as error:
-        raise UserError("model", model, error.problem) from error
+        field = "dtype" if error.field == "dtype" else "model"
+        raise UserError(field, dtype if field == "dtype" else model, error.problem) from error
 
 
 def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
@@ -169,8 +211,8 @@ class Written:
         prompt_tokens: Tokens of the prompt.
         tokens: New token numbers.
         text: The new text.
-        prefill_seconds: Until the first token was known.
-        decode_seconds: From then on.
+        prefill_seconds: Until the first token of its batch was known.
+        decode_seconds: From then on, until the last token of its batch.
         usage: MACs and layers.
     """
 
@@ -182,40 +224,50 @@ class Written:
     usage: Usage
 
 
-def write(executor: Executor, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Sampling) -> Written:
-    """Generate after one prompt and print every word as soon as it is whole."""
+def write(executor: Executor, tokenizer: Any, prompts: list[list[int]], settings: dict[str, Any]) -> list[Written]:
+    """Generate after some prompts and print the texts: one alone word by word, as soon as each is whole."""
     from transformers import TextStreamer
 
+    gpt = executor.gpt
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padded = pad_left(prompts, next(pad for pad in pads if pad is not None))
+    inputs = {name: rows.to(gpt.model.device) for name, rows in padded.items()}
+    read_tokens(inputs, gpt.max_tokens)
+    rules = model_rules(gpt, inputs, tokenizer, **settings)
+    own = tokenizer.eos_token_id
     printer = TextStreamer(tokenizer, skip_special_tokens=True)
-    tokens: list[int] = []
+    tokens: list[list[int]] = [[] for _ in prompts]
     times = [time.perf_counter()]
-    for step in stream(executor, pad_left([ids]), max_new_tokens, stop_tokens(executor.gpt, tokenizer), sampling):
+    for step in stream(executor, inputs, stop=() if own is None else (own,), rules=rules):
         times.append(time.perf_counter())
-        tokens += (token for _, token in step)
-        printer.put(torch.tensor(tokens[-1:]))
+        for row, token in step:
+            tokens[row].append(token)
+            if len(prompts) == 1:
+                printer.put(torch.tensor([token]))
     times.append(time.perf_counter())
-    printer.end()
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Written(len(ids), tokens, text, times[1] - times[0], times[-1] - times[1], executor.usage[0])
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    if len(prompts) == 1:
+        printer.end()
+    else:
+        print(*texts, sep="\n", flush=True)
+    first, later = times[1] - times[0], times[-1] - times[1]
+    return [
+        Written(len(ids), new, text, first, later, usage)
+        for ids, new, text, usage in zip(prompts, tokens, texts, executor.usage, strict=True)
+    ]
 
 
-def stop_tokens(gpt: Gpt, tokenizer: Any) -> set[int]:
-    """Token numbers that end a text, by the model's generation settings and by its tokenizer."""
-    settings = gpt.model.generation_config.eos_token_id
-    named: Iterable[int | None] = settings if isinstance(settings, list) else [settings]
-    return {token for token in (*named, tokenizer.eos_token_id) if token is not None}
-
-
-def summarise(prompts: list[str], written: list[Written]) -> dict[str, Any]:
+def summarise(prompts: list[str], written: list[Written], batch_size: int = 1) -> dict[str, Any]:
     """Plain JSON values: means over all prompts, and every text.
 
-    `layers_mean` is per predicted token. MACs of prefill are per prompt token and hold the first head; those of
-    decoding are per later token and hold its head, fill and exit rule. `tokens_per_second` is of decoding alone.
+    `layers_mean` is per generated token that was read. MACs of prefill are per prompt token and hold the first head;
+    those of decoding are per later token and hold its head, fill and exit rule. `tokens_per_second` is of decoding
+    alone, over the batches.
     """
     read = sum(text.prompt_tokens for text in written)
     steps = sum(len(text.usage.layers) - 1 for text in written)
     later = sum(text.usage.total - text.usage.prefill for text in written)
-    seconds = sum(text.decode_seconds for text in written)
+    seconds = sum(text.decode_seconds for text in written[::batch_size])
     return {
         "layers_mean": mean_layers([text.usage for text in written]),
         "prefill_macs_per_token": sum(text.usage.prefill for text in written) / read,

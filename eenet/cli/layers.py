@@ -18,9 +18,10 @@ import eenet
 from datamodules.nlg import NLG
 from datamodules.text import READERS
 from eenet.backbones.gpt import Gpt
-from eenet.backbones.huggingface import load_tokenizer
+from eenet.cli.generate import check_device, open_model
 from eenet.cli.parsing import Parser
 from eenet.decoding.costs import count_decoder
+from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
 from eenet.decoding.observe import Table
 from eenet.decoding.plans import LayerPlan
@@ -28,6 +29,7 @@ from eenet.decoding.probes import TokenProbes, controller_curve, enough, token_o
 from eenet.decoding.study import (
     Families,
     Measured,
+    Oracle,
     Settings,
     observed_curves,
     oracle_report,
@@ -64,21 +66,30 @@ def main(args: list[str]) -> None:
         "--tau", type=float, default=0.9, help="cosine similarity that counts as enough, for controllers"
     )
     parser.add_argument("--seed", type=int, default=0, help="of judged tokens, random plans, probes and folds")
+    parser.add_argument("--prompt", type=Prompt, default="full", help="layers of a prompt's tokens: all, or the plan's")
+    parser.add_argument("--keys", type=Keys, default="projected", help="keys and values of the layers a token skips")
+    parser.add_argument("--oracle", type=Oracle, default="mean", help="plans judged on the mean or on each prompt")
+    parser.add_argument("--device", type=str, default="cpu", help="where the model runs: cpu, cuda or mps")
+    parser.add_argument("--dtype", type=str, default="float32", help="of the weights: float32, bfloat16 or float16")
     parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if not -1 < options.tau <= 1:
         raise UserError("tau", options.tau, "is a cosine similarity, above -1 and at most 1")
+    device = check_device(options.device)
     data = load_data(options.data)
-    gpt = Gpt(task="tokens", pretrained=options.model, download=options.download).eval()
-    tokenizer = load_tokenizer(options.model, options.download)
+    gpt, tokenizer = open_model(options.model, options.download, device, options.dtype)
     budgets = parse_budgets(options.budgets, gpt.num_stages)
-    settings = Settings(budgets, options.tokens, options.batch_size, options.seed).check(gpt.num_stages)
+    sizes = budgets, options.tokens, options.batch_size, options.seed
+    settings = Settings(*sizes, options.prompt, options["keys"]).check(gpt.num_stages)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            study = {"model": options.model, **run_study(gpt, tokenizer, data, settings, options.tau, folder)}
+            study = {
+                "model": options.model,
+                **run_study(gpt, tokenizer, data, settings, options.tau, folder, options.oracle),
+            }
             report(study, folder)
     except Timeout as error:
         raise UserError("out", str(folder), "another study is writing there; wait for it or choose another") from error
@@ -120,7 +131,9 @@ def parse_budgets(text: str, num_layers: int) -> tuple[int, ...]:
         raise UserError("budgets", text, "must be `all` or numbers of layers such as 1,2,4,30") from error
 
 
-def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: float, folder: Path) -> dict[str, Any]:
+def run_study(
+    gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: float, folder: Path, oracle: Oracle = "mean"
+) -> dict[str, Any]:
     """Measure everything, or read what was measured before, and put it together.
 
     Args:
@@ -130,12 +143,15 @@ def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: floa
         settings: Of the study.
         tau: Similarity that is enough for the controllers' second target.
         folder: Of the study.
+        oracle: What it compares a prompt's plan with.
 
     Returns:
         What `study.json` holds beside the model's name.
     """
     test = data.sequences("test", tokenizer)
     train = None if data.parts["train"] is None else data.sequences("train", tokenizer)
+    if settings.prompt == "full" and max(map(len, test.continuations)) < 2:
+        raise UserError("prompt", "full", "skips in references alone, and there are none; set --prompt plan")
     families = plan_families(gpt.num_stages, settings.budgets, settings.seed)
     print_now = partial(print, flush=True)
     measured = Measured(gpt, test, families, settings, folder, print_now)
@@ -146,8 +162,8 @@ def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: floa
         "metric": data.metric if test.new_tokens else "similarity",
         "num_layers": gpt.num_stages,
         "prompts": len(test),
-        "judged_tokens": len(table["row"]),
-        "settings": {**asdict(settings), "tau": tau},
+        "judged_tokens": int(table["skips"].sum()),
+        "settings": {**asdict(settings), "tau": tau, "oracle": oracle},
         "plans": {name: [str(plan) for plan in plans] for name, plans in families.items()},
         "curves": observed_curves(table, families),
         "oracle": {},
@@ -159,12 +175,12 @@ def run_study(gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: floa
         decode = partial(tokenizer.decode, skip_special_tokens=True)
         scores = generate_families(measured, families, decode, study["curves"], data.metric)
         for name in PLANNED:
-            study["oracle"][name] = oracle_report(scores[name], settings.budgets)
+            study["oracle"][name] = oracle_report(scores[name], settings.budgets, oracle=oracle)
             study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
     if train is not None:
         only_planned = {name: families[name] for name in PLANNED}
         trained_on = Measured(gpt, train, only_planned, settings, folder, print_now).observed()
-        study["controllers"] = controllers(trained_on, table, settings, tau)
+        study["controllers"] = controllers(skipping(trained_on), skipping(table), settings, tau)
     return study
 
 
@@ -194,6 +210,11 @@ def generate_families(
     return {
         name: torch.tensor([[row[metric] for row in scored[plan]] for plan in families[name]]).T for name in PLANNED
     }
+
+
+def skipping(table: Table) -> Table:
+    """The tokens that skip."""
+    return {name: values[table["skips"]] for name, values in table.items()}
 
 
 def controllers(train: Table, test: Table, settings: Settings, tau: float) -> list[dict[str, Any]]:
@@ -253,7 +274,7 @@ def report(study: dict[str, Any], folder: Path) -> None:
         for name, figure in figures.items():
             save_figure(figure, folder / f"{name}.png")
             writer.add_figure(name, figure)
-    columns = ["k", "similarity", "agreement", "kl", "prompt_perplexity", study["metric"]]
+    columns = ["k", "similarity", "agreement", "kl", "prompt_perplexity", "reference_perplexity", study["metric"]]
     table = RichTable("family", *columns, title=f"{study['model']} on {study['prompts']} prompts of {study['data']}")
     for family, rows in study["curves"].items():
         for row in rows:
@@ -261,6 +282,6 @@ def report(study: dict[str, Any], folder: Path) -> None:
         table.add_section()
     make_console().print(table)
     for family, oracle in study["oracle"].items():
-        share = 100 * oracle["layers_fraction"]
-        print(f"oracle over {family} plans: {oracle['layers']:.2f} layers ({share:.1f} %), score {oracle['score']:.4f}")
+        found = f"{oracle['layers']:.2f} layers ({100 * oracle['layers_fraction']:.1f} %), score {oracle['score']:.4f}"
+        print(f"oracle ({study['settings']['oracle']}) over {family} plans: {found}")
     print(f"results: {folder / 'study.json'}")

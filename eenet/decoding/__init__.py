@@ -3,7 +3,7 @@
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder, mean_layers
 from eenet.decoding.executor import Executor, final_hidden, pad_left
 from eenet.decoding.exits import ExitingExecutor, ExitRule, Fill, confidence_rule
-from eenet.decoding.generation import Generated, Sampling, generate, stream
+from eenet.decoding.generation import Generated, Rules, generate, model_rules, stream
 from eenet.decoding.network import DecoderNetwork, TokenCosts, TokenFeatures
 from eenet.decoding.plans import (
     LayerPlan,
@@ -27,7 +27,7 @@ __all__ = [
     "Generated",
     "LayerPlan",
     "RoutedExecutor",
-    "Sampling",
+    "Rules",
     "TokenCosts",
     "TokenFeatures",
     "Usage",
@@ -40,6 +40,7 @@ __all__ = [
     "generate",
     "layer_movement",
     "mean_layers",
+    "model_rules",
     "pad_left",
     "parse_plan",
     "random_layers",

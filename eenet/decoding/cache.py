@@ -1,9 +1,11 @@
 """Keys and values of a decoder's layers: each layer keeps only the rows that run it, in buffers that grow."""
 
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from eenet.backbones.decoder import Call, with_module
 
 
 class LayerCache:
@@ -11,28 +13,32 @@ class LayerCache:
 
     Full buffers grow by a quarter and some, so a token is written once and copied a few times at most.
 
+    Args:
+        count: Number of rows.
+
     Example:
-        >>> cache, token = LayerCache(), torch.ones(2, 1, 1, 4)
+        >>> cache, token = LayerCache(2), torch.ones(2, 1, 1, 4)
         >>> cache.write(None, 0, token, token)
         >>> cache.read(None, 1)[0].shape
         torch.Size([2, 1, 1, 4])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self._buffers: list[Tensor] = []
 
     def write(self, rows: Tensor | None, start: int, keys: Tensor, values: Tensor) -> None:
         """Keep what `tokens` columns from `start` on hold, `(rows, heads, tokens, head_dim)`.
 
         Args:
-            rows: Which of the cache's rows, all for `None`; the first write is to all.
+            rows: Which of the cache's rows, all for `None`.
             start: First column.
             keys: Of these rows and columns.
             values: Of these rows and columns.
         """
         stop = start + keys.shape[2]
         if not self._buffers or stop > self._buffers[0].shape[2]:
-            self._grow(stop + stop // 4 + 64, keys)
+            self._grow(stop + stop // 4 + 64, (keys, values))
         for buffer, new in zip(self._buffers, (keys, values), strict=True):
             buffer[slice(None) if rows is None else rows, :, start:stop] = new
 
@@ -43,56 +49,83 @@ class LayerCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
-        self._buffers = [buffer[rows] for buffer in self._buffers]
+        self.count, self._buffers = len(rows), [buffer[rows] for buffer in self._buffers]
 
-    def _grow(self, columns: int, like: Tensor) -> None:
+    def _grow(self, columns: int, like: tuple[Tensor, Tensor]) -> None:
         old = self._buffers
-        rows = len(old[0]) if old else len(like)
-        self._buffers = [like.new_empty(rows, like.shape[1], columns, like.shape[3]) for _ in range(2)]
+        self._buffers = [new.new_empty(self.count, new.shape[1], columns, new.shape[3]) for new in like]
         for buffer, previous in zip(self._buffers, old, strict=False):
             buffer[:, :, : previous.shape[2]] = previous
 
 
-class Slot(NamedTuple):
+class Slot:
     """Where one call of a layer writes and reads; `transformers` takes it for its cache.
 
-    Attributes:
+    Args:
         cache: The layer's.
         rows: Which of the cache's rows run, all for `None`.
         start: Column of the first token.
+
+    Attributes:
+        write_only: Raise `Written` once the tokens are written, before anything attends to them.
     """
 
-    cache: LayerCache
-    rows: Tensor | None
-    start: int
+    def __init__(self, cache: LayerCache, rows: Tensor | None, start: int) -> None:
+        self.cache, self.rows, self.start, self.write_only = cache, rows, start, False
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens and give all up to them."""
         self.cache.write(self.rows, self.start, keys, values)
-        return self.cache.read(self.rows, self.start + keys.shape[2])
+        if self.write_only:
+            raise Written
+        self.start += keys.shape[2]
+        return self.cache.read(self.rows, self.start)
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Columns written."""
+        return self.start
 
 
-def attention_mask(real: Tensor, queries: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """What the last columns may see, added to the attention scores.
+class Written(Exception):
+    """A layer's keys and values are written, the rest of it need not run."""
 
-    A column sees itself whatever it holds, so that no row of the softmax is empty.
 
-    Args:
-        real: Columns that hold a token, bool `(rows, columns)`.
-        queries: How many of the last columns ask.
-        window: How many columns back, its own included, a sliding layer sees.
-        dtype: Of the scores.
+def read_before(columns: int) -> Any:
+    """What `transformers` asks, when it makes masks and positions, of a cache that has so many columns in each layer.
 
-    Returns:
-        0 where a column is seen and the lowest number elsewhere, `(rows, 1, queries, columns)`.
-
-    Example:
-        >>> attention_mask(torch.tensor([[False, True, True]]), 2, None, torch.float32)[0, 0] == 0
-        tensor([[False,  True, False],
-                [False,  True,  True]])
+    Every layer keeps all columns, those that see a window too: the library's mask hides what is outside of it.
     """
-    columns = torch.arange(real.shape[1], device=real.device)
-    back = columns[-queries:, None] - columns
-    near = (back >= 0) if window is None else (back >= 0) & (back < window)
-    seen = (near & real[:, None, None, :]) | (back == 0)
-    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class Columns(DynamicLayer):
+        def get_seq_length(self) -> int:
+            return columns
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            return columns + query_length, 0
+
+    return Cache(layers=[Columns()])
+
+
+def write_keys(call: Call, layer: nn.Module, hidden: Tensor, slot: Slot) -> None:
+    """Run a layer until the keys and values of hidden states `(rows, tokens, dim)` are written, without queries.
+
+    Queries are left out where they have a map of their own, `q_proj`.
+    """
+    for path, module in layer.named_modules():
+        if path.rpartition(".")[2] == "q_proj" and isinstance(module, nn.Linear):
+            layer = with_module(layer, path, _Nothing(module.out_features))
+    slot.write_only = True
+    with suppress(Written):
+        call.run(layer, hidden, slot)
+
+
+class _Nothing(nn.Module):
+    """Stands where the map of the queries stands, which nothing reads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(*hidden.shape[:-1], self.width)

@@ -7,11 +7,12 @@ import torch
 
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
+from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 
 
 @dataclass(frozen=True)
 class DecoderCosts:
-    """MACs of the parts of a decoder whose layers are alike.
+    """MACs of the parts of a decoder whose layers are alike; an estimate where a family mixes dense and sparse layers.
 
     Attributes:
         embed: Of a token before the first layer.
@@ -49,8 +50,9 @@ def count_decoder(gpt: Gpt) -> DecoderCosts:
         ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
         embed, state = count_macs(gpt.embed, {"input_ids": ids})
         macs, _ = count_macs(gpt.run_stage, 0, state)
-        rotary = {name: state[name] for name in ("cos", "sin") if name in state}
-        return embed, macs, count_macs(gpt.parts.key_values, layer, state["hidden"], rotary)[0]
+        _, calls = gpt.parts.record(ids, torch.ones_like(ids), read_before(0))
+        slot = Slot(LayerCache(1), None, 0)
+        return embed, macs, count_macs(write_keys, calls[0], layer, state["hidden"], slot)[0]
 
     (embed, one, key_values), (_, two, _) = run(1), run(2)
     attention = (two - 2 * one) // 2
@@ -85,11 +87,13 @@ class Usage:
 
 
 def mean_layers(usages: Sequence[Usage]) -> float:
-    """Layers per predicted token, over all sequences.
+    """Layers per generated token that was read, over all sequences; what the prompts ran is not among them.
+
+    Where no generated token was read, the layers of the prompts' last tokens.
 
     Example:
-        >>> mean_layers([Usage(layers=[4, 2]), Usage(layers=[3])])
-        3.0
+        >>> mean_layers([Usage(layers=[4, 2, 3]), Usage(layers=[4])])
+        2.5
     """
-    counts = [layers for usage in usages for layers in usage.layers]
+    counts = [layers for usage in usages for layers in usage.layers[1:]] or [usage.layers[0] for usage in usages]
     return sum(counts) / len(counts)

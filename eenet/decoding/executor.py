@@ -1,16 +1,17 @@
 """Running some of a decoder's own layers, with positions, masks and a key-value cache that fit the ones that run."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from eenet.backbones.decoder import Call, cut_model
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.huggingface import read_tokens
-from eenet.decoding.cache import LayerCache, Slot, attention_mask
+from eenet.backbones.proof import LAYERS, PLANS, TEXTS, difference, proved
+from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder
 from eenet.decoding.plans import LayerPlan
 from eenet.errors import UserError
@@ -18,58 +19,58 @@ from eenet.errors import UserError
 Rows = tuple[int, ...]
 """Some rows of the batch, increasing."""
 
+Prompt = Literal["full", "plan"]
+"""Which layers a prompt's tokens run: `full` runs all of them and leaves skipping to the generated tokens, as the
+authors of arXiv 2410.20022 do; `plan` runs those of the plan."""
 
-class View(NamedTuple):
-    """What the layers of one step need for some rows.
-
-    Attributes:
-        rows: Which rows of the batch, `None` for all.
-        mask: Added to the scores of attention, `None` where nothing needs hiding; for a sliding layer, `sliding`.
-        sliding: The same for layers that see a window.
-        rotary: `cos` and `sin` of the tokens, or nothing.
-    """
-
-    rows: Tensor | None
-    mask: Tensor | None
-    sliding: Tensor | None
-    rotary: dict[str, Tensor]
+Keys = Literal["projected", "absent"]
+"""Whether a layer that a token skips still gets its keys and values: `projected` makes them of the state that passes
+through, as those authors do. Where a sequence keeps its plan nothing reads them, so that the text is the same and the
+MACs are more; `absent` makes none."""
 
 
 class Executor:
     """Generates hidden states with a layer plan for each sequence of a batch.
 
-    A layer runs on the rows whose plan has it and keeps keys and values of those alone; a layer that is in no plan is
-    never touched. Prompts are padded on the left (`pad_left`), and positions count the tokens that are no padding.
+    A layer runs on the rows whose plan has it. With `prompt="plan"` and `keys="absent"` it keeps keys and values of
+    those alone, and a layer that is in no plan is never touched. Prompts are padded on the left (`pad_left`), and
+    positions count the tokens that are no padding.
 
     Args:
         gpt: The decoder, with its language-model head (`task="tokens"`), in evaluation mode.
         plans: One plan for all sequences, or one for each.
         costs: The decoder's costs, counted if left out.
+        prompt: Which layers a prompt's tokens run.
+        keys: Whether skipped layers get keys and values.
 
     Attributes:
         usage: What each sequence has cost, in the order of the prompts; sequences that were dropped stay in it.
 
     Raises:
-        UserError: A decoder without a language-model head, or plans of another decoder.
+        UserError: A decoder without a language-model head or of a family that cannot skip, plans of another decoder, or
+            an unknown option.
     """
 
-    def __init__(self, gpt: Gpt, plans: LayerPlan | Sequence[LayerPlan], costs: DecoderCosts | None = None) -> None:
+    def __init__(
+        self,
+        gpt: Gpt,
+        plans: LayerPlan | Sequence[LayerPlan],
+        costs: DecoderCosts | None = None,
+        prompt: Prompt = "full",
+        keys: Keys = "projected",
+    ) -> None:
         if gpt.task != "tokens":
             raise UserError("backbone.task", gpt.task, "generation needs the language-model head; set `tokens`")
         every = [plans] if isinstance(plans, LayerPlan) else list(plans)
         for plan in every:
             if plan.num_layers != gpt.num_stages:
                 raise UserError("plan", str(plan), f"is of {plan.num_layers} layers, the decoder has {gpt.num_stages}")
-        self.gpt, self.layers = gpt, list(gpt.layers)
+        check_treatment(prompt, keys)
+        self.gpt, self.layers, self.prompt, self.keys = gpt, list(gpt.layers), prompt, keys
+        self._prove()
         self.usage: list[Usage] = []
         self._shared, self._plans = isinstance(plans, LayerPlan), every
         self._costs = costs
-        keywords = inspect.signature(type(self.layers[0]).forward).parameters
-        self._cache_keyword = "cache" if "cache" in keywords else "past_key_values"
-        config = gpt.model.config
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * gpt.num_stages
-        self._sliding = [kind == "sliding_attention" for kind in kinds]
-        self._window: int | None = config.sliding_window if any(self._sliding) else None
 
     @cached_property
     def costs(self) -> DecoderCosts:
@@ -95,19 +96,25 @@ class Executor:
             UserError: A prompt that is empty, longer than the context or padded on the right, or another number of
                 plans.
         """
-        ids, mask = read_tokens(inputs, self.gpt.max_tokens)
+        device = next(self.gpt.parameters()).device
+        ids, mask = (rows.to(device) for rows in read_tokens(inputs, self.gpt.max_tokens))
         self._real = check_prompts(mask.bool())
         if not self._shared and len(self._plans) != len(ids):
             raise UserError("plan", len(self._plans), f"give one plan for all or one for each of {len(ids)} prompts")
+        self._ids = ids[:, :0]
         self._lengths: list[int] = self._real.sum(dim=1).tolist()
         self._assign(self._plans * len(ids) if self._shared else self._plans)
-        self.caches = {layer: LayerCache() for layer in self._members}
+        self.caches = {layer: LayerCache(len(rows)) for layer, rows in self._holders.items()}
         self.usage = [Usage() for _ in self._lengths]
         self._live = list(self.usage)
         for usage, plan, length in zip(self._live, self._row_plans, self._lengths, strict=True):
-            usage.prefill = self.costs.prefill(len(plan), length)
-            usage.layers.append(len(plan))
-        return self._run_plans(self._embed(ids))
+            usage.layers.append(self.gpt.num_stages if self.prompt == "full" else len(plan))
+            usage.prefill = self.costs.prefill(usage.layers[0], length)
+        hidden = self._embed(ids)
+        if self.prompt == "full":
+            every = tuple(range(len(ids)))
+            return self._run_layers(hidden, dict.fromkeys(range(self.gpt.num_stages), every))
+        return self._run_layers(hidden, self._members)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ class Executor:
         """
         hidden = self._append(tokens)
         self._charge([len(plan) for plan in self._row_plans])
-        return self._run_plans(hidden).squeeze(1)
+        return self._run_layers(hidden, self._members).squeeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on hidden states, `(..., dim)` to `(..., vocabulary)`."""
@@ -130,21 +137,28 @@ class Executor:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but these rows, increasing, and what the caches hold of the others."""
         kept = set(rows)
-        for layer, members in self._members.items():
-            places = [place for place, row in enumerate(members) if row in kept]
+        for layer, holders in self._holders.items():
+            places = [place for place, row in enumerate(holders) if row in kept]
             self.caches[layer].keep(torch.tensor(places, dtype=torch.long, device=self._real.device))
-        self._real = self._real[torch.tensor(rows, device=self._real.device)]
+        index = torch.tensor(rows, device=self._real.device)
+        self._real, self._ids = self._real[index], self._ids[index]
         self._lengths = [self._lengths[row] for row in rows]
         self._live = [self._live[row] for row in rows]
         self._assign([self._row_plans[row] for row in rows])
 
+    def _prove(self) -> None:
+        if reason := proved(self.gpt.model, _generation_reason):
+            kind = self.gpt.model.config.model_type
+            raise UserError("backbone", kind, f"generation cannot leave out layers of this family: {reason}")
+
     def _assign(self, plans: list[LayerPlan]) -> None:
         self._row_plans = plans
-        used = sorted({layer for plan in plans for layer in plan.layers})
-        self._members: dict[int, Rows] = {
-            layer: tuple(row for row, plan in enumerate(plans) if layer in plan.layers) for layer in used
-        }
-        self._padded = not bool(self._real.all())
+        layers = range(self.gpt.num_stages)
+        members = {layer: tuple(row for row, plan in enumerate(plans) if layer in plan.layers) for layer in layers}
+        every = tuple(range(len(plans)))
+        held = self.prompt == "full" or self.keys == "projected"
+        self._members: dict[int, Rows] = {layer: rows for layer, rows in members.items() if rows}
+        self._holders: dict[int, Rows] = dict.fromkeys(layers, every) if held else self._members
 
     def _append(self, tokens: Tensor) -> Tensor:
         self._real = torch.cat([self._real, self._real.new_ones(len(tokens), 1)], dim=1)
@@ -157,58 +171,124 @@ class Executor:
             usage.layers.append(layers)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        self._views: dict[tuple[Rows, int], View] = {}
-        positions = self._positions(None, ids.shape[1])
-        return self.gpt.parts.embed(self.gpt.body, ids, positions)
-
-    def _positions(self, index: Tensor | None, queries: int) -> Tensor:
-        real = self._real if index is None else self._real[index]
-        return (real.cumsum(dim=1)[:, -queries:] - 1).clamp_(min=0)
-
-    def _run_plans(self, hidden: Tensor) -> Tensor:
-        for layer, members in self._members.items():
-            view = self._view(members, hidden)
-            if view.rows is None:
-                hidden = self._run_layer(layer, hidden, view, None)
-            else:
-                hidden = hidden.index_copy(0, view.rows, self._run_layer(layer, hidden[view.rows], view, None))
+        self._ids = torch.cat([self._ids, ids], dim=1)
+        hidden, calls = self._record(None, ids.shape[1])
+        self._views: dict[tuple[Rows, int], list[Call]] = {(tuple(range(len(ids))), ids.shape[1]): calls}
         return hidden
 
-    def _run_layer(self, layer: int, hidden: Tensor, view: View, places: Tensor | None) -> Tensor:
-        slot = Slot(self.caches[layer], places, self._real.shape[1] - hidden.shape[1])
-        mask = view.sliding if self._sliding[layer] else view.mask
-        rotary = {"position_embeddings": (view.rotary["cos"], view.rotary["sin"])} if view.rotary else {}
-        return self.layers[layer](hidden, attention_mask=mask, **{self._cache_keyword: slot}, **rotary)
+    def _record(self, index: Tensor | None, queries: int) -> tuple[Tensor, list[Call]]:
+        ids, real = (self._ids, self._real) if index is None else (self._ids[index], self._real[index])
+        return self.gpt.parts.record(ids[:, -queries:], real.long(), read_before(real.shape[1] - queries))
 
-    def _view(self, rows: Rows, hidden: Tensor) -> View:
-        queries = hidden.shape[1]
+    def _run_layers(self, hidden: Tensor, running: Mapping[int, Rows]) -> Tensor:
+        for layer, holders in self._holders.items():
+            rows = running.get(layer, ())
+            if self.keys == "projected" and (others := tuple(row for row in holders if row not in rows)):
+                self._project(layer, others, hidden)
+            if rows:
+                hidden = self._put(hidden, rows, self._run_layer(layer, rows, self._some(hidden, rows)))
+        return hidden
+
+    def _some(self, hidden: Tensor, rows: Rows) -> Tensor:
+        return hidden if len(rows) == len(hidden) else hidden[self._tensor(rows)]
+
+    def _put(self, hidden: Tensor, rows: Rows, states: Tensor) -> Tensor:
+        return states if len(rows) == len(hidden) else hidden.index_copy(0, self._tensor(rows), states)
+
+    def _run_layer(self, layer: int, rows: Rows, states: Tensor) -> Tensor:
+        call = self._view(rows, states)[layer]
+        return call.run(self.layers[layer], states, self._slot(layer, rows, states))
+
+    def _project(self, layer: int, rows: Rows, hidden: Tensor) -> None:
+        states = self._some(hidden, rows)
+        write_keys(self._view(rows, states)[layer], self.layers[layer], states, self._slot(layer, rows, states))
+        for row, tokens in zip(rows, self._tokens(rows, states.shape[1]), strict=True):
+            self._live[row].fill += tokens * self.costs.key_values
+
+    def _tokens(self, rows: Rows, queries: int) -> list[int]:
+        return [min(queries, self._lengths[row]) for row in rows]
+
+    def _slot(self, layer: int, rows: Rows, states: Tensor) -> Slot:
+        holders = self._holders[layer]
+        places = None if rows == holders else self._tensor(tuple(holders.index(row) for row in rows))
+        return Slot(self.caches[layer], places, self._real.shape[1] - states.shape[1])
+
+    def _tensor(self, rows: Rows) -> Tensor:
+        return torch.tensor(rows, device=self._real.device)
+
+    def _view(self, rows: Rows, states: Tensor) -> list[Call]:
+        queries = states.shape[1]
         if (rows, queries) not in self._views:
-            self._views[rows, queries] = self._make_view(rows, hidden, queries)
+            self._views[rows, queries] = self._record(self._tensor(rows), queries)[1]
+            for row, tokens in zip(rows, self._tokens(rows, queries), strict=True):
+                self._live[row].fill += tokens * self.costs.embed
         return self._views[rows, queries]
 
-    def _make_view(self, rows: Rows, hidden: Tensor, queries: int) -> View:
-        every = len(rows) == len(self._real)
-        index = None if every else torch.tensor(rows, device=self._real.device)
-        real = self._real if index is None else self._real[index]
-        columns = real.shape[1]
-        plain = not self._padded and queries in (1, columns)
-        mask = None if plain else attention_mask(real, queries, None, hidden.dtype)
-        sliding = mask
-        if self._window is not None and columns > self._window:
-            sliding = attention_mask(real, queries, self._window, hidden.dtype)
-        return View(index, mask, sliding, self.gpt.rotary(hidden, self._positions(index, queries)))
+
+def check_treatment(prompt: str, keys: str) -> None:
+    """Check how prompts and skipped layers are treated.
+
+    Raises:
+        UserError: An unknown option.
+    """
+    for field, value, known in (("prompt", prompt, Prompt), ("keys", keys, Keys)):
+        if value not in get_args(known):
+            raise UserError(field, value, f"must be {' or '.join(get_args(known))}")
+
+
+class _Unproved(Executor):
+    def _prove(self) -> None:
+        """It is what the proof is about."""
 
 
 @torch.no_grad()
-def final_hidden(gpt: Gpt, inputs: Mapping[str, Tensor], plans: LayerPlan | Sequence[LayerPlan]) -> Tensor:
+def _generation_reason(model: Any) -> str:
+    """Judge of `proved`: prompts padded on the left, then tokens one by one, one plan for each sequence."""
+    gpt = Gpt.of(model)
+    read = [text[:-2] for text in TEXTS]
+    for plans in (PLANS[1:], PLANS[:2]):
+        executor = _Unproved(
+            gpt, [LayerPlan(plan, LAYERS) for plan in plans], DecoderCosts(0, 0, 0, 0, 0), "plan", "absent"
+        )
+        found = [executor.logits(executor.prefill(pad_left(read))[:, -1])]
+        for column in (-2, -1):
+            tokens = torch.tensor([text[column] for text in TEXTS])
+            found.append(executor.logits(executor.step(tokens)))
+        for row, (text, plan) in enumerate(zip(TEXTS, plans, strict=True)):
+            expected = cut_model(model, plan)(input_ids=torch.tensor([text])).logits[0, -3:]
+            if reason := difference(torch.stack(found)[:, row], expected):
+                return f"layers {plan} of {LAYERS} {reason}"
+    return ""
+
+
+@torch.no_grad()
+def final_hidden(
+    gpt: Gpt,
+    inputs: Mapping[str, Tensor],
+    plans: LayerPlan | Sequence[LayerPlan],
+    prompts: Sequence[int] | None = None,
+) -> Tensor:
     """What the head reads at every token of whole texts, `(batch, tokens, dim)`, the final norm included.
 
     Args:
         gpt: The decoder, with its language-model head, in evaluation mode.
         inputs: `input_ids` and `attention_mask`, padded on the left (`pad_left`).
         plans: One plan for all texts, or one for each.
+        prompts: How many tokens at the beginning of each text are its prompt and run all layers, as before a
+            generation with `prompt="full"`; without it all tokens run the plan.
     """
-    return gpt.normalise(Executor(gpt, plans).prefill(inputs))
+    if prompts is None:
+        return gpt.normalise(Executor(gpt, plans, prompt="plan", keys="absent").prefill(inputs))
+    ids, mask = read_tokens(inputs, gpt.max_tokens)
+    every = [plans] * len(ids) if isinstance(plans, LayerPlan) else plans
+    read = torch.tensor(prompts, device=mask.device)[:, None]
+    full = (mask.cumsum(dim=1) <= read)[..., None]
+    hidden, calls = gpt.parts.record(ids, mask)
+    for layer in range(gpt.num_stages):
+        ran = calls[layer].run(gpt.layers[layer], hidden)
+        inside = torch.tensor([layer in plan.layers for plan in every], device=mask.device)
+        hidden = torch.where(full | inside[:, None, None], ran, hidden)
+    return gpt.normalise(hidden)
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
 from eenet.decoding.costs import DecoderCosts
-from eenet.decoding.executor import Executor, Rows
+from eenet.decoding.executor import Executor, Keys, Prompt, Rows
 from eenet.decoding.plans import LayerPlan
 from eenet.errors import UserError
 
@@ -41,7 +41,7 @@ class Left:
 class ExitingExecutor(Executor):
     """An executor whose tokens may leave before the end of their plan.
 
-    The prompt runs its whole plan; the rule is asked about every later token, after each layer of its plan but the
+    No token of a prompt leaves; the rule is asked about every later token, after each layer of its plan but the
     last. With `recompute`, every layer sees the keys and values that the whole plan computes, so that a token's leaving
     changes nothing for later ones but the time at which the work is done; a sequence's last tokens save it.
 
@@ -51,6 +51,8 @@ class ExitingExecutor(Executor):
         rule: Decides which tokens leave; its MACs are counted at its first call after each layer.
         fill: Where the keys and values of skipped layers come from.
         costs: The decoder's costs, counted if left out.
+        prompt: Which layers a prompt's tokens run.
+        keys: Whether layers outside of a token's plan get its keys and values.
 
     Raises:
         UserError: An unknown fill, or what `Executor` refuses.
@@ -63,8 +65,10 @@ class ExitingExecutor(Executor):
         rule: ExitRule,
         fill: Fill = "project",
         costs: DecoderCosts | None = None,
+        prompt: Prompt = "full",
+        keys: Keys = "projected",
     ) -> None:
-        super().__init__(gpt, plans, costs)
+        super().__init__(gpt, plans, costs, prompt, keys)
         if fill not in ("project", "recompute"):
             raise UserError("fill", fill, "must be project or recompute")
         self.rule, self.fill = rule, fill
@@ -93,9 +97,12 @@ class ExitingExecutor(Executor):
         """
         hidden = self._append(tokens)
         inside, counts = set(range(len(tokens))), [0] * len(tokens)
-        for layer, members in self._members.items():
-            if self.fill == "project" and (left := tuple(row for row in members if row not in inside)):
-                self._project(layer, left, hidden)
+        for layer, holders in self._holders.items():
+            members = self._members.get(layer, ())
+            left = tuple(row for row in members if row not in inside) if self.fill == "project" else ()
+            skipped = tuple(row for row in holders if row not in members) if self.keys == "projected" else ()
+            if filled := tuple(sorted(left + skipped)):
+                self._project(layer, filled, hidden)
             if not (running := tuple(row for row in members if row in inside)):
                 continue
             hidden = self._run_rows(layer, running, hidden)
@@ -124,13 +131,6 @@ class ExitingExecutor(Executor):
             self._live[row].rule += self._rule_macs[layer]
         return tuple(row for row, leaves in zip(asked, leave.tolist(), strict=True) if leaves)
 
-    def _project(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        states = hidden[self._tensor(rows)]
-        keys, values = self.gpt.parts.key_values(self.layers[layer], states, self._view(rows, states).rotary)
-        self.caches[layer].write(self._places(layer, rows), self._real.shape[1] - 1, keys, values)
-        for row in rows:
-            self._live[row].fill += self.costs.key_values
-
     def _run_rows(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
         groups: dict[int, list[int]] = defaultdict(list)
         for row in rows:
@@ -145,7 +145,7 @@ class ExitingExecutor(Executor):
         if missing:
             earlier = torch.stack([torch.stack([token.hidden for token in tokens]) for tokens in late])
             states = torch.cat([earlier, states], dim=1)
-        states = self._run_layer(layer, states, self._view(rows, states), self._places(layer, rows))
+        states = self._run_layer(layer, rows, states)
         for row, tokens, done in zip(rows, late, states, strict=True):
             for token, state in zip(tokens, done[:-1], strict=True):
                 token.hidden, token.next_layer = state, layer + 1
@@ -158,13 +158,6 @@ class ExitingExecutor(Executor):
         A token that goes on takes all before it along, so of two tokens the earlier has run as many layers or more.
         """
         return sum(token.next_layer <= layer for token in self._behind[row])
-
-    def _places(self, layer: int, rows: Rows) -> Tensor | None:
-        members = self._members[layer]
-        return None if rows == members else self._tensor(tuple(members.index(row) for row in rows))
-
-    def _tensor(self, rows: Rows) -> Tensor:
-        return torch.tensor(rows, device=self._real.device)
 
 
 def confidence_rule(gpt: Gpt, threshold: float) -> ExitRule:

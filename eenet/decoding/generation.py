@@ -1,40 +1,121 @@
 """Generating text token by token: greedy or sampled, streamed, finished sequences dropped from the batch."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from eenet.backbones.gpt import Gpt
 from eenet.decoding.costs import Usage
 from eenet.decoding.executor import Executor
 from eenet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked.
+class Rules:
+    """How the next token is picked and when a text ends, in the terms of `transformers`.
 
     Attributes:
-        temperature: Divides the logits; 0 picks the most likely token.
-        top_p: Draw only from the most likely tokens that together have this probability (nucleus sampling, Holtzman
-            et al. 2020).
+        processors: Change logits, `(batch, vocabulary)`, of texts, `(batch, tokens)`, before a token is picked.
+        criteria: Say which texts end with the token they have just got.
+        draw: Draw the token; otherwise the most likely one is taken.
         seed: Of the draws; each sequence has its own, so that the others in the batch make no difference to it.
+        stop: Token numbers that end a text and are not part of it.
+        max_new_tokens: The most tokens for each prompt, `None` for what the caller says.
+    """
+
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    criteria: Sequence[Callable[..., Tensor]] = ()
+    draw: bool = False
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+    max_new_tokens: int | None = None
+
+    @classmethod
+    def sampled(cls, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> "Rules":
+        """Draw from the most likely tokens that together have a probability (nucleus sampling, Holtzman et al. 2020).
+
+        Args:
+            temperature: Divides the logits; 0 picks the most likely token.
+            top_p: The probability.
+            seed: Of the draws.
+
+        Raises:
+            UserError: A negative temperature, or `top_p` outside (0, 1].
+        """
+        check_sampling(temperature, top_p)
+        if temperature == 0:
+            return cls(seed=seed)
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))]
+        return cls(warpers[: 2 if top_p < 1 else 1], draw=True, seed=seed)
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Check values of `Rules.sampled`.
 
     Raises:
         UserError: A negative temperature, or `top_p` outside (0, 1].
     """
+    if temperature < 0:
+        raise UserError("temperature", temperature, "must be at least 0; 0 picks the most likely token")
+    if not 0 < top_p <= 1:
+        raise UserError("top_p", top_p, "is a probability above 0 and at most 1; 1 draws from all tokens")
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError("temperature", self.temperature, "must be at least 0; 0 picks the most likely token")
-        if not 0 < self.top_p <= 1:
-            raise UserError("top_p", self.top_p, "is a probability above 0 and at most 1; 1 draws from all tokens")
+def model_rules(gpt: Gpt, inputs: Mapping[str, Tensor], tokenizer: Any = None, seed: int = 0, **changes: Any) -> Rules:
+    """What `model.generate` would go by: the model's generation settings, and changes of them.
+
+    Repetition penalties, suppressed tokens, temperature, top-k, stop strings and the like are the library's own logits
+    processors and stopping criteria, made by `generate` itself.
+
+    Args:
+        gpt: The decoder.
+        inputs: The prompts, `input_ids` and `attention_mask`, padded on the left.
+        tokenizer: Needed for stop strings.
+        seed: Of the draws.
+        changes: Of the settings, such as `max_new_tokens` or `do_sample`; `None` leaves a setting as it is.
+
+    Raises:
+        UserError: Settings that need more than one text for each prompt or the model itself, such as beams, or that
+            the library refuses.
+    """
+    from transformers.generation import GenerationMode
+
+    def rules(
+        model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **_: Any
+    ) -> Rules:
+        mode = generation_config.get_generation_mode()
+        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise UserError("generation_config", mode.value, "layers are left out of greedy search and sampling alone")
+        if generation_config.num_return_sequences not in (None, 1):
+            raise UserError("num_return_sequences", generation_config.num_return_sequences, "must be 1")
+        if generation_config.guidance_scale not in (None, 1):
+            raise UserError("guidance_scale", generation_config.guidance_scale, "runs the whole model; leave it out")
+        stop = generation_config.eos_token_id
+        return Rules(
+            logits_processor,
+            stopping_criteria,
+            generation_config.do_sample or False,
+            seed,
+            () if stop is None else tuple(stop) if isinstance(stop, list) else (stop,),
+            generation_config.max_length - input_ids.shape[1],
+        )
+
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("max_new_tokens", 1) < 1:
+        raise UserError("max_new_tokens", given["max_new_tokens"], "must be at least 1")
+    if tokenizer is not None and (given.get("stop_strings") or gpt.model.generation_config.stop_strings):
+        given["tokenizer"] = tokenizer
+    try:
+        return gpt.model.generate(**inputs, custom_generate=rules, **given)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError("generation_config", given, f"transformers refuses it: {error}") from error
 
 
 class Generated(NamedTuple):
@@ -54,18 +135,19 @@ def stream(
     inputs: Mapping[str, Tensor],
     max_new_tokens: int = 128,
     stop: Collection[int] = (),
-    sampling: Sampling = Sampling(),
+    rules: Rules = Rules(),
 ) -> Iterator[list[tuple[int, int]]]:
     """Generate and hand out every token as soon as it is known.
 
-    A sequence ends at a stop token, after `max_new_tokens`, or where the longest sequence fills the model's context.
+    A sequence ends at a stop token, where the rules say so, after `max_new_tokens`, or where the longest sequence
+    fills the model's context.
 
     Args:
         executor: Runs the layers; its `usage` grows as tokens are read.
         inputs: Prompts, `input_ids` and `attention_mask`, padded on the left (`pad_left`).
-        max_new_tokens: The most tokens for each sequence.
-        stop: Token numbers that end a sequence; they are not handed out.
-        sampling: How tokens are picked.
+        max_new_tokens: The most tokens for each sequence, where the rules have no number.
+        stop: Token numbers that end a sequence, beside those of the rules; they are not handed out.
+        rules: How tokens are picked; by default the most likely one.
 
     Yields:
         After each step, the prompt's number and the new token of every sequence that has not ended.
@@ -73,25 +155,28 @@ def stream(
     Raises:
         UserError: No token is asked for, or a prompt that cannot be read.
     """
-    if max_new_tokens < 1:
-        raise UserError("max_new_tokens", max_new_tokens, "must be at least 1")
+    most = max_new_tokens if rules.max_new_tokens is None else rules.max_new_tokens
+    if most < 1:
+        raise UserError("max_new_tokens", most, "must be at least 1")
     hidden = executor.prefill(inputs)[:, -1]
+    texts, stop = inputs["input_ids"].to(hidden.device), {*stop, *rules.stop}
     rows = list(range(len(hidden)))
-    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in rows]
-    for left in reversed(range(min(max_new_tokens, executor.room + 1))):
+    generators = [torch.Generator().manual_seed(rules.seed + row) for row in rows]
+    for left in reversed(range(min(most, executor.room + 1))):
         with torch.no_grad():
-            tokens = pick(executor.logits(hidden), sampling, [generators[row] for row in rows])
+            tokens = pick(executor.logits(hidden), rules, [generators[row] for row in rows], texts)
         numbers = tokens.tolist()
-        running = [place for place, number in enumerate(numbers) if number not in stop]
+        yield [(row, number) for row, number in zip(rows, numbers, strict=True) if number not in stop]
+        texts = torch.cat([texts, tokens.unsqueeze(1)], dim=1)
+        ended = [any(done) for done in zip(*(rule(texts, None).tolist() for rule in rules.criteria), strict=True)]
+        running = [place for place, number in enumerate(numbers) if number not in stop and not (ended and ended[place])]
+        if not (left and running):
+            return
         if len(running) < len(rows):
-            if not running:
-                return
             executor.keep(running)
-            rows = [rows[place] for place in running]
-            tokens = tokens[torch.tensor(running, device=tokens.device)]
-        yield [(row, numbers[place]) for row, place in zip(rows, running, strict=True)]
-        if left:
-            hidden = executor.step(tokens)
+            index = torch.tensor(running, device=tokens.device)
+            rows, tokens, texts = [rows[place] for place in running], tokens[index], texts[index]
+        hidden = executor.step(tokens)
 
 
 def generate(
@@ -99,38 +184,37 @@ def generate(
     inputs: Mapping[str, Tensor],
     max_new_tokens: int = 128,
     stop: Collection[int] = (),
-    sampling: Sampling = Sampling(),
+    rules: Rules = Rules(),
 ) -> Generated:
     """Generate whole sequences; see `stream`."""
     tokens: list[list[int]] = [[] for _ in inputs["input_ids"]]
-    for step in stream(executor, inputs, max_new_tokens, stop, sampling):
+    for step in stream(executor, inputs, max_new_tokens, stop, rules):
         for row, token in step:
             tokens[row].append(token)
     return Generated(tokens, executor.usage)
 
 
-def pick(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+def pick(logits: Tensor, rules: Rules, generators: list[torch.Generator], texts: Tensor) -> Tensor:
     """Pick a token for each row of logits.
 
     Args:
         logits: `(batch, vocabulary)`.
-        sampling: How.
+        rules: How.
         generators: One for each row, on the CPU.
+        texts: What was read and picked before, `(batch, tokens)`, padding included.
 
     Returns:
         Token numbers, `(batch,)`.
 
     Example:
-        >>> pick(torch.tensor([[0.0, 2.0, 1.0]]), Sampling(), [])
+        >>> pick(torch.tensor([[0.0, 2.0, 1.0]]), Rules(), [], torch.tensor([[2]]))
         tensor([1])
     """
-    if sampling.temperature == 0:
+    for process in rules.processors:
+        logits = process(texts, logits)
+    if not rules.draw:
         return logits.argmax(dim=-1)
     draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-    probabilities, order = (logits.double() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    cumulative = probabilities.cumsum(dim=-1)
-    nucleus = probabilities * (cumulative - probabilities < sampling.top_p)
-    bounds = nucleus.cumsum(dim=-1)
+    bounds = logits.double().softmax(dim=-1).cumsum(dim=-1)
     heights = draws.to(logits.device).unsqueeze(1) * bounds[:, -1:]
-    places = torch.searchsorted(bounds, heights, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(1, places).squeeze(1)
+    return torch.searchsorted(bounds, heights, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eenet.backbones.gpt import Gpt
-from eenet.decoding.executor import final_hidden, pad_left
+from eenet.decoding.executor import Prompt, final_hidden, pad_left
 from eenet.decoding.measures import token_measures
 from eenet.decoding.plans import LayerPlan
 from eenet.decoding.sequences import Sequences
@@ -25,6 +25,7 @@ def observe(
     skipping: Sequence[Sequence[LayerPlan]],
     tokens: int,
     seed: int,
+    prompt: Prompt = "full",
 ) -> Table:
     """Measure some texts, each read once per plan; all early exits come from one pass.
 
@@ -36,14 +37,19 @@ def observe(
         skipping: Families of plans that skip layers, each with a plan for each budget.
         tokens: The most judged tokens of a prompt.
         seed: Decides which.
+        prompt: Which layers a prompt's tokens run.
 
     Returns:
         `row`: the text, int64 `(tokens,)`; `in_prompt`: whether the predicted token is the prompt's, bool `(tokens,)`;
+        `skips`: whether the token that predicts it runs the plan's layers alone, bool `(tokens,)`;
         `states`: hidden states after `k` layers, before any norm, bfloat16 `(tokens, budgets, dim)`; `step`: cosine
         similarity of the `k`-th layer's output with its input, `(tokens, budgets)`; and the columns of
         `token_measures`, each `(tokens, families, budgets)`, early exit being the first family.
     """
     inputs, (place, column, row_of, in_prompt) = judged_tokens(gpt, sequences, rows, tokens, seed)
+    prompts = [len(sequences.prompts[row]) for row in rows] if prompt == "full" else None
+    read = torch.tensor(prompts or [0] * len(rows), device=column.device)
+    skips = inputs["attention_mask"].cumsum(dim=1)[place, column] > read[place]
     targets = inputs["input_ids"][place, column + 1]
 
     states, steps = read_states(gpt, inputs, place, column, budgets)
@@ -53,15 +59,19 @@ def observe(
     def measure(hidden: Tensor) -> Table:
         return token_measures(hidden, gpt.head(hidden), full, full_log_p, targets)
 
-    exits = {tuple(range(k)): measure(gpt.normalise(state)) for k, state in zip(budgets, states, strict=True)}
+    def of_exit(state: Tensor) -> Table:
+        return measure(gpt.normalise(torch.where(skips[:, None], state, states[-1])))
+
+    exits = {tuple(range(k)): of_exit(state) for k, state in zip(budgets, states, strict=True)}
 
     def of_plan(plan: LayerPlan) -> Table:
-        return exits.get(plan.layers) or measure(final_hidden(gpt, inputs, plan)[place, column])
+        return exits.get(plan.layers) or measure(final_hidden(gpt, inputs, plan, prompts)[place, column])
 
     families = [list(exits.values()), *([of_plan(plan) for plan in plans] for plans in skipping)]
     return {
         "row": row_of,
         "in_prompt": in_prompt.bool(),
+        "skips": skips,
         "states": torch.stack(states, dim=1).to(torch.bfloat16),
         "step": torch.stack(steps, dim=1),
         **{

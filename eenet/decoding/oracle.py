@@ -47,17 +47,51 @@ def best_at_budgets(scores: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
         >>> budgets.tolist(), best.tolist()
         ([1.0, 1.5, 2.0], [0.0, 0.5, 0.75])
     """
+    low, best, _ = _knapsack(scores, costs)
+    budgets = low + torch.arange(len(best), dtype=torch.float64) / len(scores)
+    return budgets, best / len(scores)
+
+
+def cheapest_on_average(scores: Tensor, costs: Tensor, full: int) -> Tensor:
+    """The plan of each prompt in the cheapest choice whose mean score is at least the full model's mean.
+
+    One prompt's loss is made up by another's gain: how arXiv 2410.20022 compares plans with the full model.
+
+    Args:
+        scores: Higher for better, `(prompts, plans)`.
+        costs: Positive whole numbers, such as layers, `(plans,)`.
+        full: Which plan is the full model.
+
+    Returns:
+        Plan of every prompt, int64 `(prompts,)`; a mean that is less by 1e-6, as rounding of float32 makes it, will do.
+
+    Example:
+        >>> cheapest_on_average(torch.tensor([[0.5, 0.1, 0.5], [0.1, 0.5, 0.4]]), torch.tensor([1, 2, 3]), full=2)
+        tensor([0, 1])
+    """
+    low, best, picks = _knapsack(scores, costs)
+    wanted = scores[:, full].double().sum()
+    left = int((best >= wanted - 1e-6 * len(scores)).int().argmax())
+    chosen = []
+    for pick in reversed(picks):
+        chosen.append(int(pick[left]))
+        left -= int(costs[chosen[-1]]) - low
+    return torch.tensor(chosen[::-1])
+
+
+def _knapsack(scores: Tensor, costs: Tensor) -> tuple[int, Tensor, list[Tensor]]:
+    """The least cost, the best total at every total of what costs more, and each prompt's plan there."""
     if costs.is_floating_point() or int(costs.min()) < 1:
         raise UserError("costs", costs.tolist(), "must be positive whole numbers, such as layers")
-    low, high, prompts = int(costs.min()), int(costs.max()), len(scores)
-    best = torch.zeros(prompts * (high - low) + 1, dtype=torch.float64)
+    low, high = int(costs.min()), int(costs.max())
+    best, picks = torch.zeros(len(scores) * (high - low) + 1, dtype=torch.float64), []
     for row in scores.double():
         options = []
         for score, extra in zip(row, (costs - low).tolist(), strict=True):
             options.append(torch.cat([best.new_full((extra,), -torch.inf), best[: len(best) - extra]]) + score)
-        best = torch.stack(options).amax(dim=0)
-    budgets = low + torch.arange(len(best), dtype=torch.float64) / prompts
-    return budgets, best / prompts
+        best, pick = torch.stack(options).max(dim=0)
+        picks.append(pick.to(torch.int16))
+    return low, best, picks
 
 
 def traded(scores: Tensor, costs: Tensor, tradeoff: float) -> Tensor:

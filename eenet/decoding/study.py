@@ -5,18 +5,18 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
 from eenet.decoding.costs import DecoderCosts
-from eenet.decoding.executor import Executor, pad_left
+from eenet.decoding.executor import Executor, Keys, Prompt, check_treatment, pad_left
 from eenet.decoding.generation import generate
 from eenet.decoding.measures import corpus_bleu, perplexity, text_scores
 from eenet.decoding.observe import Table, join, observe
-from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, judge
+from eenet.decoding.oracle import best_at_budgets, cheapest_on_average, cheapest_sufficient, judge
 from eenet.decoding.plans import LayerPlan, early_exit, random_layers, uniform_skipping
 from eenet.decoding.prediction import cross_fitted, predictor_curve, rank_correlation
 from eenet.decoding.sequences import Sequences
@@ -26,6 +26,10 @@ from eenet.features.key import content_digest
 from eenet.metrics import choice_shares
 
 Progress = Callable[[str], None]
+Oracle = Literal["mean", "each"]
+"""What a prompt's plan is compared with: `mean`, the best mean score over all prompts at a mean number of layers, a
+knapsack, as in arXiv 2410.20022; `each`, the full model's score on that very prompt."""
+
 Families = dict[str, list[LayerPlan]]
 """Plans of each family by its name, one for each budget."""
 
@@ -39,19 +43,25 @@ class Settings:
         tokens: The most judged tokens of a prompt.
         batch_size: Sequences read or generated at a time.
         seed: Of the judged tokens, the random plans and the folds.
+        prompt: Which layers a prompt's tokens run.
+        keys: Whether layers that a token skips get its keys and values.
     """
 
     budgets: tuple[int, ...]
     tokens: int = 48
     batch_size: int = 8
     seed: int = 0
+    prompt: Prompt = "full"
+    keys: Keys = "projected"
 
     def check(self, num_layers: int) -> "Settings":
         """These settings, if a decoder of so many layers can use them.
 
         Raises:
-            UserError: Budgets that do not increase from at least 1 up to all layers, or a size below 1.
+            UserError: Budgets that do not increase from at least 1 up to all layers, a size below 1, or an unknown
+                treatment.
         """
+        check_treatment(self.prompt, self.keys)
         if list(self.budgets) != sorted(set(self.budgets)) or len(self.budgets) < 2 or self.budgets[0] < 1:
             raise UserError("budgets", self.budgets, "must be at least two increasing numbers of layers from 1")
         if self.budgets[-1] != num_layers:
@@ -124,24 +134,34 @@ class Measured:
             def compute(rows: range = rows) -> Table:
                 self.progress(f"observing texts {rows.start} to {rows.stop - 1} of {len(self.sequences)}")
                 return observe(
-                    self.gpt, self.sequences, rows, settings.budgets, skipping, settings.tokens, settings.seed
+                    self.gpt,
+                    self.sequences,
+                    rows,
+                    settings.budgets,
+                    skipping,
+                    settings.tokens,
+                    settings.seed,
+                    settings.prompt,
                 )
 
             tables.append(kept_table(self.folder / "observed" / key / f"{start:06d}.safetensors", compute))
         return join(tables)
 
     def generated(self, plan: LayerPlan, costs: DecoderCosts) -> list[dict[str, Any]]:
-        """For every prompt its `row`, the generated `tokens` and what they cost: `prefill` and `decode` in MACs."""
-        sequences = self.sequences
-        store = RowStore(self.folder / "generated" / _key(self.content) / f"{plan}.jsonl")
+        """For every prompt its `row`, the generated `tokens` and what they cost: `prefill` and `decode` in MACs.
+
+        `decode` holds the keys and values of skipped layers.
+        """
+        sequences, treatment = self.sequences, {"prompt": self.settings.prompt, "keys": self.settings.keys}
+        store = RowStore(self.folder / "generated" / _key({**self.content, **treatment}) / f"{plan}.jsonl")
 
         def compute(rows: list[int]) -> list[dict[str, Any]]:
             self.progress(f"generating with layers {plan}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
-            executor = Executor(self.gpt, plan, costs)
+            executor = Executor(self.gpt, plan, costs, self.settings.prompt, self.settings.keys)
             inputs = pad_left([sequences.prompts[row] for row in rows])
             found = generate(executor, inputs, sequences.new_tokens, sequences.stop)
             return [
-                {"row": row, "tokens": tokens, "prefill": usage.prefill, "decode": usage.decode}
+                {"row": row, "tokens": tokens, "prefill": usage.prefill, "decode": usage.decode + usage.fill}
                 for row, tokens, usage in zip(rows, found.tokens, found.usage, strict=True)
             ]
 
@@ -156,16 +176,17 @@ def observed_curves(table: Table, families: Families) -> dict[str, list[dict[str
     """Token measures of every family and budget.
 
     Returns:
-        For each family a row per budget: `k`, means of `similarity`, `agreement` and `kl` over all judged tokens,
-        `prompt_perplexity` and `reference_perplexity`, the latter only where there are references.
+        For each family a row per budget: `k`, means of `similarity`, `agreement` and `kl` over the judged tokens that
+        skip, `prompt_perplexity` where prompts skip, and `reference_perplexity` where there are references.
     """
-    inside, curves = table["in_prompt"], {}
+    skips, curves = table["skips"], {}
+    parts = {"prompt_perplexity": table["in_prompt"] & skips, "reference_perplexity": ~table["in_prompt"] & skips}
     for number, (name, plans) in enumerate(families.items()):
         rows = []
         for budget, plan in enumerate(plans):
             column = {key: table[key][:, number, budget] for key in ("similarity", "agreement", "kl", "nll")}
-            row = {"k": len(plan), **{key: column[key].double().mean().item() for key in list(column)[:3]}}
-            for key, part in (("prompt_perplexity", inside), ("reference_perplexity", ~inside)):
+            row = {"k": len(plan), **{key: column[key][skips].double().mean().item() for key in list(column)[:3]}}
+            for key, part in parts.items():
                 if bool(part.any()):
                     row[key] = perplexity(column["nll"][part])
             rows.append(row)
@@ -192,7 +213,7 @@ def text_row(scored: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], r
     }
 
 
-def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60) -> dict[str, Any]:
+def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60, oracle: Oracle = "mean") -> dict[str, Any]:
     """What the per-sequence oracle of one family needs and reaches.
 
     Where the full model scores 0 any plan is at least as good, so the same is given for the other prompts alone.
@@ -201,6 +222,7 @@ def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60) -> d
         scores: `(prompts, plans)`, the full model last.
         budgets: Layers of each plan.
         points: Budgets of the reported frontier.
+        oracle: What is sufficient.
 
     Returns:
         `full_score`; `layers` and `layers_fraction` of the cheapest sufficient plans, their `score` and what the same
@@ -209,7 +231,8 @@ def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60) -> d
         the best mean score.
     """
     costs = torch.tensor(list(budgets))
-    chosen = cheapest_sufficient(scores, costs, full=len(budgets) - 1)
+    cheapest = cheapest_on_average if oracle == "mean" else cheapest_sufficient
+    chosen = cheapest(scores, costs, full=len(budgets) - 1)
     found = judge(chosen, scores, costs)
     means, best = best_at_budgets(scores, costs)
     picks = torch.linspace(0, len(means) - 1, min(points, len(means))).long()
@@ -222,14 +245,14 @@ def oracle_report(scores: Tensor, budgets: Sequence[int], points: int = 60) -> d
         "random": found["random"],
         "shares": choice_shares(chosen, len(budgets)).tolist(),
         "full_scores_zero": 1 - positive.double().mean().item(),
-        "where_full_scores": _where(chosen[positive], scores[positive], costs) if bool(positive.any()) else None,
+        "where_full_scores": _where(cheapest, scores[positive], costs) if bool(positive.any()) else None,
         "frontier": [[means[pick].item(), best[pick].item()] for pick in picks],
     }
 
 
-def _where(chosen: Tensor, scores: Tensor, costs: Tensor) -> dict[str, float]:
-    found = judge(chosen, scores, costs)
-    return {"prompts": len(chosen), "layers": found["cost"], "layers_fraction": found["cost"] / int(costs[-1])}
+def _where(cheapest: Callable[..., Tensor], scores: Tensor, costs: Tensor) -> dict[str, float]:
+    found = judge(cheapest(scores, costs, full=len(costs) - 1), scores, costs)
+    return {"prompts": len(scores), "layers": found["cost"], "layers_fraction": found["cost"] / int(costs[-1])}
 
 
 def sequence_predictor(table: Table, scores: Tensor, budgets: Sequence[int], seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Heads of a decoder's exits: what reads a hidden state before any norm and predicts the next token."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,7 @@ class LanguageHead(InferenceModule):
 
     def __init__(self, gpt: Gpt) -> None:
         super().__init__()
-        final = getattr(gpt.body, gpt.parts.norm, None)
-        self.norm = nn.Identity() if final is None else copy.deepcopy(final).requires_grad_(True)
+        self.norm = nn.Identity() if gpt.norm is None else copy.deepcopy(gpt.norm).requires_grad_(True)
 
 
 class TiedHead(LanguageHead):
@@ -54,8 +54,10 @@ class TiedHead(LanguageHead):
             up = nn.Linear(rank, dim, bias=False)
             nn.init.zeros_(up.weight)
             self.adapter = nn.Sequential(nn.Linear(dim, rank, bias=False), up)
-        project = getattr(gpt.body, "project_out", None)
-        self._shared = [gpt.head] if project is None else [project, gpt.head]  # in a list: neither saved nor trained
+        # In a list: neither saved nor trained.
+        self._shared: list[Callable[[Tensor], Tensor]] = (
+            [gpt.head] if gpt.projection is None else [gpt.projection, gpt.head]
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
@@ -74,14 +76,17 @@ class OwnHead(LanguageHead):
 
     def __init__(self, gpt: Gpt) -> None:
         super().__init__(gpt)
-        project = getattr(gpt.body, "project_out", None)
-        weight: Tensor = gpt.model.lm_head.weight.detach()
-        if project is not None:
-            weight = weight @ project.weight.detach()
-        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        own = gpt.model.get_output_embeddings()
+        weight: Tensor = own.weight.detach()
+        if gpt.projection is not None:
+            weight = weight @ gpt.projection.weight.detach()
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=own.bias is not None)
         with torch.no_grad():
             self.linear.weight.copy_(weight)
+            if own.bias is not None:
+                self.linear.bias.copy_(own.bias)
+        self._parts = [gpt.parts]  # in a list: neither saved nor trained
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
-        return self.linear(self.norm(features))
+        return self._parts[0].predict(self.norm(features), self.linear)

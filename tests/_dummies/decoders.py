@@ -44,12 +44,12 @@ def make_decoder(name: str = "llama", seed: int = 0) -> Gpt:
 def cut_model(gpt: Gpt, layers: tuple[int, ...]) -> Any:
     """A `transformers` model that has these layers alone, numbered anew."""
     model = copy.deepcopy(gpt.model)
-    body = model.get_submodule(gpt.parts.body)
-    kept = [getattr(body, gpt.parts.layers)[layer] for layer in layers]
+    body, name = model.get_submodule(gpt.parts.path), gpt.parts.name
+    kept = [getattr(body, name)[layer] for layer in layers]
     for number, layer in enumerate(kept):
         attention = layer.attn if hasattr(layer, "attn") else layer.self_attn
         attention.layer_idx = number
-    setattr(body, gpt.parts.layers, nn.ModuleList(kept))
+    setattr(body, name, nn.ModuleList(kept))
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[layer] for layer in layers]

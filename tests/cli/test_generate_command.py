@@ -36,7 +36,8 @@ def until_stop(tokens: list[int]) -> list[int]:
 
 def test_text_is_printed_and_summarised(folder: Path, capsys: pytest.CaptureFixture) -> None:
     summary = folder.parent / "out" / "summary.json"
-    generate(folder, "--plan", "0,2", "--prompt", "w5 w9 w4", "--max_new_tokens", 8, "--summary", summary)
+    plan = ["--plan", "0,2", "--prompt_layers", "plan", "--keys", "absent"]
+    generate(folder, *plan, "--prompt", "w5 w9 w4", "--max_new_tokens", 8, "--summary", summary)
     tokens = until_stop(expected("w5 w9 w4", (0, 2), 8))
     assert len(tokens) > 1
     assert capsys.readouterr().out.split() == [WORDS[token] for token in tokens]
@@ -55,6 +56,24 @@ def test_a_file_holds_a_prompt_on_each_line(folder: Path, capsys: pytest.Capture
     generate(folder, "--input", folder / "prompts.txt", "--max_new_tokens", 5)
     texts = [until_stop(expected(text, tuple(range(LAYERS)), 5)) for text in ("w5 w9", "w7")]
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [[WORDS[t] for t in row] for row in texts]
+
+
+def test_prompts_of_a_file_are_continued_together(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "prompts.txt").write_text("w5 w9\nw7\nw8 w3 w4\n")
+    for options in ([], ["--batch_size", 2, "--dtype", "float64"]):
+        generate(folder, "--input", folder / "prompts.txt", "--max_new_tokens", 5, "--plan", "0,2", *options)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == lines[3:]
+
+
+def test_the_models_own_generation_settings_hold(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    generate(folder, "--prompt", "w5 w9 w4")
+    usual = capsys.readouterr().out.split()
+    (folder / "generation_config.json").write_text(json.dumps({"suppress_tokens": [2, WORDS.index(usual[0])]}))
+    generate(folder, "--prompt", "w5 w9 w4", "--max_new_tokens", 20)
+    found = capsys.readouterr().out.split()
+    assert len(found) == 20
+    assert usual[0] not in found
 
 
 @pytest.mark.parametrize("fill", ["project", "recompute"])
@@ -76,6 +95,8 @@ def test_confident_tokens_leave_early(folder: Path, fill: str) -> None:
         (["--prompt", "w5", "--max_new_tokens", "0"], "max_new_tokens = 0"),
         (["--prompt", "w5", "--temperature", "-1"], "temperature = -1.0"),
         (["--prompt", "w5", "--chat", "true"], "no chat template"),
+        (["--prompt", "w5", "--device", "cuda:99"], "device = 'cuda:99': is not on this machine"),
+        (["--prompt", "w5", "--dtype", "int7"], "dtype = 'int7'"),
         (["--prompt", "w5", "--confidence", "2"], "threshold = 2"),
     ],
 )
@@ -91,7 +112,7 @@ def test_mistakes_are_one_clear_line(
 def test_models_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=30, **sizes)).save_pretrained(tmp_path)
-    for model, message in ((tmp_path, "'bert' is not among gpt2, llama, qwen2, opt"), ("nobody/nothing", "model =")):
+    for model, message in ((tmp_path, "is no language model"), ("nobody/nothing", "model =")):
         with pytest.raises(SystemExit) as end:
             generate(model, "--prompt", "w5")
         assert end.value.code == 2

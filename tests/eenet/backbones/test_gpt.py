@@ -98,7 +98,7 @@ def test_normalise_makes_any_layer_readable_by_the_head(family: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 4, "family": "bert"}, "gpt2, llama, qwen2, opt"),
+        ({"num_classes": 4, "family": "gtp2"}, "did you mean gpt2"),
         ({"num_classes": 4, "task": "tokens"}, "left out for tokens"),
         ({}, "set for classification"),
         ({"num_classes": 4, "overrides": {"layers": 2}}, "has no such value"),

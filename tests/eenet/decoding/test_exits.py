@@ -10,13 +10,14 @@ from eenet.decoding import (
     Executor,
     ExitingExecutor,
     LayerPlan,
-    Sampling,
+    Rules,
     confidence_rule,
     count_decoder,
     full_plan,
     generate,
     pad_left,
 )
+from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 from eenet.errors import UserError
 from tests._dummies.decoders import FAMILIES, LAYERS, TEXTS, cut_model, make_decoder
 
@@ -70,25 +71,27 @@ def attended(gpt: Gpt, text: list[int]) -> list[tuple[Tensor, Tensor]]:
 
 
 class Recorder:
-    """Stands in for a cache and records what a layer gives it."""
+    """Stands in for a cache of so many columns and records what a layer gives it for one of them."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.kept = keys, values
-        return keys, values
+        return keys.expand(-1, -1, self.columns, -1), values.expand(-1, -1, self.columns, -1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
 def test_projected_keys_and_values_are_what_the_layer_itself_would_keep(name: str) -> None:
-    gpt = make_decoder(name)
-    keyword = Executor(gpt, FULL)._cache_keyword
-    hidden, recorder = torch.randn(2, 3, 16), Recorder()
-    rotary = gpt.rotary(hidden, torch.tensor([[4, 5, 6], [0, 1, 2]]))
-    both = {"position_embeddings": (rotary["cos"], rotary["sin"])} if rotary else {}
-    for layer in gpt.layers:
-        layer(hidden, attention_mask=None, **{keyword: recorder}, **both)
-        for found, expected in zip(gpt.parts.key_values(layer, hidden, rotary), recorder.kept, strict=True):
-            close(found, expected)
+    gpt, text = make_decoder(name), TEXTS[0]
+    _, calls = gpt.parts.record(torch.tensor([text]), torch.ones(1, len(text)).long(), read_before(0))
+    states = layer_inputs(gpt, text)
+    for layer, (keys, values) in enumerate(attended(gpt, text)):
+        cache = LayerCache(1)
+        write_keys(calls[layer], gpt.layers[layer], states[layer][None], Slot(cache, None, 0))
+        for found, expected in zip(cache.read(None, len(text)), (keys, values), strict=True):
+            close(found[:, :, -expected.shape[2] :], expected)  # transformers keeps no more than a window
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -122,7 +125,7 @@ def test_recomputing_leaves_every_token_with_what_the_whole_model_has_at_its_exi
 def test_recomputing_within_a_plan_equals_the_model_of_the_plans_layers() -> None:
     gpt, plan = make_decoder(), LayerPlan((0, 2, 3), LAYERS)
     depths = [[1], [3], [1], [4]]
-    executor = ExitingExecutor(gpt, plan, Script(depths), "recompute")
+    executor = ExitingExecutor(gpt, plan, Script(depths), "recompute", prompt="plan")
     executor.prefill(pad_left(TEXTS[:1]))
     found = torch.stack([executor.step(tokens) for tokens in NEXT[:4, :1]])[:, 0]
     inner = cut_model(gpt, plan.layers)
@@ -143,11 +146,11 @@ def test_projection_fills_skipped_layers_from_the_exit_state(name: str) -> None:
     executor.prefill(pad_left([text]))
     exit_state = executor.step(NEXT[0, :1])
     close(exit_state[0], layer_inputs(gpt, [*text, 7])[1][-1])
-    recorder, column = Recorder(), len(text)
-    rotary = gpt.rotary(exit_state[:, None], torch.tensor([[column]]))
-    both = {"position_embeddings": (rotary["cos"], rotary["sin"])} if rotary else {}
+    column = len(text)
+    recorder = Recorder(column + 1)
+    _, calls = gpt.parts.record(NEXT[:1, :1], torch.ones(1, column + 1).long(), read_before(column))
     for layer in range(1, LAYERS):
-        gpt.layers[layer](exit_state[:, None], attention_mask=None, **{executor._cache_keyword: recorder}, **both)
+        calls[layer].run(gpt.layers[layer], exit_state[:, None], recorder)
         for mine, theirs in zip(executor.caches[layer].read(None, column + 1), recorder.kept, strict=True):
             close(mine[:, :, -1:], theirs)
     before = [cache.read(None, column + 1) for cache in executor.caches.values()]
@@ -212,7 +215,7 @@ def test_confidence_leaves_at_the_first_layer_that_is_sure_enough() -> None:
     certain = ExitingExecutor(gpt, FULL, confidence_rule(gpt, 0))
     assert generate(certain, pad_left(TEXTS), 4).usage[0].layers == [LAYERS, 1, 1, 1]
     executor = ExitingExecutor(gpt, FULL, confidence_rule(gpt, 0.2), "recompute")
-    found = generate(executor, pad_left(TEXTS[:1]), 12, sampling=Sampling(1.0, seed=3))
+    found = generate(executor, pad_left(TEXTS[:1]), 12, rules=Rules.sampled(1.0, seed=3))
     states = layer_inputs(gpt, TEXTS[0] + found.tokens[0])
     ordered = [gpt.head(gpt.normalise(state)).softmax(dim=-1).sort(dim=-1).values for state in states[1:-1]]
     sure = [row[:, -1] - row[:, -2] >= 0.2 for row in ordered]

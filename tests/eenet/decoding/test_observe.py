@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from eenet.decoding import Executor, follow
 from eenet.decoding.observe import observe
 from eenet.decoding.sequences import Sequences
 from eenet.decoding.study import observed_curves, plan_families
@@ -17,7 +18,7 @@ def test_every_plan_is_measured_as_a_model_cut_by_hand(family: str) -> None:
     gpt = make_decoder(family)
     families = plan_families(LAYERS, BUDGETS, seed=1)
     skipping = [families["uniform"], families["random"]]
-    table = observe(gpt, SOME, range(3), BUDGETS, skipping, tokens=3, seed=0)
+    table = observe(gpt, SOME, range(3), BUDGETS, skipping, tokens=3, seed=0, prompt="plan")
     positions = [(row, at) for row in range(3) for part in SOME.positions(row, 3, 0) for at in part]
     assert table["row"].tolist() == [row for row, _ in positions]
     assert table["in_prompt"].tolist() == [at + 1 < len(TEXTS[row]) for row, at in positions]
@@ -33,6 +34,23 @@ def test_every_plan_is_measured_as_a_model_cut_by_hand(family: str) -> None:
                 assert cell["nll"] == pytest.approx(-log_p[text[at + 1]].item(), abs=1e-4)
                 assert cell["kl"] == pytest.approx((full.exp() * (full - log_p)).sum().item(), abs=1e-4)
                 assert cell["agreement"] == float(log_p.argmax() == full.argmax())
+
+
+def test_a_full_prompt_skips_in_the_continuation_alone() -> None:
+    """Token by token: what an executor that reads the full prompt predicts while it reads the continuation."""
+    gpt = make_decoder()
+    families = plan_families(LAYERS, BUDGETS, seed=1)
+    table = observe(gpt, SOME, range(3), BUDGETS, [families["uniform"]], tokens=3, seed=0)
+    skips = table["skips"]
+    assert table["row"][skips].tolist() == [0]
+    assert table["kl"][~skips].abs().max() < 1e-5
+    for number, plans in enumerate((families["early"], families["uniform"])):
+        for budget, plan in enumerate(plans):
+            (nll, _), *_ = follow(Executor(gpt, plan), TEXTS[:1], SOME.continuations[:1])
+            assert table["nll"][skips, number, budget].item() == pytest.approx(nll[1].item(), abs=1e-4)
+    curves = observed_curves(table, {name: families[name] for name in ("early", "uniform")})["uniform"]
+    assert curves[0]["kl"] == pytest.approx(table["kl"][skips, 1, 0].item(), rel=1e-5)
+    assert "prompt_perplexity" not in curves[0]
 
 
 def test_states_and_steps_are_what_the_layers_put_out() -> None:
@@ -56,7 +74,7 @@ def test_a_text_without_a_next_token_adds_no_rows() -> None:
 def test_curves_are_means_over_the_judged_tokens() -> None:
     gpt = make_decoder()
     families = plan_families(LAYERS, BUDGETS, seed=1)
-    table = observe(gpt, SOME, range(3), BUDGETS, [families["uniform"], families["random"]], tokens=3, seed=0)
+    table = observe(gpt, SOME, range(3), BUDGETS, [families["uniform"], families["random"]], 3, 0, "plan")
     row = observed_curves(table, families)["uniform"][1]
     inside = table["in_prompt"]
     assert row["k"] == 2

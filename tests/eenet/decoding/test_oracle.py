@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eenet.decoding.oracle import best_at_budgets, cheapest_sufficient, judge, traded
+from eenet.decoding.oracle import best_at_budgets, cheapest_on_average, cheapest_sufficient, judge, traded
 from eenet.errors import UserError
 from eenet.metrics import choice_shares
 
@@ -44,6 +44,18 @@ def test_no_cheaper_choice_keeps_every_prompts_score(table: tuple[torch.Tensor, 
     keeping = [choice for choice in every_choice(scores) if bool((scores[rows, choice] >= scores[:, full]).all())]
     assert chosen["cost"] == pytest.approx(min(judge(choice, scores, costs)["cost"] for choice in keeping))
     assert chosen["score"] >= scores[:, full].double().mean() - 1e-9
+
+
+@settings(deadline=None, max_examples=60)
+@given(score_tables())
+def test_no_cheaper_choice_keeps_the_mean_score(table: tuple[torch.Tensor, torch.Tensor]) -> None:
+    scores, costs = table
+    full = scores.shape[1] - 1
+    wanted = scores[:, full].double().mean().item() - 1e-6
+    found = judge(cheapest_on_average(scores, costs, full), scores, costs)
+    judged = [judge(choice, scores, costs) for choice in every_choice(scores)]
+    assert found["score"] >= wanted
+    assert found["cost"] == pytest.approx(min(row["cost"] for row in judged if row["score"] >= wanted))
 
 
 @settings(deadline=None, max_examples=60)
