@@ -1,6 +1,7 @@
 """The contract that every backbone family keeps: a model cut into stages that can be run one at a time."""
 
 from abc import ABC, abstractmethod
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from eenet.described import Described
+from eenet.errors import UserError
 
 State = Any
 """A pytree of tensors whose first axis is the batch."""
@@ -51,6 +53,7 @@ class StagedBackbone(Described, nn.Module, ABC):
         map_dims: Channels of `feature_map(i, state)` for each stage, `None` for a family without one.
         input_shape: Shape of one input without the batch axis, `None` for text.
         max_tokens: The most tokens of a text that it takes, `None` for images.
+        stage_names: What stages are called in a configuration, `None` for a family that numbers them.
     """
 
     num_stages: int
@@ -59,6 +62,22 @@ class StagedBackbone(Described, nn.Module, ABC):
     map_dims: list[int] | None = None
     input_shape: tuple[int, ...] | None = None
     max_tokens: int | None = None
+    stage_names: list[str] | None = None
+
+    def find_stage(self, name: str) -> int:
+        """The stage with a name.
+
+        Raises:
+            UserError: There is none.
+        """
+        names = self.stage_names or []
+        if name in names:
+            return names.index(name)
+        near = ", ".join(get_close_matches(name, names, 3)) or ", ".join(names[:3])
+        problem = (
+            f"no stage of {type(self).__name__} ends there; near it: {near}" if names else "its stages have no names"
+        )
+        raise UserError("network.exits", name, problem)
 
     @abstractmethod
     def embed(self, inputs: Any) -> State:
