@@ -42,6 +42,9 @@ def prove(backbone: StagedBackbone, inputs: Any, original: Callable[[Any, Any], 
         if original is not None:
             _same(probe, original(probe, inputs), logits)
         prove_rows(probe, inputs, states, logits)
+        alone = select(inputs, torch.zeros(1, dtype=torch.long))
+        if original is not None and not close(original(probe, alone), logits[:1]):
+            raise refusal(backbone, "the model gives a sample other logits alone than in a batch")
 
 
 def guard(backbone: StagedBackbone) -> None:

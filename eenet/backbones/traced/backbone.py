@@ -88,7 +88,7 @@ class Traced(StagedBackbone):
         if self._example is None and made.input_shape is None and not made.tokens:
             raise UserError("backbone.input_shape", None, "give the shape of one input, such as [3, 32, 32]")
         self._programs: dict[Mode, list[Stage]] = {}
-        self._bound: dict[tuple[Mode, int], list[tuple[dict[str, Any], str]]] = {}
+        self._bound: dict[tuple[Mode, int], list[tuple[nn.Module, str]]] = {}
         self._begin(exits_at, channels)
         prove(self, self.samples(), original)
 
@@ -212,14 +212,9 @@ class Traced(StagedBackbone):
         program = self._programs[mode][stage]
         bound = self._bound.get((mode, stage))
         if bound is None:
-            bound = self._bound[mode, stage] = [self._place(name) for name in program.weights]
-        return program(state, [owner[key] for owner, key in bound], state[0].device)
-
-    def _place(self, name: str) -> tuple[dict[str, Any], str]:
-        """The dictionary that holds a weight, and its key there."""
-        path, _, key = name.rpartition(".")
-        module = self.get_submodule(path)
-        return (module._parameters if key in module._parameters else module._buffers), key
+            parts = [name.rpartition(".")[::2] for name in program.weights]
+            bound = self._bound[mode, stage] = [(self.get_submodule(path), key) for path, key in parts]
+        return program(state, [getattr(owner, key) for owner, key in bound], state[0].device)
 
     def _capture_again(self, mode: Mode) -> None:
         captured, places = self._captured(mode)

@@ -189,7 +189,8 @@ class Places:
         ended = [
             path for node in self.order[begin : place + 1] for path in paths(node) if self.ends.get(path, -1) <= place
         ]
-        name = min(ended, key=lambda path: path.count("."), default=inner[-1] if inner else "")
+        usual = inner[-1] if inner else ""
+        name = min(ended, key=lambda path: (path not in self.blocks, path.count(".")), default=usual)
         return name, name in self.blocks
 
 

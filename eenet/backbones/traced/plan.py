@@ -93,7 +93,7 @@ def usual(cuts: Sequence[Cut]) -> list[Cut]:
     single = [cut for cut in cuts if len(cut.live) == 1]
     found = [cut for cut in single if cut.whole and (cut.name.rpartition(".")[2].isdigit() or "." not in cut.name)]
     for wider in ([cut for cut in single if cut.whole], single, cuts):
-        if len(found) < 4 <= len(wider) or not found:
+        if len(found) < 4 and len(found) < len(wider):
             found = list(wider)
     return found
 
@@ -208,6 +208,7 @@ class Plan:
         mask: Whether states end with the attention mask.
         classes: Width of the logits.
         macs: Of the whole model on one sample.
+        places: The fraction of the MACs before each cut on one tensor that could have been chosen.
     """
 
     points: tuple[Point, ...]
@@ -216,6 +217,7 @@ class Plan:
     mask: bool
     classes: int
     macs: int
+    places: tuple[float, ...]
 
 
 def make_plan(
@@ -233,7 +235,9 @@ def make_plan(
         ends |= {name: stage for name, place in places.ends.items() if begin <= place < end and place <= cut.place}
         ends.setdefault(cut.name, stage)
     width = classes(places.captured.output, label)
-    return Plan(tuple(point(places, cut) for cut in cuts), reads, ends, mask, width, sum(places.macs))
+    total, points = sum(places.macs), tuple(point(places, cut) for cut in cuts)
+    single = tuple(cut.macs / total for cut in places.cuts if len(cut.live) == 1) if total else ()
+    return Plan(points, reads, ends, mask, width, total, single)
 
 
 def read(places: Places, cut: Cut, channels: Literal["first", "last"] | None) -> Read:
