@@ -95,14 +95,34 @@ def count_operators(function: Callable[..., Any], *args: Any) -> Counted:
         >>> count_operators(torch.fft.fft, torch.zeros(2, 3))[2:]
         ((), False)
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS)
-    # What tells modules apart dies of a view of a weight that trains; the total does without.
-    counter.mod_tracker = nullcontext()  # type: ignore[assignment]
-    counter.mod_tracker.parents = {"Global"}
+    counter = _counter()
     witness = _Witness(counter.flop_registry)
     with torch.no_grad(), _plain_kernels(), witness, counter:
         result = function(*args)
     return Counted(counter.get_total_flops() // 2, result, tuple(sorted(witness.unknown)), witness.weighs)
+
+
+@contextmanager
+def running_macs() -> Iterator[Callable[[], int]]:
+    """Count while it lasts; what it gives says how many MACs there have been.
+
+    Example:
+        >>> with running_macs() as so_far:
+        ...     _ = torch.zeros(2, 3) @ torch.zeros(3, 5)
+        ...     so_far()
+        30
+    """
+    counter = _counter()
+    with torch.no_grad(), _plain_kernels(), counter:
+        yield lambda: counter.get_total_flops() // 2
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS)
+    # What tells modules apart dies of a view of a weight that trains; the total does without.
+    counter.mod_tracker = nullcontext()  # type: ignore[assignment]
+    counter.mod_tracker.parents = {"Global"}
+    return counter
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:

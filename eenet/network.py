@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from eenet.backbones.base import StagedBackbone, State
+from eenet.backbones.proofs import guard
 from eenet.costs import count_operators
 from eenet.described import Described
 from eenet.errors import UserError
+from eenet.exits import find_exits
 from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, uncertainty_statistics
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.boosting import boost
@@ -53,7 +55,8 @@ class EarlyExitNetwork(Described, nn.Module):
 
     Args:
         backbone: The staged backbone.
-        exits: Stages, from 0, after which an exit reads; `all` for every stage but the last.
+        exits: Stages after which an exit reads: numbers from 0, names of modules where the backbone knows them,
+            `{fractions: [0.25, 0.5]}` of the MACs, or `all` for every stage but the last.
         inference_module: Makes an exit's head from `(dim, num_classes)`.
         gate: Makes the gates from their number.
         boosted: Add the detached logits of the exit before to those of each early exit (Yu et al., AAAI 2023). The last
@@ -76,15 +79,16 @@ class EarlyExitNetwork(Described, nn.Module):
     def __init__(
         self,
         backbone: StagedBackbone,
-        exits: list[int] | Literal["all"] = "all",
+        exits: list[int] | list[str] | dict[str, list[float]] | Literal["all"] = "all",
         inference_module: Callable[[int, int], InferenceModule] = LinearHead,
         gate: Callable[[int], Gate] = UncertaintyGate,
         boosted: bool = False,
         gradient_rescaling: bool = False,
     ) -> None:
         super().__init__()
+        guard(backbone)
         self.backbone = backbone
-        self.exit_stages = check_exits(exits, backbone.num_stages)
+        self.exit_stages = check_exits(find_exits(exits, backbone), backbone.num_stages)
         self.segments = segment_stages(self.exit_stages, backbone.num_stages)
         self.tree = Tree.chain(len(self.segments))
         self.inference_modules = nn.ModuleList(

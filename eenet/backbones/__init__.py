@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eenet.backbones.gpt import Gpt
     from eenet.backbones.resnet import ResNet
     from eenet.backbones.timm_generic import TimmBackbone
+    from eenet.backbones.traced import Traced
     from eenet.backbones.vit import ViT
     from eenet.backbones.weights import load_weights
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Gpt": "gpt",
     "ResNet": "resnet",
     "TimmBackbone": "timm_generic",
+    "Traced": "traced",
     "ViT": "vit",
     "load_weights": "weights",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "StagedBackbone",
     "State",
     "TimmBackbone",
+    "Traced",
     "ViT",
     "load_weights",
     "select",

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from eenet.described import Described
+from eenet.errors import UserError
 
 State = Any
 """A pytree of tensors whose first axis is the batch."""
@@ -54,6 +56,7 @@ class StagedBackbone(Described, nn.Module, ABC):
         max_tokens: The most tokens of a text that it takes, `None` for images.
         trainable: Whether gradients reach its weights.
         stage_bitops: BitOPs of each stage where stages are quantized, `None` where they are not.
+        stage_names: What stages are called in a configuration, `None` for a family that numbers them.
     """
 
     trainable: ClassVar[bool] = True
@@ -65,6 +68,22 @@ class StagedBackbone(Described, nn.Module, ABC):
     map_dims: list[int] | None = None
     input_shape: tuple[int, ...] | None = None
     max_tokens: int | None = None
+    stage_names: list[str] | None = None
+
+    def find_stage(self, name: str) -> int:
+        """The stage with a name.
+
+        Raises:
+            UserError: There is none.
+        """
+        names = self.stage_names or []
+        if name in names:
+            return names.index(name)
+        near = ", ".join(get_close_matches(name, names, 3)) or ", ".join(names[:3])
+        problem = (
+            f"no stage of {type(self).__name__} ends there; near it: {near}" if names else "its stages have no names"
+        )
+        raise UserError("network.exits", name, problem)
 
     @abstractmethod
     def embed(self, inputs: Any) -> State:

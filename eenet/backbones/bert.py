@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
+from eenet.errors import UserError
 from eenet.files import NameOrPath
 
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -59,6 +60,10 @@ class Bert(StagedBackbone):
         values = {**(overrides or {}), "num_labels": num_classes}
         self.model = load_model("AutoModelForSequenceClassification", FAMILIES, family, pretrained, values, download)
         config = self.model.config
+        if config.is_decoder:
+            raise UserError(
+                "backbone", "is_decoder", "tokens would see only what is before them; use eenet.backbones.Gpt"
+            )
         self.num_classes, self.pooling, self.family = num_classes, pooling, config.model_type
         reserved = config.pad_token_id + 1 if self.family == "roberta" else 0
         self.max_tokens = config.max_position_embeddings - reserved

@@ -140,7 +140,7 @@ class Gpt(StagedBackbone):
             return hidden
         columns = torch.arange(hidden.shape[1], device=hidden.device)
         last = (state["attention_mask"] * columns).argmax(dim=1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """What follows the last layer and precedes the head, on `(..., dim)`; also how to read an earlier layer."""

@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "eenet.cli.export",
     "features": "eenet.cli.features",
     "infer": "eenet.cli.infer",
+    "inspect": "eenet.cli.inspect",
     "layers": "eenet.cli.layers",
     "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",

@@ -14,6 +14,7 @@ from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
 from eenet.errors import UserError
+from eenet.exits import find_exits
 from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
@@ -92,14 +93,14 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         max_paths: int = 64,
         shared_heads: bool = False,
     ) -> None:
-        ordered, stages = check_widths(widths), check_exits(exits, backbone.num_stages)
+        ordered, stages = check_widths(widths), check_exits(find_exits(exits, backbone), backbone.num_stages)
         family, paths = full_paths(ordered, len(stages) + 1, max_paths)
         tree, dims = Tree.of(paths), [backbone.feature_dims[stage] for stage in stages]
 
         def make(dim: int, num_classes: int) -> InferenceModule:
             return WidthHeads(inference_module, dim, num_classes, ordered, shared_heads)
 
-        super().__init__(backbone, exits, make, lambda num_gates: ErrorGate(tree, dims))
+        super().__init__(backbone, stages, make, lambda num_gates: ErrorGate(tree, dims))
         self.prepare_twins(widths, "network.widths")
         self.family, self.tree = family, tree
         self._counted: dict[type[Gate], CostProfile] = {}  # by gate, of all paths
