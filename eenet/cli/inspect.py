@@ -79,7 +79,7 @@ def show(backbone: StagedBackbone, formats: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = EarlyExitNetwork(backbone, gate=ConfidenceGate).eval()
-        costs = network.costs
+        costs = network.parts
     reached = stage_fractions(backbone)
     names = backbone.stage_names or [""] * backbone.num_stages
     table = Table("stage", "ends at", "state", "MACs", "so far %", "exit there", title=f"{costs.full:,} MACs in all")
@@ -138,7 +138,7 @@ def exportable(network: EarlyExitNetwork, example: Any, format: Format) -> str:
     policy = Threshold([0.5] * (network.num_exits - 1))
     write = torch_program.encode if format == "torch" else onnx_program.translate
     try:
-        for step in trace(network, policy, example):
+        for _, step in trace(network, policy, example):
             write(step)
     except UserError as error:
         return error.problem

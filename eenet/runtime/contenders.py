@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,7 @@ class Contender:
     name: str
     kind: Kind
     run: Callable[[Any], Any]
-    costs: dict[str, float] | None = None
+    costs: Mapping[str, float] | None = None
 
     def mean_costs(self, batches: Sequence[Any]) -> dict[str, float]:
         """MACs, and BitOPs where something is quantized, per sample and averaged over batches."""
