@@ -1,8 +1,8 @@
 """What an early exit costs: multiply-accumulate operations (MACs) of every stage, head and gate, from one counter.
 
 The count is PyTorch's `FlopCounterMode`, halved: matrix products, convolutions and attention; elementwise work counts
-as nothing. Products that it lacks are added here, and the fused kernels of encoder layers and LSTMs, of which it knows
-nothing, are off while it counts.
+as nothing. Products that it lacks are added here, those written as a multiplication included, and the fused kernels of
+encoder layers and LSTMs, of which it knows nothing, are off while it counts.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 def _inner(left: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
@@ -99,7 +100,9 @@ def count_operators(function: Callable[..., Any], *args: Any) -> Counted:
     witness = _Witness(counter.flop_registry)
     with torch.no_grad(), _plain_kernels(), witness, counter:
         result = function(*args)
-    return Counted(counter.get_total_flops() // 2, result, tuple(sorted(witness.unknown)), witness.weighs)
+    return Counted(
+        counter.get_total_flops() // 2 + witness.products, result, tuple(sorted(witness.unknown)), witness.weighs
+    )
 
 
 @contextmanager
@@ -160,13 +163,19 @@ def _plain_kernels() -> Iterator[None]:
 
 
 class _Witness(TorchDispatchMode):
-    """Sees the operators that a counter inside it runs, none of which can be taken apart."""
+    """Sees the operators that a counter inside it runs, none of which can be taken apart.
+
+    It counts the products that are written as multiplications: of every element with every one, as in `torch.outer`,
+    each being one, and of values with weights of their shape, as many as are summed afterwards.
+    """
 
     supports_higher_order_operators = True
 
     def __init__(self, formulas: Container[Any]) -> None:
         super().__init__()
         self.formulas, self.unknown, self.weighs = formulas, set[str](), False
+        self.products, self._weights = 0, set[int]()
+        self._weighed = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -175,7 +184,23 @@ class _Witness(TorchDispatchMode):
         self.weighs |= any(isinstance(factor, nn.Parameter) for factor in factors)
         if operator not in self.formulas and operator not in _ELEMENTWISE and _multiplies(func, factors, result):
             self.unknown.add(str(operator))
+        self._multiply(operator, args, result)
         return result
+
+    def _multiply(self, operator: Any, args: Any, result: Any) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        self._weights |= {_memory(tensor) for tensor in tensors if isinstance(tensor, nn.Parameter)}
+        if operator in (_aten.sum, _aten.mean) and self._weighed.pop(tensors[0], False):
+            self.products += tensors[0].numel()
+        elif operator == _aten.mul and len(tensors) == 2 and result.is_floating_point():
+            if result.numel() > max(tensor.numel() for tensor in tensors):
+                self.products += result.numel()
+            elif any(_memory(tensor) in self._weights for tensor in tensors):
+                self._weighed[result] = True
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _multiplies(func: Any, factors: Sequence[Tensor], result: Any) -> bool:

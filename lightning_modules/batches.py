@@ -31,6 +31,11 @@ class DataModel(LightningModule):
     class_weights: ClassWeights = "none"
     class_weight: Tensor | None = None
 
+    @property
+    def mixed(self) -> bool:
+        """Whether steps run under autocast, which reads inputs of half precision beside float32 weights."""
+        return str(self.trainer.precision).endswith("mixed")
+
     def weigh_classes(self, weights: ClassWeights) -> None:
         """Take the weights that the user asks for.
 
@@ -40,12 +45,15 @@ class DataModel(LightningModule):
         self.class_weights = check_class_weights(weights, self.network.backbone.num_classes)
 
     def on_fit_start(self) -> None:
-        """Find the classes' weights.
+        """Say where nothing will be trained, and find the classes' weights.
 
         Raises:
             UserError: Balanced weights of data that have no training labels to count.
         """
         super().on_fit_start()
+        for limit in ("limit_train_batches", "max_steps"):
+            if getattr(self.trainer, limit) == 0:
+                rank_zero_warn(f"trainer.{limit} = 0: nothing is trained, the weights stay as they begin")
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.class_weights == "none":
             return
@@ -73,20 +81,20 @@ class DataModel(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Refuse a batch that cannot be trained on."""
-        check_batch(batch, self.network.backbone, batch_idx)
+        check_batch(batch, self.network.backbone, batch_idx, self.mixed)
         self.check_size(len(batch[1]))
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Refuse a batch that cannot be judged."""
-        check_batch(batch, self.network.backbone, batch_idx)
+        check_batch(batch, self.network.backbone, batch_idx, self.mixed)
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Refuse a batch that cannot be judged."""
-        check_batch(batch, self.network.backbone, batch_idx)
+        check_batch(batch, self.network.backbone, batch_idx, self.mixed)
 
     def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Refuse a batch without inputs that can be read."""
-        check_inputs(batch, self.network.backbone)
+        check_inputs(batch, self.network.backbone, self.mixed)
 
     def check_size(self, samples: int) -> None:
         """Refuse a training batch of one sample where it is normalised over.
@@ -104,7 +112,7 @@ def normalises_batches(network: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
 
 
-def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0) -> None:
+def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0, mixed: bool = False) -> None:
     """Refuse a batch that is not one of inputs and class numbers.
 
     Args:
@@ -112,6 +120,7 @@ def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0) -> Non
         backbone: Reads the inputs.
         batch_idx: Of the batch in its epoch. Classes are compared with their number in the first batch and, where that
             costs no synchronisation, in all.
+        mixed: See `check_inputs`.
 
     Raises:
         UserError: The batch is no pair, the labels are no class numbers, or the inputs do not fit the backbone.
@@ -119,7 +128,7 @@ def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0) -> Non
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError("data", describe(batch), f"a batch {PAIR}")
     labels = batch[1]
-    check_class_numbers(labels, check_inputs(batch, backbone), backbone.num_classes)
+    check_class_numbers(labels, check_inputs(batch, backbone, mixed), backbone.num_classes)
     if batch_idx == 0 or labels.device.type == "cpu":
         low, high = (value.item() for value in labels.aminmax())
         if low < 0 or high >= backbone.num_classes:
@@ -127,12 +136,13 @@ def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0) -> Non
             raise UserError("data", low if low < 0 else high, f"{problem} or set the backbone's num_classes")
 
 
-def check_inputs(batch: Any, backbone: StagedBackbone) -> int:
+def check_inputs(batch: Any, backbone: StagedBackbone, mixed: bool = False) -> int:
     """Refuse a batch whose first part a backbone cannot read.
 
     Args:
         batch: What a loader gives; what comes after the inputs is not looked at.
         backbone: Reads the inputs.
+        mixed: Whether it runs under autocast.
 
     Returns:
         The number of inputs.
@@ -153,8 +163,9 @@ def check_inputs(batch: Any, backbone: StagedBackbone) -> int:
         if tuple(inputs.shape[1:]) != tuple(shape):
             problem = f"a batch's inputs must be (batch, {', '.join(map(str, shape))}), as the backbone is made for"
             raise UserError("data", describe(inputs), problem)
-        double = inputs.dtype == torch.float64 and next(backbone.parameters()).dtype == torch.float32
-        if double or not inputs.is_floating_point():
+        fits = inputs.dtype == torch.float32 or (mixed and inputs.dtype in (torch.float16, torch.bfloat16))
+        single = next(backbone.parameters()).dtype == torch.float32
+        if (single and not fits) or not inputs.is_floating_point():
             raise UserError("data", describe(inputs), "a batch's inputs must be float32; make them so in the data set")
     return len(rows[0])
 

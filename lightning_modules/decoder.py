@@ -67,7 +67,8 @@ class DecoderRoutine(ExitRoutine):
         """Log the figures, write `results.json` and print the table."""
         full, layers = self._rows["full"], self.network.backbone.num_stages
         rows = {name: summarise_rows(rows, full, layers) for name, rows in self._rows.items()}
-        self.log_dict({f"test/{key}/{name}": row[key] for name, row in rows.items() for key in COLUMNS})
+        figures = {f"test/{key}/{name}": row[key] for name, row in rows.items() for key in COLUMNS}
+        self.log_dict({key: figure for key, figure in figures.items() if figure is not None})
         marked = {name: chosen(rows[name], point) for name, (point, _) in self._points.items()}
         points = {"full": rows["full"]} | dict(zip(self.operating_points(), self.all_rows(marked), strict=True))
         results = {**heading(self, "test"), "prompts": len(full), "points": points, "texts": self._rows}
@@ -88,8 +89,8 @@ class DecoderRoutine(ExitRoutine):
             if not row.get("chosen", True):
                 table.add_row(f"{name} (not chosen)", *["-"] * len(COLUMNS))
                 continue
-            figures = (row[key] * (1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
-            table.add_row(name, *(f"{figure:.2f}" for figure in figures))
+            figures = ((row[key], 1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
+            table.add_row(name, *("-" if figure is None else f"{figure * unit:.2f}" for figure, unit in figures))
         console = make_console()
         console.print(table)
         for line in not_chosen_lines(results["points"].values()):

@@ -27,7 +27,7 @@ def one_cycle(optimizer: Optimizer, warmup: float, trainer: Trainer) -> OneCycle
         UserError: The training has no end.
     """
     _epochs(trainer)
-    total = int(trainer.estimated_stepping_batches) + 1  # the schedule takes a step after the last batch
+    total = max(int(trainer.estimated_stepping_batches), 1) + 1  # the schedule takes a step after the last batch
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=max(warmup, 2 / total), cycle_momentum=False)
 

@@ -1,5 +1,6 @@
 """EENet's budget scheduler, learned on validation data (Ilhan, Chow, Hu, Tekin, Liu, WACV 2024)."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from eenet.policies import Policy, Threshold
 FIT_BYTES = 2**28
 """Bytes of what the scoring functions read, above which they are fitted to some of the samples."""
 
+STEP_BYTES = 2**23
+"""Bytes of it that a step reads: nearly all time goes into products with it, so this bounds the time of a fit."""
+
 
 def fit_scheduler(logits: Logits, labels: Tensor, steps: int = 300, learning_rate: float = 0.01) -> SchedulerGate:
-    """Fit the scoring functions to whether each exit is right, by Adam on the whole split.
+    """Fit the scoring functions to whether each exit is right, by Adam.
 
     What they read of an exit's own logits never changes and is computed once; where it takes more than `FIT_BYTES`,
-    samples spread evenly over the split stand for it.
+    samples spread evenly over the split stand for it. Steps are on all of it, or in turn on equal random parts of at
+    most `STEP_BYTES`.
 
     Args:
         logits: Of all exits, `(samples, exits, classes)`.
@@ -33,13 +38,16 @@ def fit_scheduler(logits: Logits, labels: Tensor, steps: int = 300, learning_rat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         gate = SchedulerGate(logits.shape[1] - 1, logits.shape[2])
-    known, correct = _read(gate, logits, labels)
-    optimizer = torch.optim.Adam(gate.parameters(), learning_rate, weight_decay=1e-4)
+        known, right = _read(gate, logits, labels)
+    parts = math.ceil(known.nbytes / STEP_BYTES)
+    batches = list(zip(known.tensor_split(parts, dim=2), right.tensor_split(parts), strict=True))
+    optimizer = torch.optim.Adam(gate.parameters(), learning_rate, weight_decay=1e-4, fused=True)
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             optimizer.zero_grad()
+            features, correct = batches[step % parts]
             scores, earlier = [], correct[:, :0]
-            for exit, own in enumerate(known):
+            for exit, own in enumerate(features):
                 scores.append(_score(gate.scorers[exit], own.T, earlier))
                 earlier = torch.cat([earlier, scores[exit].sigmoid().unsqueeze(1)], dim=1)
             F.binary_cross_entropy_with_logits(torch.stack(scores, dim=1), correct).backward()
@@ -60,23 +68,25 @@ def _score(scorer: Any, own: Tensor, earlier: Tensor) -> Tensor:
 def _read(gate: SchedulerGate, logits: Logits, labels: Tensor) -> tuple[Tensor, Tensor]:
     """What each exit's function reads of its own logits, `(exits - 1, classes + 3, samples)`, and whether it is right.
 
-    Samples come last: products with few columns are faster so.
+    Samples come last: products with few columns are faster so. Their order is drawn, since a split may be in the order
+    of its classes.
     """
     width = gate.num_classes + 3
     most = max(1, FIT_BYTES // (4 * gate.num_gates * width))
     keep = spread(len(labels), most, labels.device)
     known = torch.empty(gate.num_gates, width, int(keep.sum()), device=labels.device)
     correct = torch.empty(known.shape[2], gate.num_gates, device=labels.device)
+    order = torch.randperm(known.shape[2]).to(labels.device)
     start = 0
     for rows, block in blocks(logits):
         early = block[keep[rows], :-1].float()
-        places = slice(start, start + len(early))
+        places = order[start : start + len(early)]
         votes, _ = gate.start(early[:, 0])
         for exit in range(gate.num_gates):
             own, votes = gate.own(exit, early[:, exit], votes)
             known[exit, :, places] = own.T
         correct[places] = (early.argmax(-1) == labels[rows][keep[rows]].unsqueeze(1)).float()
-        start = places.stop
+        start += len(early)
     return known, correct
 
 

@@ -1,6 +1,7 @@
 """Where a key was given: in an argument, or in a line of a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,37 @@ def find_given(args: Sequence[str], key: str) -> Given | None:
         elif name.startswith("-") and plain(name.lstrip("-")) == wanted:
             found = Given(value)
     return found
+
+
+def leaves(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Keys of a command's configurations and arguments with their single values; places in lists are left out.
+
+    Example:
+        >>> list(leaves(["--model.optimizer.lr=-1", "--model.exits", "[0, 2]"]))
+        [('model.optimizer.lr', -1), ('model.exits', 0), ('model.exits', 2)]
+    """
+    for number, text in enumerate(args):
+        name, equals, value = text.partition("=")
+        if not name.startswith("--"):
+            continue
+        value = value if equals else next(iter(args[number + 1 : number + 2]), "")
+        with suppress(yaml.YAMLError):
+            if name == "--config" and Path(value).is_file():
+                yield from values_below("", yaml.safe_load(Path(value).read_text()))
+            else:
+                yield from values_below(name.lstrip("-"), yaml.safe_load(value))
+
+
+def values_below(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Single values in mappings and lists, with their keys; an empty mapping is one."""
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from values_below(f"{key}.{name}".lstrip("."), below)
+    elif isinstance(value, list):
+        for item in value:
+            yield from values_below(key, item)
+    else:
+        yield key, value
 
 
 def plain(key: str) -> str:

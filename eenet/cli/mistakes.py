@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+import yaml
+
 from eenet.cli.configs import with_paths
-from eenet.cli.given import Given, find_given
+from eenet.cli.given import Given, find_given, leaves
 from eenet.errors import UserError, command
 
 REFUSING = ("lightning.", "torch.optim", "torch.utils.data")
@@ -84,9 +86,15 @@ def refuses(error: BaseException) -> bool:
 
 
 def setting(said: str, args: Sequence[str]) -> str:
-    """The setting that a message speaks of: one that was given, and whose name or else value it holds."""
+    """The setting that a message speaks of: one that was given, and whose name or else value it holds.
+
+    Values in a configuration are many: of these, one that is quoted or ends the message.
+    """
     words = re.findall(r"-?\w+(?:\.\w+)*", said)
     options = [text.lstrip("-").partition("=")[0] for text in args if text.startswith("--")]
     named = (f"trainer.{word}" for word in words if find_given(args, f"trainer.{word}"))
     meant = (key for key in (*DEVICES, *options) if (found := find_given(args, key)) and str(found.value) in words)
-    return next(chain(named, meant), "config")
+    quoted = re.findall(r"[`'\"]([^`'\"\s]+)[`'\"]|: (-?\d\S*)$", said)
+    values = [yaml.safe_load(text or number) for text, number in quoted]
+    inside = (key for value in values for key, given in leaves(args) if type(given) is not bool and given == value)
+    return next(chain(named, meant, inside), "config")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from eenet.cli.given import find_given, plain
+from eenet.cli.given import find_given, leaves, plain
 from eenet.cli.main import LIGHTNING
 from eenet.errors import UserError, command
 
@@ -47,6 +47,19 @@ HINTS = {"RunData": "; write its `read` and `build` as a datamodules.SplitData, 
 class Refusals:
     """Mixin of a jsonargparse parser that raises a `UserError` where the parser would print its usage and exit."""
 
+    def parse_args(self: Any, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Parse, and refuse what jsonargparse drops: a key that does not exist and holds an empty mapping.
+
+        Raises:
+            UserError: There is such a key.
+        """
+        config = super().parse_args(args, *others, **options)  # type: ignore[misc]
+        own = config[config.subcommand] if config.get("subcommand") else config
+        for key, value in leaves(args or []):
+            if value == {} and not holds(own, key.split(".")):
+                self.error(f"unrecognized arguments: --{key}")
+        return config
+
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments.
 
@@ -67,6 +80,24 @@ class Refusals:
         if args and self._subcommands_action and args[0] in self._subcommands_action.choices:
             message, prog = message.replace(f" {args[0]}.", " "), f"{prog} {args[0]}"
         raise refusal(message, args, prog, options) from ex
+
+
+def holds(config: Any, parts: Sequence[str]) -> bool:
+    """Whether a parsed configuration has a key; `init_args` and places in lists are passed through.
+
+    Example:
+        >>> config = Namespace(model=Namespace(class_path="A", init_args=Namespace(seed=3)))
+        >>> holds(config, ["model", "seed"]), holds(config, ["model", "init_args", "sead"])
+        (True, False)
+    """
+    parts = [part for part in parts if part != "init_args"]
+    if isinstance(config, list):
+        return any(holds(item, parts) for item in config)
+    if not parts or not isinstance(config, Namespace) or parts[0] in ("config", "dict_kwargs"):
+        return True
+    if parts[0] in config:
+        return holds(config[parts[0]], parts[1:])
+    return "init_args" in config and holds(config["init_args"], parts)
 
 
 class Parser(Refusals, ArgumentParser):

@@ -136,7 +136,7 @@ def whole(tokens: list[int], sequences: Sequences) -> list[int]:
     return tokens + list(sequences.stop[:1]) if len(tokens) < sequences.new_tokens else tokens
 
 
-def summarise_rows(rows: Sequence[Row], full: Sequence[Row], num_layers: int) -> dict[str, float]:
+def summarise_rows(rows: Sequence[Row], full: Sequence[Row], num_layers: int) -> dict[str, float | None]:
     """Figures of a set of prompts.
 
     Args:
@@ -147,27 +147,33 @@ def summarise_rows(rows: Sequence[Row], full: Sequence[Row], num_layers: int) ->
     Returns:
         Of the tokens generated but the first: `layers_mean` and `layers_fraction`, per token, `macs_mean`, per token,
         and `macs_fraction`, of the full model's on its own text. Of the full model's tokens but the first: `agreement`,
-        a share, and `perplexity`. Over prompts: the mean `rougeL_full` and `rougeL`, and the share of `same_text`.
+        a share, and `perplexity`; `None` where no text has a second token. Over prompts: the mean `rougeL_full` and
+        `rougeL`, and the share of `same_text`.
     """
     layers = [count for row in rows for count in row["layers"]]
     followed = sum(row["followed"] for row in rows)
-    mean = sum(layers) / max(len(layers), 1)
-    macs = _macs_per_token(rows)
+    mean = _ratio(sum(layers), len(layers))
+    macs, full_macs = _macs_per_token(rows), _macs_per_token(full)
+    nll = _ratio(sum(row["nll"] for row in rows), followed)
     return {
         "layers_mean": mean,
-        "layers_fraction": mean / num_layers,
+        "layers_fraction": None if mean is None else mean / num_layers,
         "macs_mean": macs,
-        "macs_fraction": macs / max(_macs_per_token(full), 1),
-        "agreement": sum(row["agreeing"] for row in rows) / max(followed, 1),
-        "perplexity": math.exp(sum(row["nll"] for row in rows) / max(followed, 1)),
+        "macs_fraction": None if macs is None else _ratio(macs, full_macs),
+        "agreement": _ratio(sum(row["agreeing"] for row in rows), followed),
+        "perplexity": None if nll is None else math.exp(nll),
         "rougeL_full": sum(row["rougeL_full"] for row in rows) / len(rows),
         "rougeL": sum(row["rougeL"] for row in rows) / len(rows),
         "same_text": sum(row["tokens"] == other["tokens"] for row, other in zip(rows, full, strict=True)) / len(rows),
     }
 
 
-def _macs_per_token(rows: Sequence[Row]) -> float:
-    return sum(row["macs"] for row in rows) / max(sum(len(row["layers"]) for row in rows), 1)
+def _macs_per_token(rows: Sequence[Row]) -> float | None:
+    return _ratio(sum(row["macs"] for row in rows), sum(len(row["layers"]) for row in rows))
+
+
+def _ratio(total: float, count: float | None) -> float | None:
+    return total / count if count else None
 
 
 def split_batches(count: int, size: int) -> Iterator[range]:

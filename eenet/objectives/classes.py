@@ -1,7 +1,7 @@
 """Weights of classes in a loss, for data in which some are rare."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ ClassWeights = Literal["none", "balanced"] | list[float]
 """All classes alike, rare ones as heavy as frequent ones, or a weight for each."""
 
 
-def check_class_weights(weights: ClassWeights, num_classes: int) -> ClassWeights:
-    """The weights, if they can be used.
+def check_class_weights(weights: Any, num_classes: int) -> ClassWeights:
+    """The weights, if they can be used; from Python they may be any numbers in a row, as a tensor's.
 
     Raises:
-        UserError: An unknown word, or a list that has not one finite positive number for each class.
+        UserError: An unknown word, or no row of one finite positive number for each class.
 
     Example:
-        >>> check_class_weights("balanced", 10), check_class_weights([1.0, 20.0], 2)
+        >>> check_class_weights("balanced", 10), check_class_weights(torch.tensor([1, 20]), 2)
         ('balanced', [1.0, 20.0])
     """
     field = "model.class_weights"
@@ -27,6 +27,10 @@ def check_class_weights(weights: ClassWeights, num_classes: int) -> ClassWeights
         if weights not in ("none", "balanced"):
             raise UserError(field, weights, "must be none, balanced, or a list of a weight for each class")
         return weights
+    try:
+        weights = [float(weight) for weight in weights]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(field, weights, "must be none, balanced, or a list of a number for each class") from error
     if len(weights) != num_classes:
         raise UserError(field, weights, f"has {len(weights)} weights and the backbone {num_classes} classes")
     for weight in weights:

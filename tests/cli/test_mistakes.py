@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from eenet.cli import main as entry
@@ -53,6 +55,33 @@ def test_the_machines_and_the_libraries_refusals_are_the_users_mistakes(error: E
     found = users_mistake(error, ["fit", "--data.batch_size=7", "--ckpt_path", "a.ckpt"])
     assert str(found).startswith(expected)
     assert "\n" not in str(found)
+
+
+CONFIGURATION = """
+model:
+  init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: -1}}}
+trainer:
+  max_epochs: 1
+  callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/nothing}}]
+"""
+
+
+def test_what_a_library_refuses_by_its_value_is_found_in_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIGURATION)
+    stopping = EarlyStopping("val/nothing")
+    stopping._trainer = Trainer(logger=False)  # type: ignore[attr-defined]
+    for error, expected in (
+        (
+            raised(torch.optim.SGD, [nn.Parameter(torch.zeros(1))], lr=-1.0),
+            "model.init_args.optimizer.init_args.lr = -1: Invalid learning rate: -1.0",
+        ),
+        (
+            raised(stopping._validate_condition_metric, {"val/loss": torch.zeros(1)}),
+            "trainer.callbacks.init_args.monitor = 'val/nothing': Early stopping conditioned on metric `val/nothing`",
+        ),
+    ):
+        assert str(users_mistake(error, ["fit", "--config", str(config)])).startswith(expected)
 
 
 @pytest.mark.parametrize(

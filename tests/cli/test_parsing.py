@@ -94,6 +94,12 @@ CALLBACK = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_arg
 IN_FILES: list[tuple[str, Any, str]] = [
     ("trainer.max_epoch", 3, "trainer.max_epoch = 3: is no option of `eenet fit`; did you mean trainer.max_epochs?"),
     ("trainr", {"strategy": 1}, "trainr.strategy = 1: is no option of `eenet fit`; did you mean trainer.strategy?"),
+    ("modle", {}, "modle = {}: is no option of `eenet fit`; did you mean model?"),
+    (
+        f"{BACKBONE}.init_args.dephts",
+        {},
+        f"{BACKBONE}.init_args.dephts = {{}}: is no option of `eenet fit`; see `eenet fit --help`",
+    ),
     ("trainer", "x", "trainer = 'x': must hold keys and values"),
     (
         f"{BACKBONE}.init_args.num_clases",

@@ -150,6 +150,10 @@ A, V, W = torch.zeros(5, D), torch.zeros(D), torch.zeros(D, 5)
         (torch._int_mm, [torch.zeros(32, 16, dtype=torch.int8), torch.zeros(16, 8, dtype=torch.int8)], 32 * 16 * 8),
         (torch._addmm_activation, [torch.zeros(5), TOKENS[0], W], N * D * 5),
         (torch.mul, [TOKENS, V], 0),
+        (torch.outer, [V, V], D * D),
+        (lambda x, weight: (x.unsqueeze(-2) * weight).sum(-1), [TOKENS, nn.Parameter(A)], B * N * D * 5),
+        (lambda x, weight: (x.unsqueeze(-2) * weight.unsqueeze(0)).mean(-1), [TOKENS, nn.Parameter(V)], B * N * D),
+        (lambda x, weight: (x * weight).relu().sum(-1), [TOKENS, nn.Parameter(V)], 0),
         (torch.cat, [[TOKENS, TOKENS], 1], 0),
     ],
 )
@@ -229,7 +233,7 @@ def test_a_model_that_counts_nothing_is_refused() -> None:
 
 def test_a_stage_whose_weights_count_nothing_is_said() -> None:
     def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
-        return (x.unsqueeze(-2) * layer.weight).sum(-1)
+        return torch.stack([(x * row.exp()).sum(-1) for row in layer.weight], dim=-1)
 
     with pytest.warns(UserWarning, match="stage 2: its weights"):
         costs = EarlyExitNetwork(Layered(lambda: nn.Linear(D, D), by_hand), exits=[1]).costs

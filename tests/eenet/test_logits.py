@@ -110,3 +110,17 @@ def test_the_scheduler_of_a_large_split_is_fitted_to_samples_spread_over_it(
     found, expected = fit_scheduler(stored, labels, steps=20), whole_fit(values[rows], labels[rows], 20)
     for own, other in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(own, other.detach(), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_scheduler_fitted_to_parts_in_turn_is_as_good_as_one_fitted_to_all(
+    stored: LogitFile, values: torch.Tensor, labels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.enable_grad():
+        whole = whole_fit(values, labels, 60)
+    monkeypatch.setattr(scheduler, "STEP_BYTES", 4 * 3 * 10 * 26)
+    parts = fit_scheduler(stored, labels, steps=60)
+    correct = (values[:, :-1].argmax(-1) == labels[:, None]).float()
+    losses = [F.binary_cross_entropy_with_logits(gate(values[:, :-1]), correct) for gate in (whole, parts)]
+    start = F.binary_cross_entropy_with_logits(torch.zeros_like(correct), correct)
+    assert losses[0] < losses[1] < losses[0] + (start - losses[0]) / 4

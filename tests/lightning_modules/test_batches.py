@@ -83,6 +83,7 @@ WRONG = [
     (loader(INPUTS[:32].expand(-1, 3, -1, -1)), r"'float32 \(8, 3, 8, 8\)': .* must be \(batch, 1, 8, 8\)"),
     (loader((INPUTS[:32] * 16).byte()), r"'uint8 \(8, 1, 8, 8\)': .* must be float32"),
     (loader(INPUTS[:32].double()), r"'float64 \(8, 1, 8, 8\)': .* must be float32"),
+    (loader(INPUTS[:32].half()), r"'float16 \(8, 1, 8, 8\)': .* must be float32"),
     (
         DataLoader([({"pixel_values": INPUTS[0]}, 1)] * 8, 8),  # type: ignore[arg-type]
         r"'dict of pixel_values': .* one tensor \(batch, 1, 8, 8\), not a mapping",
@@ -229,9 +230,30 @@ def test_balanced_weights_need_labels_to_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "weights", [np.arange(1, 11), torch.arange(1, 11), tuple(range(1, 11))], ids=["numpy", "torch", "tuple"]
+)
+def test_class_weights_of_any_numbers_train(weights: Any, tmp_path: Path) -> None:
+    routine = lopsided("backbone", class_weights=weights)
+    make_trainer(tmp_path).fit(routine, loader())
+    assert routine.class_weight.tolist() == list(range(1, 11))
+
+
+@pytest.mark.parametrize("limit", ["limit_train_batches", "max_steps"])
+@pytest.mark.parametrize("kind", ["backbone", "joint"])
+def test_a_training_of_nothing_is_said(kind: str, limit: str, tmp_path: Path) -> None:
+    routine = lopsided(kind)
+    before = {name: value.clone() for name, value in routine.network.named_parameters()}
+    with pytest.warns(UserWarning, match=f"trainer.{limit} = 0: nothing is trained"):
+        make_trainer(tmp_path, **{limit: 0}).fit(routine, datamodule=Plain())
+    assert all(torch.equal(value, before[name]) for name, value in routine.network.named_parameters())
+
+
+@pytest.mark.parametrize(
     ("weights", "message"),
     [
         ("heavy", "must be none, balanced, or a list"),
+        (1.0, "= 1.0: must be none, balanced, or a list"),
+        ([[1.0]] * 10, "must be none, balanced, or a list"),
         ([1.0] * 9, "has 9 weights and the backbone 10 classes"),
         ([1.0] * 9 + [0.0], r"= 0\.0: each weight must be a finite number above 0"),
         ([1.0] * 9 + [float("nan")], "= nan: each weight"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import brier_score_loss
+from sklearn.metrics import brier_score_loss, roc_auc_score
 from torch import Tensor
 
 from eenet.calibration.curves import Point, point_for_budget
@@ -129,6 +129,10 @@ def test_scores_agree_with_other_libraries() -> None:
     ranks = mannwhitneyu(scores[errors == 1].numpy(), scores[errors == 0].numpy()).statistic
     assert auroc(scores, errors) == pytest.approx(ranks / (errors.sum() * (1 - errors).sum()).item(), abs=1e-4)
     assert auroc(scores, torch.zeros(300)) is None
+    assert auroc(torch.where(scores > 0.9, torch.inf, scores), errors) == pytest.approx(
+        roc_auc_score(errors.numpy(), scores.clamp(max=0.9).numpy())
+    )
+    assert auroc(torch.where(scores > 0.9, torch.nan, scores), errors) is None
 
 
 def test_a_budget_takes_the_best_point_that_keeps_it() -> None:
