@@ -31,6 +31,7 @@ from eenet.cli.calibrate_paths import calibrate_paths
 from eenet.cli.deciders import decider
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, exit_logits, open_run
+from eenet.cli.seen import check_unseen
 from eenet.cli.wishes import MODES, ON_VALIDATION, RULES, Granted, Wishes, grant, names, numbers
 from eenet.decoding import DecoderNetwork
 from eenet.errors import UnmetError, UserError
@@ -111,6 +112,7 @@ def main(args: list[str]) -> None:
     if not list(wishes):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
     run = open_run(options.run, checkpoint=options.ckpt_path)
+    check_unseen(run)
     if isinstance(run.model.network, DecoderNetwork):
         granted = calibrate_decoder(run, options.policy, wishes)
     elif isinstance(run.model.network, QuantizedNetwork):
