@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch import Tensor
 
@@ -14,7 +17,13 @@ from datamodules.image import Images, TransformedImages
 from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.images import Mode, UnreadableImage, read_image
-from eenet.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from eenet.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
+
+Source = Literal["auto", "model", "data"]
+"""Whose preprocessing is taken."""
+
+MOST_MEASURED = 1000
+"""Images whose mean and deviation stand for all."""
 
 
 class Photographs(Images):
@@ -135,41 +144,142 @@ class ImageCells(Photographs):
 class PhotographData(TransformedImages):
     """Photographs behind a model's preprocessing; augmentation is timm's `create_transform`.
 
+    The preprocessing is the checkpoint's that is continued or built upon, else that of the model's weights, else has
+    the training images' own mean and deviation. What is given here replaces parts of it, except a checkpoint's.
+
     Args:
-        image_size: Side of the square input in pixels.
-        channels: 3, or 1 for grey.
+        image_size: Side of the square input in pixels; `null` takes the model's.
+        channels: 3, or 1 for grey; `null` takes the model's.
+        preprocessing: `auto`, `model` (refuse weights that say none) or `data` (whatever the weights say).
+        mean: Mean of each channel on the scale 0 to 1.
+        std: Standard deviation of each channel, on the same scale.
+        resize: Length of the short side before the centre is cut out, or height and width whatever the proportions.
+        interpolation: Of the resizing: `bilinear`, `bicubic`, `nearest`, `lanczos`, `box` or `hamming`.
         augment: Augment the batches of the train loader.
         augmentation: Arguments of timm's `create_transform` in training, such as `{auto_augment: rand-m9-mstd0.5}`.
     """
 
     def __init__(
         self,
-        image_size: int = 224,
-        channels: int = 3,
+        image_size: int | None = None,
+        channels: int | None = None,
+        preprocessing: Source = "auto",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        resize: int | list[int] | None = None,
+        interpolation: Interpolation | None = None,
         augment: bool = True,
         augmentation: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least("data.image_size", image_size, 1)
-        if channels not in (1, 3):
+        check_at_least("data.image_size", 1 if image_size is None else image_size, 1)
+        if channels not in (None, 1, 3):
             raise UserError("data.channels", channels, "must be 3, or 1 for grey images")
-        self.mode: Mode = "L" if channels == 1 else "RGB"
+        if preprocessing not in get_args(Source):
+            raise UserError("data.preprocessing", preprocessing, f"must be one of {', '.join(get_args(Source))}")
+        self.size = None if image_size is None else (image_size, image_size)
+        self.channels, self.taken_from = channels, preprocessing
+        given = {"mean": mean, "std": std, "resize": resize, "interpolation": interpolation}
+        self.given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if value is not None
+        }
         self.augment, self.augmentation = augment, augmentation or {}
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-        size, resize = (image_size, image_size), round(image_size * 8 / 7)
-        self._preprocessing = Preprocessing(size, mean, std, resize, mode=self.mode, source="the default")
+        self.settled: Preprocessing | None = None
         _ = self.transform(augment)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What a photograph passes when nothing is trained."""
-        return self._preprocessing
+        """What a photograph passes when nothing is trained; until a model is known, ImageNet's usual one."""
+        return self.settled or self._with_given(self._usual(self.channels or 3, self.size or (224, 224)))
+
+    @property
+    def mode(self) -> Mode:
+        """8-bit grey or RGB, to which images are converted."""
+        return self.preprocessing.mode
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """`(channels, height, width)` of an input."""
         return self.preprocessing.input_shape
+
+    def settle(
+        self, recorded: Preprocessing | None, of_model: Preprocessing | None, input_shape: tuple[int, ...] | None
+    ) -> None:
+        """Take the preprocessing of a checkpoint, of a model's weights, or of the training images; see the class.
+
+        Args:
+            recorded: What a checkpoint was trained with.
+            of_model: What the weights of the model expect.
+            input_shape: `(channels, height, width)` that the model takes.
+
+        Raises:
+            UserError: The checkpoint was trained with another than is given here, or the model has none.
+        """
+        channels, *size = input_shape if input_shape is not None and len(input_shape) == 3 else (3, 224, 224)
+        wanted = self.size or (size[0], size[1])
+        if recorded is not None:
+            self.settled = recorded
+            asked = {**self.given, **({} if self.size is None else {"size": self.size})}
+            for name, value in asked.items():
+                if getattr(recorded, name) != value:
+                    problem = f"the checkpoint was trained with {getattr(recorded, name)!r}; leave it out to adopt that"
+                    raise UserError(f"data.{'image_size' if name == 'size' else name}", value, problem)
+        elif of_model is not None and self.taken_from != "data":
+            self.settled = self._with_given(of_model.at(wanted))
+        elif self.taken_from == "model":
+            remedy = (
+                "no weights that say how they expect images; give data.mean, data.std, ... or data.preprocessing: data"
+            )
+            raise UserError("data.preprocessing", "model", remedy)
+        else:
+            self.settled = self._with_given(self._usual(self.channels or channels, wanted))
+            if not {"mean", "std"} <= self.given.keys():
+                self.settled = self._with_given(self._measured(self.settled))
+        for samples, _ in vars(self).get("_splits", {}).values():
+            samples.inputs.mode = self.settled.mode
+        rank_zero_info(f"preprocessing: {self.settled}")
+
+    def _usual(self, channels: int, size: tuple[int, int]) -> Preprocessing:
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+        mode: Mode = "L" if channels == 1 else "RGB"
+        return Preprocessing(size, mean, std, round(min(size) * 8 / 7), mode=mode, source="the default")
+
+    def _with_given(self, base: Preprocessing) -> Preprocessing:
+        changed = ", ".join(self.given)
+        return replace(base, **self.given, source=f"{base.source}, {changed} given") if changed else base
+
+    def _measured(self, usual: Preprocessing) -> Preprocessing:
+        """With mean and deviation of the training images at the input's size, or of evenly spaced ones of many."""
+        plain = replace(usual, mean=(0.0,) * len(usual.mean), std=(1.0,) * len(usual.std)).transform()
+        self.settled = usual
+        samples, rows = self._splits["train"]
+        samples.inputs.mode = usual.mode
+        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_MEASURED)).astype(int)]
+        pixels = (plain(samples.inputs[row]).flatten(1).double() for row in chosen)
+        mean, square = torch.stack([torch.stack([each.mean(1), each.square().mean(1)]) for each in pixels]).mean(0)
+        deviation = (square - mean**2).clamp(min=1e-6).sqrt()
+        source = f"the statistics of {len(chosen):,} training images"
+        mean, deviation = (tuple(round(value, 4) for value in values.tolist()) for values in (mean, deviation))
+        return replace(usual, mean=mean, std=deviation, source=source)
+
+    def split_record(self) -> dict[str, Any]:
+        """As for every data set, and the preprocessing."""
+        return {**super().split_record(), "preprocessing": self.preprocessing.to_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint made on another split or with other preprocessing.
+
+        Raises:
+            UserError: It was.
+        """
+        own, recorded = self.preprocessing, state_dict.get("preprocessing", self.preprocessing.to_dict())
+        for name in own.differences(Preprocessing.from_dict(recorded)):
+            problem = f"the checkpoint was trained with {recorded[name]!r}"
+            raise UserError(f"data.{name}", getattr(own, name), problem)
+        super().load_state_dict({**state_dict, "preprocessing": own.to_dict()})
 
     def transform(self, augmented: bool) -> Callable[[Any], Tensor]:
         """From a Pillow image to a normalised float input.

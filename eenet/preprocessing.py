@@ -115,6 +115,48 @@ class Preprocessing:
         mode: Mode = "L" if channels == 1 else "RGB"
         return cls((size[0], size[1]), mean, std, resize, config["interpolation"], mode, source=source)
 
+    @classmethod
+    def from_processor(cls, config: Mapping[str, Any], source: str = "transformers") -> Preprocessing:
+        """What an image processor of transformers does, from its `preprocessor_config.json`.
+
+        Args:
+            config: The file's content.
+            source: Where it comes from, for people.
+
+        Raises:
+            UserError: It changes images otherwise than by resizing, cutting the centre and normalising.
+        """
+
+        def sides(value: Any) -> tuple[int, int]:
+            if isinstance(value, int):
+                return value, value
+            return (value["height"], value["width"]) if "height" in value else (value["shortest_edge"],) * 2
+
+        factor, share = config.get("rescale_factor", 1 / 255), config.get("crop_pct")
+        known = math.isclose(factor, 1 / 255) and not config.get("do_pad") and not config.get("do_flip_channel_order")
+        if not known or not config.get("do_rescale", True):
+            raise UserError(
+                "data.preprocessing", source, "pads, flips or scales images in its own way; give data.mean ..."
+            )
+        asked = config.get("size", 224)
+        short = not isinstance(asked, dict) or "shortest_edge" in asked
+        size = resize = sides(asked)
+        if config.get("do_center_crop"):
+            size = sides(config.get("crop_size", asked))
+        if (
+            share is not None and size[0] < 384
+        ):  # ConvNeXt's processor cuts below 384 pixels, and squeezes from there on
+            resize, short = (int(size[0] / share),) * 2, True
+        elif share is not None:
+            short = False
+        short = short and (config.get("do_center_crop") or share is not None)
+        normal = config.get("do_normalize", True)
+        mean = tuple(config.get("image_mean", IMAGENET_MEAN)) if normal else (0.0,) * 3
+        std = tuple(config.get("image_std", IMAGENET_STD)) if normal else (1.0,) * 3
+        kinds: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+        kind, scaled = kinds[config.get("resample", 2)], resize[0] if short else resize
+        return cls(size, mean, std, scaled if config.get("do_resize", True) else None, kind, source=source)
+
     def differences(self, other: Preprocessing) -> list[str]:
         """The fields in which another one differs, but for its source."""
         names = [field.name for field in fields(self) if field.name != "source"]

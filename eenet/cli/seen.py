@@ -49,7 +49,7 @@ def check_unseen(run: Run) -> None:
     weights = find_key(config["model"], "pretrained")
     if (isinstance(weights, str) or (weights and data.name == "imagenet")) and "val" in data.cut:
         print(
-            f"validation was cut off training data, which the weights {weights!r} may have been trained on; if so, these "
+            f"validation was cut off training data, on which the weights {weights!r} may have been trained; then these "
             "points are too optimistic: give a split `val` that they have not seen"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +38,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
         model = eenet.runtime.load("exported")
         routed = model(images)
         print(routed.logits.argmax(-1), routed.exits, routed.macs)
+        images = torch.stack([model.transform(path) for path in ["cat.jpg", "dog.png"]])
         ```
     """
     folder, device = Path(folder), torch.device(device)
@@ -112,6 +113,19 @@ class ExportedRuntime:
         self._check(inputs)
         # The programs hold the policy, so `route` need not be given one.
         return route(cast(Any, self.network), inputs, cast(Policy, None), compaction, self.steps)
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """What makes an input, `(channels, height, width)`, of an image: its path, its bytes, or a Pillow image.
+
+        Raises:
+            UserError: The folder does not say how images were preprocessed, as for texts.
+        """
+        if self.manifest.preprocessing is None:
+            raise UserError(
+                "export", "preprocessing", "the folder says nothing of images; transform inputs as in training"
+            )
+        return self.manifest.preprocessing.read
 
     def _step(self, program: Any, first: bool, last: bool, given: Any) -> Result:
         tensors = self._tensors(given) if first else given

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from eenet.costs import CostProfile
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.preprocessing import Preprocessing
 
 VERSION = 1
 MANIFEST = "model.json"
@@ -55,6 +56,7 @@ class Manifest:
         point: The operating point: `name`, what was `asked` and what was `got` on the validation split.
         versions: Of what wrote it.
         files: SHA-256 of every other file by name.
+        preprocessing: What an image passes to become an input; `None` for texts, or where it is not known.
     """
 
     format: Format
@@ -68,6 +70,7 @@ class Manifest:
     point: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, str]
+    preprocessing: Preprocessing | None = None
 
     @property
     def programs(self) -> list[str]:
@@ -76,7 +79,8 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"version": VERSION, **asdict(self), "costs": self.costs.to_dict()}
+        prepared = None if self.preprocessing is None else self.preprocessing.to_dict()
+        return {"version": VERSION, **asdict(self), "costs": self.costs.to_dict(), "preprocessing": prepared}
 
 
 def program_names(format: Format, num_exits: int) -> list[str]:
@@ -164,7 +168,20 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
         values["point"],
         values["versions"],
         values["files"],
+        _preprocessing(values.get("preprocessing"), inputs),
     )
+
+
+def _preprocessing(values: Mapping[str, Any] | None, inputs: tuple[InputSpec, ...]) -> Preprocessing | None:
+    if values is None:
+        return None
+    try:
+        found = Preprocessing.from_dict(values)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if inputs[0].shape != found.input_shape:
+        raise ValueError(f"preprocessing gives {found.input_shape}, no input of {inputs[0].shape}")
+    return found
 
 
 def _input(values: Mapping[str, Any]) -> InputSpec:
