@@ -12,6 +12,7 @@ from datamodules.fashion_mnist import FashionMNIST
 from datamodules.folder import ImageFolder
 from datamodules.image import ImageData, ImageSplit, TransformedImages
 from datamodules.imagenet import ImageNet
+from datamodules.own import OwnData
 from datamodules.photographs import PhotographData
 from datamodules.svhn import SVHN
 from datamodules.text import TextClassification, TextData, TextSplit
@@ -29,6 +30,7 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "ImageSplit",
+    "OwnData",
     "PhotographData",
     "RunData",
     "Samples",

@@ -20,7 +20,11 @@ from eenet.objectives import ClassWeights, balanced_weights, check_class_weights
 from eenet.preprocessing import Preprocessing
 from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
-PAIR = "must be a pair (inputs, labels); return one from the data set's __getitem__, or make it in a collate_fn"
+PAIR = (
+    "must be a pair (inputs, labels); return one from the data set's __getitem__, make it in a collate_fn, "
+    "or name the keys of dicts in datamodules.OwnData"
+)
+CLASSES = "is not supported: a sample has one class, and batches of labels are class numbers (batch,), int64"
 
 
 def settle_preprocessing(routine: Any, data: Any, saved: Mapping[str, Any] | None = None) -> None:
@@ -203,6 +207,10 @@ def check_class_numbers(labels: Any, samples: int, num_classes: int) -> None:
     wanted = f"a batch's labels must be {samples} class numbers from 0 to {num_classes - 1}, int64"
     if not isinstance(labels, Tensor):
         raise UserError("data", describe(labels), wanted)
+    if labels.ndim == 2 and labels.shape[1] > 1 and bool((labels != 0).sum(1).ne(1).any()):
+        raise UserError("data", describe(labels), f"several classes for a sample (multi-label) {CLASSES}")
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        raise UserError("data", describe(labels), f"predicting a number (regression) {CLASSES}")
     if labels.shape == (samples, num_classes) and num_classes > 1:
         raise UserError("data", describe(labels), f"{wanted}; of one-hot rows, labels.argmax(1) are such")
     if labels.shape != (samples,):

@@ -229,6 +229,8 @@ def check_fit(backbone: StagedBackbone, data: RunData) -> None:
     Raises:
         UserError: Another number of classes, another input shape, texts for images, or texts that may be too long.
     """
+    if data.num_classes is None:  # data of one's own, whose batches are checked when they come
+        return
     if backbone.num_classes != data.num_classes:
         raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
     if (backbone.input_shape is None) != (data.input_shape is None):
