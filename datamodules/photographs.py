@@ -193,7 +193,10 @@ class PhotographData(TransformedImages):
     @property
     def preprocessing(self) -> Preprocessing:
         """What a photograph passes when nothing is trained; until a model is known, ImageNet's usual one."""
-        return self.settled or self._with_given(self._usual(self.channels or 3, self.size or (224, 224)))
+        resize = self.given.get("resize", 224)
+        high, wide = (resize, resize) if isinstance(resize, int) else resize
+        size = self.size or (min(224, high), min(224, wide))
+        return self.settled or self._with_given(self._usual(self.channels or 3, size))
 
     @property
     def mode(self) -> Mode:
@@ -230,9 +233,7 @@ class PhotographData(TransformedImages):
         elif of_model is not None and self.taken_from != "data":
             self.settled = self._with_given(of_model.at(wanted))
         elif self.taken_from == "model":
-            remedy = (
-                "no weights that say how they expect images; give data.mean, data.std, ... or data.preprocessing: data"
-            )
+            remedy = "the weights do not say how they expect images; give data.mean, data.std, data.resize, ..."
             raise UserError("data.preprocessing", "model", remedy)
         else:
             self.settled = self._with_given(self._usual(self.channels or channels, wanted))

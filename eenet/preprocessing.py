@@ -119,6 +119,8 @@ class Preprocessing:
     def from_processor(cls, config: Mapping[str, Any], source: str = "transformers") -> Preprocessing:
         """What an image processor of transformers does, from its `preprocessor_config.json`.
 
+        Of an odd margin transformers cuts half a pixel less at the left and the top, torchvision at the other side.
+
         Args:
             config: The file's content.
             source: Where it comes from, for people.

@@ -12,7 +12,6 @@ from PIL import Image
 from datamodules import ImageFolder
 from eenet.errors import UserError
 from eenet.images import UnreadableImage, read_image
-from eenet.preprocessing import Preprocessing
 
 
 def write(folder: Path, count: int, level: int = 100) -> None:
@@ -308,15 +307,3 @@ def test_augmentation_is_timms_and_a_function_of_seed_epoch_and_sample(tmp_path:
     assert not torch.equal(views[0], views[2])
     refused(tmp_path, r"data\.augmentation = .*timm refuses it", augmentation={"hflipp": 1})
     assert "Random" not in repr(data(tmp_path, **options).dataset("val", augmented=True).transform)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "vit_base_patch16_clip_224", "mobilevit_s"])
-def test_a_photograph_is_resized_as_timm_resizes_it(name: str) -> None:
-    import timm
-    from timm.data import create_transform, resolve_data_config
-
-    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
-    photograph = Image.fromarray(np.random.RandomState(0).randint(0, 256, (300, 401, 3), dtype=np.uint8))
-    own = Preprocessing.from_timm(config)
-    assert torch.equal(own.transform()(photograph), create_transform(**config)(photograph))
-    assert Preprocessing.from_dict(json.loads(json.dumps(own.to_dict()))) == own
