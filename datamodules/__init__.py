@@ -9,8 +9,11 @@ from datamodules.cifar import CIFAR10, CIFAR100, CIFAR100LT
 from datamodules.continuations import Continuations
 from datamodules.digits import Digits
 from datamodules.fashion_mnist import FashionMNIST
-from datamodules.image import ImageData, ImageSplit
+from datamodules.folder import ImageFolder
+from datamodules.image import ImageData, ImageSplit, TransformedImages
 from datamodules.imagenet import ImageNet
+from datamodules.own import OwnData
+from datamodules.photographs import PhotographData
 from datamodules.svhn import SVHN
 from datamodules.text import TextClassification, TextData, TextSplit
 
@@ -24,8 +27,11 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageData",
+    "ImageFolder",
     "ImageNet",
     "ImageSplit",
+    "OwnData",
+    "PhotographData",
     "RunData",
     "Samples",
     "Split",
@@ -34,4 +40,5 @@ __all__ = [
     "TextClassification",
     "TextData",
     "TextSplit",
+    "TransformedImages",
 ]

@@ -1,6 +1,7 @@
 """What every data module here offers: a fixed stratified split, its loaders, and a fingerprint of its content."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,6 +201,10 @@ class SplitData(RunData):
     def build(self, samples: Samples, rows: Rows, augmented: bool) -> SplitDataset:
         """Some rows of the samples behind the evaluation or the augmenting transform."""
 
+    def read_validation(self) -> Samples | None:
+        """The validation samples as stored; `None` where they are cut off the training samples."""
+        return None
+
     def keep(self, labels: Labels) -> Rows:
         """The training rows in use, before validation is cut off; all by default."""
         return np.arange(len(labels))
@@ -211,8 +216,8 @@ class SplitData(RunData):
 
     @cached_property
     def _splits(self) -> dict[str, tuple[Samples, Rows]]:
-        train, test = self.read()
-        for samples in (train, test) if test else (train,):
+        (train, test), val = self.read(), self.read_validation()
+        for samples in filter(None, (train, val, test)):
             check_labels(samples.labels, self.num_classes, samples.source)
         rows = np.arange(len(train.labels))
         if test is None:
@@ -222,6 +227,8 @@ class SplitData(RunData):
             test_rows = np.arange(len(test.labels))
         rows = rows[self.keep(train.labels[rows])]
         check_classes(train.labels[rows], self.num_classes, train.source)
+        if val is not None:
+            return {"train": (train, rows), "val": (val, np.arange(len(val.labels))), "test": (test, test_rows)}
         fraction = self.validation_fraction
         alone = single_classes(train.labels[rows])
         rows, val_rows = stratified_split(
@@ -303,10 +310,24 @@ class SplitData(RunData):
         rows, labels = integer_bytes(dataset.rows), integer_bytes(dataset.labels)
         return digest([self.name.encode(), rows, labels, *dataset.content()])
 
+    @property
+    def cut(self) -> list[str]:
+        """The splits that are cut off the training samples."""
+        train = self._splits["train"][0]
+        return [split for split in ("val", "test") if self._splits[split][0] is train]
+
+    def sample_ids(self, split: Split) -> set[str]:
+        """What tells the samples of a split from others on this machine: paths of files, else source and row."""
+        samples, rows = self._splits[split]
+        if hasattr(samples.inputs, "names"):
+            return {os.path.abspath(name) for name in samples.inputs.names[rows]}
+        return {f"{samples.source}#{row}" for row in rows}
+
     def split_record(self) -> dict[str, Any]:
         """The name, seed, sizes and row digests of the splits, and classes of one sample, as plain JSON values."""
         rows = {split: rows for split, (_, rows) in self._splits.items()}
-        labels = self._splits["train"][0].labels[np.concatenate([rows["train"], rows["val"]])]
+        (train, _), (val, _) = self._splits["train"], self._splits["val"]
+        labels = train.labels[np.concatenate([rows["train"], rows["val"]]) if val is train else rows["train"]]
         alone = single_classes(labels).tolist()
         return {
             "name": self.name,

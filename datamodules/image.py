@@ -1,5 +1,7 @@
 """Images: the transform, the data set behind it, and the checks of files on disk."""
 
+import random
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,15 +15,16 @@ from torchvision.transforms import v2
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
 from datamodules.splits import Rows
 from eenet.errors import UserError
+from eenet.preprocessing import Preprocessing
 
 CHUNK = 1024
 """Images hashed at a time, so that a fingerprint never copies a whole data set."""
 
 
 class Images(Protocol):
-    """Stored images: row `i` is a uint8 tensor `(channels, height, width)`."""
+    """Stored images: row `i` is a uint8 tensor `(channels, height, width)`, or a Pillow image of any size."""
 
-    def __getitem__(self, row: int) -> Tensor: ...
+    def __getitem__(self, row: int) -> Any: ...
 
     def content(self, rows: Rows) -> Iterator[bytes]:
         """Bytes that change whenever one of these images would."""
@@ -50,19 +53,19 @@ class Pixels:
 class ImageSplit(SplitDataset):
     """Some images behind a transform.
 
-    Random transforms draw from torch's global generator, unless `epoch` is set: then what a sample becomes is a
-    function of the seed, the epoch and the sample alone, however many processes load it.
+    Random transforms draw from the global generators of torch, Python and numpy, unless `epoch` is set: then what a
+    sample becomes is a function of the seed, the epoch and the sample alone, however many processes load it.
 
     Args:
         samples: The samples as stored; their inputs are `Images`.
         rows: The rows of this split.
-        transform: From a uint8 image to a float input, `(channels, height, width)`.
+        transform: From a stored image to a float input, `(channels, height, width)`.
         seed: Seed of the augmentation.
     """
 
     epoch: int | None = None
 
-    def __init__(self, samples: Samples, rows: Rows, transform: v2.Compose, seed: int) -> None:
+    def __init__(self, samples: Samples, rows: Rows, transform: Callable[[Any], Tensor], seed: int) -> None:
         super().__init__(samples, rows)
         self.transform, self.seed = transform, seed
 
@@ -72,9 +75,16 @@ class ImageSplit(SplitDataset):
         if self.epoch is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=[]):
-            entropy = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(entropy[0]))
-            return self.transform(image), label
+            entropy = int(np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)[0])
+            torch.default_generator.manual_seed(entropy)
+            before = random.getstate(), np.random.get_state()  # timm's transforms draw from these
+            random.seed(entropy)
+            np.random.seed(entropy % 2**32)
+            try:
+                return self.transform(image), label
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])
 
     def content(self) -> Iterator[bytes]:
         """The transform and the images."""
@@ -82,8 +92,38 @@ class ImageSplit(SplitDataset):
         yield from self.inputs.content(self.rows)
 
 
-class ImageData(SplitData):
-    """An image data set: resize, normalisation with the set's own mean and deviation, standard augmentation.
+class TransformedImages(SplitData):
+    """Images behind a transform, which training samples pass with augmentation where that is asked for.
+
+    Attributes:
+        augment: Augment the batches of the train loader.
+    """
+
+    augment: bool
+
+    @abstractmethod
+    def transform(self, augmented: bool) -> Callable[[Any], Tensor]:
+        """From a stored image to a float input; its `repr` says all that it does."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> Preprocessing:
+        """What an image from elsewhere passes to become such an input."""
+
+    def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
+        """Some images behind the evaluation or the augmenting transform."""
+        return ImageSplit(samples, rows, self.transform(augmented), self.seed)
+
+    def train_dataset(self) -> SplitDataset:
+        """The training split, augmented if `augment` says so, by the epoch that the sampler tells."""
+        dataset = self.dataset("train", augmented=self.augment)
+        if self.augment:
+            dataset.epoch = 0  # type: ignore[attr-defined]
+        return dataset
+
+
+class ImageData(TransformedImages):
+    """Stored images of one size: resize, normalisation with the set's own mean and deviation, standard augmentation.
 
     Augmentation is a random crop after zero padding, and a horizontal flip where a mirrored image keeps its class.
 
@@ -121,35 +161,30 @@ class ImageData(SplitData):
         self.augment = augment
         self.input_shape = (self.channels, self.image_size, self.image_size)
 
-    def geometry(self, augmented: bool) -> list[nn.Module]:
-        """Transforms of a stored image to the input size, augmenting or not."""
+    def transform(self, augmented: bool) -> v2.Compose:
+        """From a stored uint8 image to a normalised float input."""
         side = self.stored_shape[-1]
         steps: list[nn.Module] = []
         if augmented:
             steps.append(v2.RandomCrop(side, padding=side // 8 if self.padding is None else self.padding))
         if augmented and self.flips:
             steps.append(v2.RandomHorizontalFlip())
-        if self.image_size != side:
-            # In float, so that a pixel of few levels is not rounded back to one of them.
-            steps += [v2.ToDtype(torch.float32), v2.Resize([self.image_size, self.image_size])]
-        return steps
+        return v2.Compose([*steps, *self.preprocessing.stored_steps()])
 
-    def transform(self, augmented: bool) -> v2.Compose:
-        """From a stored uint8 image to a normalised float input."""
-        mean, std = ([self.levels * value for value in values] for values in (self.mean, self.std))
-        replicate = [] if self.channels == self.stored_shape[0] else [v2.RGB()]
-        return v2.Compose([*self.geometry(augmented), v2.ToDtype(torch.float32), v2.Normalize(mean, std), *replicate])
-
-    def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
-        """Some images behind the evaluation or the augmenting transform."""
-        return ImageSplit(samples, rows, self.transform(augmented), self.seed)
-
-    def train_dataset(self) -> SplitDataset:
-        """The training split, augmented if `augment` says so, by the epoch that the sampler tells."""
-        dataset = self.dataset("train", augmented=self.augment)
-        if self.augment:
-            dataset.epoch = 0  # type: ignore[attr-defined]
-        return dataset
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The data set's own size, levels, mean and deviation, then the input's size."""
+        channels, height, width = self.stored_shape
+        return Preprocessing(
+            (self.image_size, self.image_size),
+            self.mean,
+            self.std,
+            mode="L" if channels == 1 else "RGB",
+            stored=(height, width),
+            levels=self.levels,
+            repeat=self.channels // channels,
+            source=f"the statistics of {self.name}",
+        )
 
 
 def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:

@@ -1,67 +1,33 @@
 """ImageNet, and any set of photographs in its folder layout."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, make_dataset
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from datamodules.base import Samples
-from datamodules.image import ImageData
-from datamodules.splits import Rows
+from datamodules.photographs import ImageFiles, PhotographData
 from eenet.errors import UserError
 from eenet.files import FilePath
 
 
-class ImageFiles:
-    """Images on disk.
-
-    Args:
-        root: Folder that the paths are given below in a fingerprint.
-        paths: Path of every image.
-    """
-
-    def __init__(self, root: Path, paths: list[str]) -> None:
-        self.root, self.paths = root, np.array(paths, dtype=object)
-
-    def __getitem__(self, row: int) -> Tensor:
-        try:
-            return pil_to_tensor(default_loader(self.paths[row]))
-        except (OSError, SyntaxError) as error:
-            raise UserError("data.root", self.paths[row], f"not a readable image ({error}); replace it") from error
-
-    def content(self, rows: Rows) -> Iterator[bytes]:
-        """Relative path, size in bytes and time of change in nanoseconds."""
-        for path in map(Path, self.paths[rows]):
-            stat = path.stat()
-            yield f"{path.relative_to(self.root).as_posix()} {stat.st_size} {stat.st_mtime_ns}".encode()
-
-
-class ImageNet(ImageData):
+class ImageNet(PhotographData):
     """ImageNet's folder layout: `root/train/<class>/*` and `root/val/<class>/*`, one folder per class (wnid).
 
-    The `val` folder is the test split; validation is cut from `train`. Evaluation resizes the short side to 8/7 of
-    `image_size` and crops the centre; augmentation is a random resized crop and a flip.
+    The `val` folder is the test split; validation is cut from `train`. Images of one's own with splits of one's own are
+    read by `ImageFolder`.
 
     Args:
         root: Folder that holds `train` and `val`.
         classes: Use this many classes, the first in alphabetical order, or the named ones; `null` uses all.
-        image_size: Side of the square input in pixels.
     """
 
     name = "imagenet"
-    stored_shape = (3, 0, 0)  # photographs have no common size
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(
-        self, root: FilePath, classes: int | list[str] | None = None, image_size: int = 224, **kwargs: Any
-    ) -> None:
-        super().__init__(image_size=image_size, **kwargs)
+    def __init__(self, root: FilePath, classes: int | list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if classes is not None and (classes if isinstance(classes, int) else len(set(classes))) < 2:
             raise UserError("data.classes", classes, "must be at least 2 different classes")
         self.root, self.classes = Path(root), classes
@@ -81,12 +47,6 @@ class ImageNet(ImageData):
             raise UserError("data.classes", self.classes, f"{self.root / 'train'} holds {len(names)} classes")
         return names[: self.classes]
 
-    def geometry(self, augmented: bool) -> list[nn.Module]:
-        """Random resized crop and flip, or short side and centre crop."""
-        if augmented:
-            return [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
-        return [v2.Resize(round(self.image_size * 8 / 7)), v2.CenterCrop(self.image_size)]
-
     def read(self) -> tuple[Samples, Samples]:
         """The paths and classes of both folders; images are opened when they are used."""
         return self._samples("train"), self._samples("val")
@@ -102,7 +62,7 @@ class ImageNet(ImageData):
         except FileNotFoundError as error:
             raise UserError("data.root", str(folder), f"a class has no images: {error}") from error
         paths, labels = zip(*found, strict=True)
-        return Samples(ImageFiles(self.root, list(paths)), np.asarray(labels, dtype=np.int64), str(folder))
+        return Samples(ImageFiles(self.root, list(paths), self.mode), np.asarray(labels, dtype=np.int64), str(folder))
 
 
 def class_folders(folder: Path) -> list[str]:

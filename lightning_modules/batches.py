@@ -1,5 +1,7 @@
 """What a routine asks of its data: batches of inputs and class numbers, and the classes' weights in the loss."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,43 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from eenet.backbones import StagedBackbone
+from eenet.backbones.preprocessing import model_preprocessing
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights, balanced_weights, check_class_weights
+from eenet.preprocessing import Preprocessing
+from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
-PAIR = "must be a pair (inputs, labels); return one from the data set's __getitem__, or make it in a collate_fn"
+PAIR = (
+    "must be a pair (inputs, labels); return one from the data set's __getitem__, make it in a collate_fn, "
+    "or name the keys of dicts in datamodules.OwnData"
+)
+CLASSES = "is not supported: a sample has one class, and batches of labels are class numbers (batch,), int64"
+
+
+def settle_preprocessing(routine: Any, data: Any, saved: Mapping[str, Any] | None = None) -> None:
+    """Give images the preprocessing that belongs to the weights, before anything is read.
+
+    Args:
+        routine: With the network, and perhaps the run that its backbone comes from.
+        data: What `settle` is asked of, if it has that.
+        saved: The checkpoint that is continued or opened.
+
+    Raises:
+        UserError: The data are to be preprocessed otherwise than those that a checkpoint was trained on.
+    """
+    if not hasattr(data, "settle"):
+        return
+    recorded = (saved or {}).get(IDENTITY, {}).get("preprocessing")
+    if recorded is None and saved is None and routine.backbone_checkpoint is not None:
+        path = Path(routine.backbone_checkpoint)
+        file = RunFolder(path).last if path.is_dir() else path
+        if file.is_file():
+            found = read_checkpoint(file, "model.backbone_checkpoint", str(path))
+            recorded = found[IDENTITY].get("preprocessing")
+    backbone = routine.network.backbone
+    own = None if recorded is None else Preprocessing.from_dict(recorded)
+    data.settle(own, model_preprocessing(getattr(backbone, "backbone", backbone)), backbone.input_shape)
 
 
 class DataModel(LightningModule):
@@ -184,6 +218,10 @@ def check_class_numbers(labels: Any, samples: int, num_classes: int) -> None:
     wanted = f"a batch's labels must be {samples} class numbers from 0 to {num_classes - 1}, int64"
     if not isinstance(labels, Tensor):
         raise UserError("data", describe(labels), wanted)
+    if labels.ndim == 2 and labels.shape[1] > 1 and bool((labels != 0).sum(1).ne(1).any()):
+        raise UserError("data", describe(labels), f"several classes for a sample (multi-label) {CLASSES}")
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        raise UserError("data", describe(labels), f"predicting a number (regression) {CLASSES}")
     if labels.shape == (samples, num_classes) and num_classes > 1:
         raise UserError("data", describe(labels), f"{wanted}; of one-hot rows, labels.argmax(1) are such")
     if labels.shape != (samples,):

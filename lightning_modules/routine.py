@@ -27,7 +27,7 @@ from eenet.reporting import (
 )
 from eenet.runs import IDENTITY, relocate
 from eenet.tree import path_name
-from lightning_modules.batches import DataModel
+from lightning_modules.batches import DataModel, settle_preprocessing
 from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
 from lightning_modules.choosing import ChoosesPoints, chosen
@@ -129,6 +129,9 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             self.network.check(policy)
         _ = self.network.costs
         self._continued = False
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "settled", True) is None:
+            settle_preprocessing(self, data)
         if stage in ("fit", "validate"):
             self.keep_features()
         if stage == "fit":
@@ -350,6 +353,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         if self._trainer is not None:
             self.trained = training_record(self.trainer)
             checkpoint[IDENTITY] |= {"folder": str(self.run_folder.absolute()), "training": self.trained}
+            if hasattr(data := self.trainer.datamodule, "preprocessing"):  # type: ignore[attr-defined]
+                checkpoint[IDENTITY]["preprocessing"] = data.preprocessing.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or data, or trained for longer; take what it says of its run."""

@@ -17,6 +17,7 @@ MOST_LINES = 60
 ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_policy.md", "howto/add_a_method.md"]
 PAGES = [
     "howto/hit_a_budget.md",
+    "howto/own_images.md",
     "howto/export_and_serve.md",
     *ADDED,
     pytest.param("tutorial.md", marks=pytest.mark.slow),
@@ -40,11 +41,11 @@ def few(command: list[str]) -> list[str]:
     return [*FEW, *(["--model.init_args.warmup_epochs=0"] if any("jei_dnn" in word for word in command) else [])]
 
 
-def write_images(folder: Path) -> None:
-    """Three grey images of eight pixels."""
-    folder.mkdir()
-    for number in range(3):
-        Image.new("L", (8, 8), 80 * number).save(folder / f"{number}.png")
+def write_images(folder: Path, count: int = 3) -> None:
+    """Some grey images of eight pixels."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("L", (8, 8), 240 * number // count).save(folder / f"{number}.png")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -53,6 +54,8 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_images(tmp_path / "images")
+    for name in range(10) if "images_by_class" in (DOCS / page).read_text() else ():
+        write_images(tmp_path / "images_by_class" / str(name), 8)
     for language, name, text in blocks(page):
         if name:
             Path(name).write_text(text)

@@ -13,6 +13,7 @@ from eenet.calibration.points import CALIBRATION
 from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, open_run, read_split
+from eenet.cli.seen import check_unseen
 from eenet.decoding import DecoderNetwork
 from eenet.decoding.chooser import POLICIES as DECODER_POLICIES
 from eenet.decoding.chooser import TokenChooser, check_token_wishes
@@ -97,6 +98,7 @@ def main(args: list[str]) -> None:
     if not list(wishes):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
     run = open_run(options.run, checkpoint=options.ckpt_path)
+    check_unseen(run)
     granted = calibrate(run, options.policy, wishes)
     for problem in dict.fromkeys(str(error) for error in granted.unmet):
         print(f"{NOT_MET}{problem}", file=sys.stderr)

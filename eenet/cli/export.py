@@ -42,7 +42,8 @@ def main(args: list[str]) -> None:
         about["chosen_on"] = chosen.point.chosen_on.to_dict()
     if chosen.temperatures is not None:
         about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
-    description = Description(None if names is None else tuple(names), about)
+    prepared = getattr(run.data, "preprocessing", None)
+    description = Description(None if names is None else tuple(names), about, prepared)
     manifest = export_network(network, chosen.point.policy, out, example(run), options.format, description)
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{len(manifest.programs)} programs at {chosen.name}, {size / 1e6:.1f} MB: {out}")

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import functional as F
 
-from datamodules import ImageData, SplitData, TextData
+from datamodules import SplitData, TextData, TransformedImages
 from eenet.errors import UserError
+from eenet.images import SUFFIXES, UnreadableImage, read_image
 
 
 class Unreadable(Exception):
@@ -58,37 +57,24 @@ class Reader(Protocol):
 
 
 class ImageReader:
-    """Images behind a run's evaluation transform.
-
-    They get the channels and, where all images of the data set have one, the size of a stored image first; 0 to 255
-    become the data set's own levels.
+    """Images behind a run's preprocessing.
 
     Args:
         data: The run's data.
     """
 
-    suffixes = IMG_EXTENSIONS
+    suffixes = SUFFIXES
     columns = ["path"]
 
-    def __init__(self, data: ImageData) -> None:
-        self.transform, self.levels = data.transform(augmented=False), data.levels
-        channels, *size = data.stored_shape
-        self.mode, self.size = ("L" if channels == 1 else "RGB"), size
+    def __init__(self, data: TransformedImages) -> None:
+        self.mode, self.transform = data.preprocessing.mode, data.preprocessing.transform()
 
     def file(self, path: Path) -> Tensor:
         """Open, convert, transform."""
-        from PIL import Image
-
         try:
-            with Image.open(path) as image:
-                pixels = F.pil_to_tensor(image.convert(self.mode))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Unreadable(f"no readable image ({error})") from error
-        if all(self.size) and list(pixels.shape[1:]) != self.size:
-            pixels = F.resize(pixels, self.size, antialias=True)
-        if self.levels != 255:
-            pixels = (pixels.float() * self.levels / 255).round().to(torch.uint8)
-        return self.transform(pixels)
+            return self.transform(read_image(path, self.mode))
+        except UnreadableImage as error:
+            raise Unreadable(str(error)) from error
 
     def fields(self, fields: list[str], base: Path) -> Tensor:
         """The image at a path, relative to the file that names it."""
@@ -136,7 +122,7 @@ def reader_of(data: SplitData) -> Reader:
     Raises:
         UserError: They are neither images nor texts.
     """
-    if isinstance(data, ImageData):
+    if isinstance(data, TransformedImages):
         return cast(Reader, ImageReader(data))
     if isinstance(data, TextData):
         return cast(Reader, TextReader(data))

@@ -22,6 +22,7 @@ from eenet.errors import UserError
 from eenet.reporting import write_text
 from eenet.runs import RunFolder, Training, portable, read_checkpoint
 from lightning_modules import DecoderRoutine, ExitRoutine
+from lightning_modules.batches import settle_preprocessing
 from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState, folder_of
 from lightning_modules.tensorboard import TensorBoardReport, show_config
 
@@ -59,8 +60,11 @@ class EenetCLI(LightningCLI):
     datamodule: Any
     model: ExitRoutine
 
-    def __init__(self, args: list[str] | dict[str, Any] | None = None, run: bool = True) -> None:
+    def __init__(
+        self, args: list[str] | dict[str, Any] | None = None, run: bool = True, saved: dict[str, Any] | None = None
+    ) -> None:
         self.training: Training | None = None
+        self.saved = saved
         with ExitStack() as self.held:
             self.execute(args, run)
 
@@ -111,7 +115,7 @@ class EenetCLI(LightningCLI):
         else:
             checkpoint = folder.checkpoint(config.ckpt_path)
         if checkpoint is not None:
-            read_checkpoint(checkpoint, "ckpt_path")
+            self.saved = read_checkpoint(checkpoint, "ckpt_path")
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
 
     def choose_points(self) -> None:
@@ -150,6 +154,7 @@ class EenetCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and take the operating points that are asked for."""
         data = self.datamodule
+        settle_preprocessing(self.model, data, self.saved)
         if isinstance(data, Continuations) or isinstance(self.model, DecoderRoutine):
             connect(data, self.model)
         else:
@@ -224,6 +229,8 @@ def check_fit(backbone: StagedBackbone, data: RunData) -> None:
     Raises:
         UserError: Another number of classes, another input shape, texts for images, or texts that may be too long.
     """
+    if data.num_classes is None:  # data of one's own, whose batches are checked when they come
+        return
     if backbone.num_classes != data.num_classes:
         raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
     if (backbone.input_shape is None) != (data.input_shape is None):

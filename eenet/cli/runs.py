@@ -85,9 +85,10 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
     trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
-    model, device = cli.model, cli.trainer.strategy.root_device
     saved = read_checkpoint(file, "run")
+    args = {"model": values["model"], "data": values["data"], "trainer": trainer}
+    cli = EenetCLI(args=args, run=False, saved=saved)
+    model, device = cli.model, cli.trainer.strategy.root_device
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"])
     data = cli.datamodule

@@ -23,6 +23,7 @@ from eenet.export import onnx_program, torch_program
 from eenet.files import sha256
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
+from eenet.preprocessing import Preprocessing
 from eenet.reporting import write_json
 from eenet.routing.steps import make_steps, walk
 from eenet.runtime.load import load
@@ -40,10 +41,12 @@ class Description:
     Attributes:
         labels: Names of the classes.
         point: Of the operating point: `name`, `asked`, `got`, and what it was `chosen_on`.
+        preprocessing: What an image passes to become an input.
     """
 
     labels: tuple[str, ...] | None = None
     point: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
 
 @torch.no_grad()
@@ -98,6 +101,7 @@ def export_network(
             point=description.point,
             versions={"eenet": __version__, "torch": version("torch")},
             files={name: sha256(beside / name) for name in (WEIGHTS, *names.values())},
+            preprocessing=description.preprocessing,
         )
         write_json(beside / MANIFEST, manifest.to_dict())
         compare(network, policy, beside, example)

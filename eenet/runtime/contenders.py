@@ -42,7 +42,7 @@ class Contender:
     def mean_costs(self, batches: Sequence[Any]) -> dict[str, float]:
         """MACs, and BitOPs where something is quantized, per sample and averaged over batches."""
         if self.costs is not None:
-            return self.costs
+            return dict(self.costs)
         found = [self.run(batch) for batch in batches]
         columns = {unit: [getattr(routed, unit) for routed in found] for unit in ("macs", "bitops")}
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
         model = eenet.runtime.load("exported")
         routed = model(images)
         print(routed.logits.argmax(-1), routed.exits, routed.macs)
+        images = torch.stack([model.transform(path) for path in ["cat.jpg", "dog.png"]])
         ```
     """
     folder, device = Path(folder), torch.device(device)
@@ -123,6 +124,19 @@ class ExportedRuntime:
         """
         self._check(inputs)
         return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """What makes an input, `(channels, height, width)`, of an image: its path, its bytes, or a Pillow image.
+
+        Raises:
+            UserError: The folder does not say how images were preprocessed, as for texts.
+        """
+        if self.manifest.preprocessing is None:
+            raise UserError(
+                "export", "preprocessing", "the folder says nothing of images; transform inputs as in training"
+            )
+        return self.manifest.preprocessing.read
 
     def _step(self, program: Any, first: bool, last: bool, answers: Tensor | None, given: Any) -> Result:
         tensors = self._tensors(given) if first else given

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.preprocessing import Preprocessing
 from eenet.profile import CostProfile, Costs, TreeCosts
 from eenet.tree import Tree
 
@@ -61,6 +62,7 @@ class Manifest:
         point: The operating point: `name`, what was `asked` and what was `got` on the validation split.
         versions: Of what wrote it.
         files: SHA-256 of every other file by name.
+        preprocessing: What an image passes to become an input; `None` for texts, or where it is not known.
     """
 
     format: Format
@@ -76,6 +78,7 @@ class Manifest:
     point: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, str]
+    preprocessing: Preprocessing | None = None
 
     @property
     def programs(self) -> dict[int, str]:
@@ -85,8 +88,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        prepared = None if self.preprocessing is None else self.preprocessing.to_dict()
         plain = {"inputs": [asdict(spec) for spec in self.inputs], "costs": self.costs.to_dict()}
-        return {"version": VERSION, **values, "tree": self.tree.nodes, **plain}
+        return {"version": VERSION, **values, "tree": self.tree.nodes, **plain, "preprocessing": prepared}
 
 
 def program_names(format: Format, tree: Tree, first_node: int) -> dict[int, str]:
@@ -187,7 +191,20 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
         values["point"],
         values["versions"],
         values["files"],
+        _preprocessing(values.get("preprocessing"), inputs),
     )
+
+
+def _preprocessing(values: Mapping[str, Any] | None, inputs: tuple[InputSpec, ...]) -> Preprocessing | None:
+    if values is None:
+        return None
+    try:
+        found = Preprocessing.from_dict(values)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if inputs[0].shape != found.input_shape:
+        raise ValueError(f"preprocessing gives {found.input_shape}, no input of {inputs[0].shape}")
+    return found
 
 
 def _input(values: Mapping[str, Any]) -> InputSpec:

