@@ -33,6 +33,9 @@ from eenet.runtime.trace import Traced, flatten, trace
 TOLERANCE = 1e-4
 """Largest difference, relative to 1 or to the value, where a step is not compared bit for bit."""
 
+ROUNDED = 0.05
+"""Largest mean difference, relative to the mean magnitude, where a quantizer may enlarge one to a step of its grid."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -61,7 +64,7 @@ def export_network(
     """Write a routed network as a folder, whole or not at all.
 
     Every program is read back and run on one and on all rows of the example; it has to give what the network gives: bit
-    for bit for images in the torch format, else to `TOLERANCE`.
+    for bit for images in the torch format, else to `TOLERANCE`, or to `ROUNDED` where something is quantized.
 
     Args:
         network: On the CPU; put in evaluation mode.
@@ -134,23 +137,28 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
     runtime = load(folder)
     # Texts have masks that a graph cannot leave out, as the network does where nothing is masked.
     exact = runtime.manifest.format == "torch" and network.backbone.max_tokens is None
+    quantized = "bitops" in network.costs.columns
     tree, first, steps = network.tree, policy.first_node, make_steps(network, policy)
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
         for place, given, result in walk(tree, first, steps, inputs):
             exit, _ = tree.places[place]
             found = flatten(*runtime.steps[place](pytree.tree_leaves(given) if exit else given))
-            if not all(agrees(*pair, exact) for pair in zip(found, flatten(*result), strict=True)):
+            if not all(agrees(*pair, exact, quantized) for pair in zip(found, flatten(*result), strict=True)):
                 problem = (
                     f"the program of {tree.place_name(place)} differs from the network; export in the other format"
                 )
                 raise UserError("format", runtime.manifest.format, problem)
 
 
-def agrees(found: Tensor, expected: Tensor, exact: bool) -> bool:
+def agrees(found: Tensor, expected: Tensor, exact: bool, quantized: bool) -> bool:
     """Whether a result is what it should be; a decision may differ if not exact, where a score meets its threshold."""
     if exact or found.dtype != expected.dtype or found.shape != expected.shape:
         return torch.equal(found, expected)
-    return not found.is_floating_point() or torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    if not found.is_floating_point():
+        return True
+    if quantized:
+        return bool((found - expected).abs().mean() <= ROUNDED * expected.abs().mean())
+    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def _write_torch(steps: list[Traced], folder: Path, names: list[str]) -> None:
