@@ -37,7 +37,7 @@ def main(args: list[str]) -> None:
 
 
 def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int) -> int:
-    """Route every input of a source; a run that was killed continues after its last whole batch.
+    """Route every input of a source; a run that was killed goes on with the batches that are not whole.
 
     Args:
         run: The run.
@@ -47,7 +47,7 @@ def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int)
         batch_size: Inputs that are routed together.
 
     Returns:
-        The number of inputs that could not be read.
+        The number of inputs that could not be read; 0 where a job that was killed at its very end had said so.
 
     Raises:
         UserError: Nothing to read, or an output that cannot be used.
@@ -58,12 +58,14 @@ def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int)
         wanted = ", ".join(reader.suffixes)
         raise UserError("input", str(source), f"holds nothing to read; a folder needs files that end in {wanted}")
     parts = Parts(output, job(run, chosen, source, batch_size))
+    if parts.joined:
+        parts.drop()
+        print(f"was written whole before: {output}")
+        return 0
     route, samples = Router(run, chosen), 0
     for number, batch in enumerate(batches(items(source, reader), batch_size)):
         samples += len(batch)
-        if number < parts.done:
-            parts.check(number, [item.id for item in batch])
-        else:
+        if not parts.has(number, [item.id for item in batch]):
             parts.write(number, route(batch, reader))
     unreadable = 0
     for row in parts.problems(number + 1):

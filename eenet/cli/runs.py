@@ -11,10 +11,11 @@ from torch import Tensor
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
+from eenet.cli.configs import imports
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
 from eenet.quantization import QuantizedNetwork
-from eenet.runs import RunFolder, load_config, read_checkpoint
+from eenet.runs import RunFolder, check_trust, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
 
 
@@ -78,7 +79,8 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
     trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
+    with imports(check_trust(values, own.config)):
+        cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
     model, device = cli.model, cli.trainer.strategy.root_device
     saved = read_checkpoint(file, "run")
     model.on_load_checkpoint(saved)
