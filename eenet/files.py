@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from glob import escape
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,9 @@ def is_path(kind: str, path: Path) -> bool:
     """
     return kind == "path" or (path.is_file() if kind == "name or file" else path.exists())
 
+
+NO_ROOM = 2**16
+"""Bytes that are free on a disk that counts as full."""
 
 PART = ".part"
 """Ending of what is being written; a name between dots says of what."""
@@ -77,6 +81,10 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         _sync(beside)
         os.rename(beside, path)
         _sync(path.parent)
+    except Exception as error:
+        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < NO_ROOM:
+            raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error  # libraries have words of their own for it
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True) if folder else beside.unlink(missing_ok=True)
         os.close(held)

@@ -112,6 +112,9 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         )
         raise UserError(field, path, f"holds another backbone: {differences}")
     state = checkpoint["state_dict"]
-    backbone.load_state_dict(
-        {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
-    )
+    own = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
+    try:
+        backbone.load_state_dict(own)
+    except RuntimeError as error:
+        said = " ".join(str(error).split()).partition(": ")[2][:300]
+        raise UserError(field, path, f"holds other weights than its description: {said}") from error

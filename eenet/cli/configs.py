@@ -11,6 +11,7 @@ import yaml
 
 import eenet
 from eenet.errors import UserError
+from eenet.yaml_files import read_yaml
 
 _PACKAGE = Path(eenet.__file__).parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
@@ -42,23 +43,6 @@ def find_config(text: str) -> Path | None:
     shipped = CONFIGS / text.removeprefix("configs/")
     candidates = (Path(text), shipped, shipped.with_name(f"{shipped.name}.yaml"))
     return next(filter(Path.is_file, candidates), None)
-
-
-def check_yaml(path: Path) -> None:
-    """Refuse a configuration that cannot be read.
-
-    Raises:
-        UserError: It is no YAML, or holds no keys and values.
-    """
-    try:
-        values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError("config", str(path), f"{where}{said}; this is no YAML") from error
-    if not isinstance(values, dict):
-        raise UserError("config", str(path), "must hold keys and values, as `trainer:` and `model:`")
 
 
 def with_paths(args: list[str]) -> list[str]:
@@ -100,7 +84,7 @@ def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
 
 @contextmanager
 def imports(allowed: list[str] | None) -> Iterator[None]:
-    """Let jsonargparse import nothing by name but some classes and what the user trusts.
+    """Let jsonargparse import nothing by name but eenet's parts, some classes and what the user trusts.
 
     It is the second wall behind `eenet.runs.check_trust`, for names that stand elsewhere than in a `class_path`.
 
@@ -109,12 +93,12 @@ def imports(allowed: list[str] | None) -> Iterator[None]:
     """
     from jsonargparse import _common, set_parsing_settings
 
-    from eenet.runs.trust import named
+    from eenet.runs.trust import OWN, WRITERS, named
 
     before = dict(_common.parsing_settings)  # there is no public way back
     if allowed is not None:
-        names = [name for name in (*allowed, *named()) if not name.startswith("jsonargparse")]
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=names)
+        names = [name for name in (*OWN, *allowed, *named()) if not name.startswith("jsonargparse")]
+        set_parsing_settings(import_path_denylist=["*", *WRITERS], import_path_allowlist=names)
     try:
         yield
     finally:
@@ -139,7 +123,7 @@ def _path(option: str, text: str) -> str:
     found = find_config(text)
     if found is not None:
         if option != "--data":
-            check_yaml(found)
+            read_yaml(found)
         return str(found)
     if option == "--data" or ":" in text:  # a class, or YAML itself
         return text

@@ -76,6 +76,8 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
         if not path.is_file():
             raise UserError("run", folder, f"there is no {path}; `eenet fit` makes a run")
     file, values = own.checkpoint(checkpoint), load_config(own.config)
+    if not all(isinstance(values.get(part), dict) for part in ("model", "data")):
+        raise UserError("run", str(own.config), "has no `model` and `data` with their classes; `eenet fit` writes it")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
     trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
@@ -83,8 +85,12 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
         cli = EenetCLI(args={"model": values["model"], "data": values["data"], "trainer": trainer}, run=False)
     model, device = cli.model, cli.trainer.strategy.root_device
     saved = read_checkpoint(file, "run")
-    model.on_load_checkpoint(saved)
-    model.load_state_dict(saved["state_dict"])
+    try:
+        model.on_load_checkpoint(saved)
+        model.load_state_dict(saved["state_dict"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError("ckpt_path", str(file), f"does not fit the run's configuration ({said})") from error
     data = cli.datamodule
     if read_data:
         data.prepare_data()

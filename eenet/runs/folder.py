@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from filelock import FileLock, Timeout
 
 from eenet.errors import UserError
@@ -17,6 +18,12 @@ from eenet.files import sha256, whole
 
 IDENTITY = "eenet"
 """Key of a checkpoint under which stands whose it is."""
+
+UNREADABLE = (
+    *(pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What torch raises on a file that it cannot read."""
 
 FINISHED = "finished.txt"
 """File beside the checkpoints with the digest of the last one, where its training reached its end."""
@@ -205,14 +212,31 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
         raise UserError(field, value or str(file), problem)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except PermissionError:
+    except (PermissionError, torch.OutOfMemoryError):
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         problem = f"{name}is no checkpoint of eenet, or damaged ({type(error).__name__})"
         raise UserError(field, value or str(file), problem) from error
-    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
-        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
+    if (missing := _missing(checkpoint)) is not None:
+        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet: {missing}")
     return checkpoint
+
+
+def _missing(checkpoint: Any) -> str | None:
+    """What a file lacks to be a checkpoint of eenet."""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(IDENTITY), dict):
+        return "it does not say whose it is"
+    identity, state = checkpoint[IDENTITY], checkpoint.get("state_dict")
+    kinds = {"method": str, "backbone": dict, "exits": list}
+    for key, kind in kinds.items():
+        if not isinstance(identity.get(key), kind):
+            return f"it does not say its {key}"
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        return "it holds no weights"
+    states = checkpoint.get("callbacks", {})
+    if not isinstance(states, dict) or not all(isinstance(kept, dict) for kept in states.values()):
+        return "its callbacks have no states"
+    return None
 
 
 def checkpoint_states(saved: dict[str, Any]) -> list[dict[str, Any]]:

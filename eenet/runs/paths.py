@@ -12,12 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from eenet.described import argument_hints, type_hints
 from eenet.files import FilePath, NameOrFile, NameOrPath, is_path
 from eenet.runs.folder import RunFolder
 from eenet.runs.trust import check_trust
+from eenet.yaml_files import read_yaml
 
 HERE = "."
 
@@ -51,11 +50,11 @@ def load_config(path: Path) -> dict[str, Any]:
     A run's own configuration is one that says so, or that lies beside a `checkpoints/last.ckpt` as `config.yaml`.
 
     Raises:
-        UserError: A run's own names a class that is not trusted; see `eenet.runs.trust`.
+        UserError: It is no YAML of keys and values, or a run's own names a class that is not trusted; see `eenet.runs.trust`.
     """
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     folder = path.parent.absolute()
-    trainer = values.get("trainer") if isinstance(values, dict) else None
+    trainer = values.get("trainer")
     if not isinstance(trainer, dict):
         return values
 

@@ -18,9 +18,13 @@ from eenet.errors import UserError
 from eenet.policies.base import Policy
 from eenet.runtime.compaction import Compaction
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
-from eenet.runtime.program import DTYPES, Program
+from eenet.runtime.program import DTYPES, META, Program
 from eenet.runtime.route import Routed, route
 from eenet.runtime.steps import Result, Step, split_results
+
+
+SHORT = 8
+"""A length that may vary, where one is needed."""
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:
@@ -56,7 +60,24 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError("export", str(folder / WEIGHTS), f"holds no plain tensors ({error})") from error
     programs = [Program(str(folder / name), read_json(folder, name), weights, device) for name in manifest.programs]
+    bound(manifest, programs)
     return ExportedRuntime(manifest, programs, list(weights.values()))
+
+
+def bound(manifest: Manifest, programs: list[Program]) -> None:
+    """Refuse programs whose work does not follow from their inputs, by the shapes of one row and before any is run.
+
+    Raises:
+        UserError: Naming the program.
+    """
+    sizes = [[SHORT if size is None else size for size in spec.shape] for spec in manifest.inputs]
+    types = [DTYPES[spec.dtype] for spec in manifest.inputs]
+    given = [torch.empty(1, *shape, dtype=dtype, device=META) for shape, dtype in zip(sizes, types, strict=True)]
+    for program in programs:
+        results = program.bound(given)
+        if not results:
+            return
+        given = results[:-2]  # but logits and who leaves
 
 
 class ExportedNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from eenet.costs import CostProfile
 from eenet.errors import UserError
 from eenet.files import sha256
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 LARGEST_JSON = 64 << 20
@@ -75,8 +76,15 @@ class Manifest:
         return program_names(self.format, self.costs.num_exits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"version": VERSION, **asdict(self), "costs": self.costs.to_dict()}
+        """Plain JSON values, with their digest."""
+        values = {"version": VERSION, **asdict(self), "costs": self.costs.to_dict()}
+        return {**values, "digest": manifest_digest(values)}
+
+
+def manifest_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the values of a `model.json` beside its digest, in whatever order."""
+    kept = {name: value for name, value in values.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def program_names(format: Format, num_exits: int) -> list[str]:
@@ -97,9 +105,11 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(values, dict) or values.get("version") != VERSION:
         found = values.get("version") if isinstance(values, dict) else None
         raise UserError("export", str(path), f"is of version {found!r}, not {VERSION}; export the run again")
+    if values.get("digest") != manifest_digest(values):
+        raise UserError("export", str(path), "was changed or damaged: its digest is another; export the run again")
     try:
         manifest = _parse(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError("export", str(path), f"is damaged ({type(error).__name__}: {error})") from error
     expected = {WEIGHTS, *manifest.programs}
     if set(manifest.files) != expected:
