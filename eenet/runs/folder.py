@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.files import sha256, whole

@@ -50,7 +50,8 @@ def load_config(path: Path) -> dict[str, Any]:
     A run's own configuration is one that says so, or that lies beside a `checkpoints/last.ckpt` as `config.yaml`.
 
     Raises:
-        UserError: It is no YAML of keys and values, or a run's own names a class that is not trusted; see `eenet.runs.trust`.
+        UserError: It is no YAML of keys and values, or a run's own names a class that is not trusted; see
+            `eenet.runs.trust`.
     """
     values = read_yaml(path)
     folder = path.parent.absolute()

@@ -22,7 +22,6 @@ from eenet.runtime.program import DTYPES, META, Program
 from eenet.runtime.route import Routed, route
 from eenet.runtime.steps import Result, Step, split_results
 
-
 SHORT = 8
 """A length that may vary, where one is needed."""
 

@@ -190,7 +190,9 @@ class Base:
                 assert ended.code == 0, ended.text
         finally:
             os.chdir(before)
-        shutil.copytree(folder / "runs/exits", folder / "runs/twin")
+        twin = shutil.copytree(folder / "runs/exits", folder / "runs/twin")
+        results = (twin / "results.json").read_text()
+        (twin / "results.json").write_text(results.replace('"seed": 0', '"seed": 1'))
         return cls(folder)
 
 

@@ -23,7 +23,11 @@ def main() -> None:
         print(*unclear, f"checkpoints: {len(opened)} tried, {len(unclear)} unclear", sep="\n", flush=True)
         strange = list(strange_configurations(base, place / "run", options.every))
         ran = [f"configuration, {name}: ran" for name, _, marked in strange if marked]
-        vague = [f"configuration, {name}: {ended}" for name, ended, marked in strange if not marked and not ended.clear]
+        vague = [
+            f"configuration, {name}: {ended}"
+            for name, ended, marked in strange
+            if not marked and ended.code and not ended.clear
+        ]
         print(
             *ran, *vague, f"configurations: {len(strange)} tried, {len(ran)} ran code, {len(vague)} unclear", sep="\n"
         )
