@@ -18,6 +18,7 @@ LONGEST = 300
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+UNFIT = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE)
 
 DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 """Settings that Lightning refuses without naming them."""
@@ -49,7 +50,8 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
     """What another library's exception says of the user's arguments or machine, `None` where it may be a bug."""
     said = " ".join(str(error).split())
     said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
-    if isinstance(error, OSError) and (error.errno in FULL or (error.errno and error.filename)):
+    given = isinstance(error, OSError) and any(str(error.filename) in text for text in args)
+    if isinstance(error, OSError) and (error.errno in (*FULL, *FORBIDDEN, *UNFIT) or given):
         remedy = "free some space, or" if error.errno in FULL else "change its rights, or"
         remedy = remedy if error.errno in (*FULL, *FORBIDDEN) else "give one that can be used, or"
         return UserError("file", error.filename2 or error.filename, f"{error.strerror}; {remedy} choose another place")

@@ -90,6 +90,7 @@ def run(
 
 
 def _child(args: list[str], at: int, under: Path | None) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts behind its back
     torch.set_num_threads(1)
     sweep.subprocess = _InForks  # type: ignore[assignment,attr-defined]
     count = _count(at, under) if under is not None else None
