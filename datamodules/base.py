@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -280,8 +281,12 @@ class SplitData(RunData):
         return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Test batches, in data set order."""
-        return self.loader("test")
+        """Test batches, in data set order; of several processes each has its own samples, and no sample comes twice."""
+        if self.processes[0] == 1:
+            return self.loader("test")
+        dataset = self.dataset("test")
+        sampler = UnrepeatedDistributedSampler(dataset, *self.processes, shuffle=False)
+        return self.load(dataset, batch_size=self.eval_batch_size, sampler=sampler)
 
     def predict_dataloader(self) -> DataLoader:
         """The test batches."""

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from eenet.errors import UserError
 from eenet.runs import RunFolder, Training
+from lightning_modules.checkpoints import WholeCheckpoints
 
 
 class LastCheckpoint(Checkpoint):
@@ -26,7 +28,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class HoldFolder(Callback):
-    """Keeps checkpoints in the run folder whatever the logger, and holds the folder while a run trains in it.
+    """Keeps checkpoints whole and in the run folder whatever the logger, and holds the folder while a run trains in it.
 
     A folder that holds a run is refused, unless the training continues one.
 
@@ -41,6 +43,8 @@ class HoldFolder(Callback):
         """Say where checkpoints go, and take the folder."""
         if stage != "fit":
             return
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         folder = folder_of(trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -56,6 +60,13 @@ class HoldFolder(Callback):
             raise UserError("trainer.default_root_dir", str(folder.path), remedy)
         if self.training is not None:
             self.training.begin()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the training reached its end, which one that a signal or an error ended does not."""
+        if trainer.is_global_zero:
+            if self.training is not None:
+                self.training.begin()  # also where there was nothing left to train
+            folder_of(trainer).finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the folder."""

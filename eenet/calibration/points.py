@@ -149,18 +149,27 @@ class Calibration:
         Raises:
             UserError: It is not there, damaged, or of another schema.
         """
-        remedy = "`eenet calibrate` writes it"
+        remedy, again = "`eenet calibrate` writes it", "remove it, and `eenet calibrate` writes it again"
         try:
             values = json.loads(path.read_text())
             if values["schema"] != SCHEMA:
-                raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {remedy}")
+                raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {again}")
+            temperatures = torch.tensor(values["temperatures"])
+            if (
+                temperatures.shape != (len(values["doubts"]),)
+                or not (temperatures > 0).all()
+                or temperatures.isinf().any()
+            ):
+                raise ValueError("temperatures")
             points = {name: OperatingPoint.from_dict(point) for name, point in values["points"].items()}
-            doubts = {exit: doubt for exit, doubt in enumerate(values.get("doubts", [])) if doubt}
-            return cls(values["checkpoint"], values["samples"], torch.tensor(values["temperatures"]), points, doubts)
+            doubts = {exit: doubt for exit, doubt in enumerate(values["doubts"]) if doubt}
+            return cls(values["checkpoint"], values["samples"], temperatures, points, doubts)
         except FileNotFoundError as error:
             raise UserError("calibration", str(path), f"there is no such file; {remedy}") from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UserError("calibration", str(path), f"is damaged ({type(error).__name__}); {remedy}") from error
+        except (OSError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                "calibration", str(path), f"is damaged ({type(error).__name__}: {error}); {again}"
+            ) from error
 
     @classmethod
     def of(cls, folder: Path, checkpoint: Path, names: str) -> "Calibration":

@@ -1,7 +1,9 @@
 """The shipped configurations: found beside the sources or inside the installed package, by path or by name."""
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,12 +11,16 @@ import yaml
 
 import eenet
 from eenet.errors import UserError
+from eenet.yaml_files import read_yaml
 
 _PACKAGE = Path(eenet.__file__).parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 """Folder of the configurations; a wheel holds it inside the package."""
 
 CONFIG = ("--config", "-c")
+
+DOTTED = re.compile(r"\b[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+"""What may be the path of a class, in a text of the user's own."""
 
 OPTIONS = (*CONFIG, "--data")
 """Options that take a configuration; `--data` may also take something else."""
@@ -39,23 +45,6 @@ def find_config(text: str) -> Path | None:
     return next(filter(Path.is_file, candidates), None)
 
 
-def check_yaml(path: Path) -> None:
-    """Refuse a configuration that cannot be read.
-
-    Raises:
-        UserError: It is no YAML, or holds no keys and values.
-    """
-    try:
-        values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError("config", str(path), f"{where}{said}; this is no YAML") from error
-    if not isinstance(values, dict):
-        raise UserError("config", str(path), "must hold keys and values, as `trainer:` and `model:`")
-
-
 def with_paths(args: list[str]) -> list[str]:
     """Arguments of a command, with the paths of the configurations that they name.
 
@@ -65,29 +54,55 @@ def with_paths(args: list[str]) -> list[str]:
     return list(_with_paths(args))
 
 
-def with_own(args: list[str]) -> list[str]:
+def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
     """Arguments with the configurations that runs saved put in the place of their paths; see `eenet.runs.load_config`.
 
     Args:
         args: What `with_paths` returns.
+
+    Returns:
+        The arguments; and what they may import, `None` for anything, where no run's own configuration is among them.
     """
-    found = list(args)
+    from eenet.runs.paths import is_own, load_config
+    from eenet.runs.trust import check_trust
+
+    found, allowed, opens = list(args), list[str](), False
     for i, text in enumerate(found):
         name, equals, value = text.partition("=")
-        if text in CONFIG and i + 1 < len(found):
-            found[i + 1] = _inline(found[i + 1])
-        elif name in CONFIG and equals:
-            found[i] = f"{name}={_inline(value)}"
-    return found
+        given = equals and name in CONFIG
+        path = value if given else text
+        if not (given or (i and found[i - 1] in CONFIG)) or not os.path.isfile(path):
+            allowed += DOTTED.findall(text)
+        elif is_own(values := load_config(Path(path))):
+            allowed, opens = [*allowed, *check_trust(values, Path(path))], True
+            inlined = yaml.safe_dump(values, sort_keys=False)
+            found[i] = f"{name}={inlined}" if given else inlined
+        else:
+            allowed += DOTTED.findall(Path(path).read_text())
+    return found, allowed if opens else None
 
 
-def _inline(text: str) -> str:
-    from eenet.runs.paths import is_own, load_config
+@contextmanager
+def imports(allowed: list[str] | None) -> Iterator[None]:
+    """Let jsonargparse import nothing by name but eenet's parts, some classes and what the user trusts.
 
-    if not os.path.isfile(text):
-        return text
-    values = load_config(Path(text))
-    return yaml.safe_dump(values, sort_keys=False) if is_own(values) else text
+    It is the second wall behind `eenet.runs.check_trust`, for names that stand elsewhere than in a `class_path`.
+
+    Args:
+        allowed: Paths of classes, `None` for anything.
+    """
+    from jsonargparse import _common, set_parsing_settings
+
+    from eenet.runs.trust import OWN, WRITERS, named
+
+    before = dict(_common.parsing_settings)  # there is no public way back
+    if allowed is not None:
+        names = [name for name in (*OWN, *allowed, *named()) if not name.startswith("jsonargparse")]
+        set_parsing_settings(import_path_denylist=["*", *WRITERS], import_path_allowlist=names)
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
 
 
 def _with_paths(args: list[str]) -> Iterator[str]:
@@ -108,7 +123,7 @@ def _path(option: str, text: str) -> str:
     found = find_config(text)
     if found is not None:
         if option != "--data":
-            check_yaml(found)
+            read_yaml(found)
         return str(found)
     if option == "--data" or ":" in text:  # a class, or YAML itself
         return text

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ def find_given(args: Sequence[str], key: str) -> Given | None:
         name, equals, value = text.partition("=")
         if not equals:
             value = next((after for after in args[number + 1 : number + 2] if not after.startswith("--")), "")
-        if name in ("--config", "-c") and key != "config" and Path(value).is_file():
+        if name in ("--config", "-c") and key != "config" and isfile(value):
             found = in_file(Path(value), wanted.split(".")) or found
         elif name.startswith("-") and plain(name.lstrip("-")) == wanted:
             found = Given(value)

@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
 
 
 def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int) -> int:
-    """Route every input of a source; a run that was killed continues after its last whole batch.
+    """Route every input of a source; a run that was killed goes on with the batches that are not whole.
 
     Args:
         run: The run.
@@ -48,7 +48,7 @@ def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int)
         batch_size: Inputs that are routed together.
 
     Returns:
-        The number of inputs that could not be read.
+        The number of inputs that could not be read; 0 where a job that was killed at its very end had said so.
 
     Raises:
         UserError: Nothing to read, or an output that cannot be used.
@@ -58,13 +58,16 @@ def infer(run: Run, chosen: Chosen, source: Path, output: Path, batch_size: int)
     if first is None:
         wanted = ", ".join(reader.suffixes)
         raise UserError("input", str(source), f"holds nothing to read; a folder needs files that end in {wanted}")
-    route, samples = Router(run, chosen), 0
+    route = Router(run, chosen)
     parts = Parts(output, job(run, chosen, source, batch_size), route.columns)
+    if parts.joined:
+        parts.drop()
+        print(f"was written whole before: {output}")
+        return 0
+    samples = 0
     for number, batch in enumerate(batches(items(source, reader), batch_size)):
         samples += len(batch)
-        if number < parts.done:
-            parts.check(number, [item.id for item in batch])
-        else:
+        if not parts.has(number, [item.id for item in batch]):
             parts.write(number, route(batch, reader))
     unreadable = 0
     for row in parts.problems(number + 1):

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eenet import __version__
-from eenet.cli.configs import with_own, with_paths
+from eenet.cli.configs import imports, with_own, with_paths
 from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError
 from eenet.errors import command as quoted
@@ -43,8 +43,8 @@ COMMANDS = {
 }
 """Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
 
-INTERRUPTED = 130
-"""Status after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Status after Ctrl-C and after SIGTERM, as shells have it."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments; those of the process when `None`.
 
     Raises:
-        SystemExit: With status 2 after a user's mistake, 130 after Ctrl-C.
+        SystemExit: With status 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
     """
     for expected in (
         "Found .* in eval mode",
@@ -71,6 +71,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning leaves with status 1
             raise SystemExit(INTERRUPTED) from end
+        if type(end).__name__ == "SIGTERMException":  # of Lightning, which is not imported for this
+            print("eenet: ended by SIGTERM; `--ckpt_path auto` continues after the last epoch", file=sys.stderr)
+            raise SystemExit(TERMINATED) from end
         raise
     except BrokenPipeError as error:  # of a reader that has seen enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,6 +92,7 @@ def run(args: list[str]) -> None:
     Raises:
         UserError: There is no such command.
     """
+    args = without_trust(args)
     command = args[0] if args else "--help"
     if command in ("--help", "-h"):
         print(usage())
@@ -101,11 +105,34 @@ def run(args: list[str]) -> None:
         args = with_paths(args)
         from eenet.cli.lightning import EenetCLI
 
-        EenetCLI(args=with_own(args))
+        args, allowed = with_own(args)
+        with imports(allowed):
+            EenetCLI(args=args)
     else:
         near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
         meant = f"; did you mean {quoted(near[0])}?" if near else ";"
         raise UserError("command", command, f"there is no such command{meant} {quoted('--help')} lists them all")
+
+
+def without_trust(args: list[str]) -> list[str]:
+    """Arguments without `--trust NAME`, which every command takes; the names are trusted from here on.
+
+    Raises:
+        UserError: One has no name.
+    """
+    kept, given = [], iter(args)
+    for text in given:
+        name, equals, value = text.partition("=")
+        if name != "--trust":
+            kept.append(text)
+            continue
+        value = value if equals else next(given, "")
+        if not all(map(str.isidentifier, value.split("."))):
+            raise UserError("trust", value, "must be a package, module or class, as my_package")
+        from eenet.runs.trust import trust
+
+        trust(value)
+    return kept
 
 
 def usage() -> str:
@@ -120,7 +147,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`eenet COMMAND --help` explains a command, `eenet --version` prints the version.",
+            "`eenet COMMAND --help` explains a command, `eenet --version` prints the version. Every command takes",
+            "`--trust PACKAGE` where a run's folder names classes of a package that eenet does not need.",
         ]
     )
 

@@ -20,6 +20,7 @@ LONGEST = 300
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+UNFIT = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE)
 
 DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 """Settings that Lightning refuses without naming them."""
@@ -51,16 +52,19 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
     """What another library's exception says of the user's arguments or machine, `None` where it may be a bug."""
     said = " ".join(str(error).split())
     said = said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
-    if isinstance(error, OSError) and error.errno in (*FULL, *FORBIDDEN):
-        remedy = "free some space" if error.errno in FULL else "change its rights"
-        return UserError(
-            "file", error.filename2 or error.filename, f"{error.strerror}; {remedy}, or choose another place"
-        )
+    given = isinstance(error, OSError) and any(str(error.filename) in text for text in args)
+    if isinstance(error, OSError) and (error.errno in (*FULL, *FORBIDDEN, *UNFIT) or given):
+        remedy = "free some space, or" if error.errno in FULL else "change its rights, or"
+        remedy = remedy if error.errno in (*FULL, *FORBIDDEN) else "give one that can be used, or"
+        return UserError("file", error.filename2 or error.filename, f"{error.strerror}; {remedy} choose another place")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         remedy = "lower it, or raise trainer.accumulate_grad_batches in its place"
         return about("data.init_args.batch_size", args, f"this machine's memory is too small ({said}); {remedy}")
     if said.startswith("Error(s) in loading state_dict"):
         return about("ckpt_path", args, f"is of another model than the configuration's: {said.partition(': ')[2]}")
+    if restores(error):
+        remedy = "it is damaged, or of another version or configuration"
+        return about("ckpt_path", args, f"cannot be taken up ({type(error).__name__}: {said}); {remedy}")
     if refuses(error):
         key = setting(said, args)
         machine = f"; {command('doctor')} says what this machine has" if key in DEVICES else ""
@@ -72,6 +76,16 @@ def about(key: str, args: Sequence[str], problem: str) -> UserError:
     """A mistake in a key, with the value that the arguments give it and its place."""
     found = find_given(args, key) or Given(None)
     return UserError(key, found.value, problem + found.place)
+
+
+def restores(error: BaseException) -> bool:
+    """Whether an exception came while Lightning took up a checkpoint."""
+    trace, found = error.__traceback__, False
+    while trace is not None and not found:
+        code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+        found = module.endswith(".checkpoint_connector") and "restore" in code.co_name
+        trace = trace.tb_next
+    return found
 
 
 def refuses(error: BaseException) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet.errors import UserError
+from eenet.files import sha256, whole
 from eenet.reporting import write_json, write_text
 
 Row = dict[str, Any]
@@ -23,11 +24,11 @@ Where something is quantized also `path`, the widths of the segments that were r
 
 COLUMNS = ["id", "label", "probability", "exit", "macs", "probabilities"]
 QUANTIZED_COLUMNS = [*COLUMNS[:-1], "path", "bitops", "probabilities"]
-JOB = "job.json"
+JOB, JOINED = "job.json", "joined.json"
 
 
 class Parts:
-    """The parts of one output, each one batch of rows, written whole or not at all.
+    """The parts of one output, each one batch of rows with their digest, written whole or not at all.
 
     Args:
         output: The file that they become.
@@ -35,7 +36,7 @@ class Parts:
         columns: Of the rows.
 
     Attributes:
-        done: Batches that were written before.
+        joined: Whether the output is there, and its job was killed before the parts were gone.
 
     Raises:
         UserError: The output exists, is of an unknown kind, or parts of another job are in the way.
@@ -46,20 +47,18 @@ class Parts:
             raise UserError("output", str(output), f"must end in {', '.join(JOINS)}")
         if output.suffix == ".parquet" and find_spec("pyarrow") is None:
             raise UserError("output", str(output), "needs pyarrow: pip install 'eenet[export]'; or end it in .csv")
-        if output.exists():
-            raise UserError("output", str(output), "exists already; give a new file")
         self.columns = columns
         self.output, self.folder = output, output.with_name(f"{output.name}.parts")
-        path = self.folder / JOB
-        if not path.is_file():
-            write_json(path, job)
-        elif json.loads(path.read_text()) != job:
+        known = self._note(JOB)
+        self.joined = output.exists() and known in (job, None) and self._note(JOINED) == sha256(output)
+        if output.exists() and not self.joined:
+            raise UserError("output", str(output), "exists already; give a new file")
+        if known is None:
+            write_json(self.folder / JOB, job)
+        elif known != job:
             raise UserError(
                 "output", str(self.folder), "holds parts of another run, point, input or batch size; delete it"
             )
-        self.done = 0
-        while self.part(self.done).is_file():
-            self.done += 1
 
     def part(self, number: int) -> Path:
         """File of a batch."""
@@ -67,35 +66,68 @@ class Parts:
 
     def write(self, number: int, rows: list[Row]) -> None:
         """Keep the rows of a batch."""
-        write_text(self.part(number), "".join(f"{json.dumps(row)}\n" for row in rows))
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        write_text(self.part(number), f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
-    def check(self, number: int, ids: list[str]) -> None:
-        """Refuse to continue where the inputs are no longer those of a batch that was written.
+    def has(self, number: int, ids: list[str]) -> bool:
+        """Whether a batch was written before; one that was damaged since counts as not.
+
+        Args:
+            number: The batch.
+            ids: Of its inputs.
 
         Raises:
-            UserError: They are others.
+            UserError: It was written of other inputs.
         """
-        if [row["id"] for row in self.read(number)] != ids:
+        rows = self._rows(number)
+        if rows is not None and [row["id"] for row in rows] != ids:
             raise UserError("output", str(self.folder), "holds parts of other inputs; delete it")
+        return rows is not None
 
     def read(self, number: int) -> list[Row]:
-        """The rows of a batch."""
-        with self.part(number).open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """The rows of a batch.
+
+        Raises:
+            UserError: They are damaged or gone.
+        """
+        rows = self._rows(number)
+        if rows is None:
+            raise UserError("output", str(self.part(number)), "was damaged while it was in use; run the command again")
+        return rows
 
     def problems(self, batches: int) -> Iterator[Row]:
         """The inputs that could not be read."""
         return (row for number in range(batches) for row in self.read(number) if "problem" in row)
 
+    def _rows(self, number: int) -> list[Row] | None:
+        if not self.part(number).is_file():
+            return None
+        digest, _, rows = self.part(number).read_bytes().partition(b"\n")
+        if digest.decode(errors="replace") != hashlib.sha256(rows).hexdigest():
+            print(f"{self.part(number)} is damaged and is made again")
+            return None
+        return [json.loads(line) for line in rows.splitlines()]
+
+    def _note(self, name: str) -> Any:
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def join(self, batches: int) -> None:
-        """Make the output of so many batches, by a rename, and drop the parts."""
-        whole = self.folder / f"whole{self.output.suffix}"
-        JOINS[self.output.suffix](
-            whole,
-            self.columns,
-            ([row for row in self.read(number) if "problem" not in row] for number in range(batches)),
-        )
-        os.replace(whole, self.output)
+        """Make the output of so many batches, whole or not at all, and drop the parts."""
+        with whole(self.output) as beside:
+            JOINS[self.output.suffix](
+                beside,
+                self.columns,
+                ([row for row in self.read(number) if "problem" not in row] for number in range(batches)),
+            )
+            write_json(self.folder / JOINED, sha256(beside))
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove the parts, and last what says that they were joined."""
+        for path in self.folder.iterdir():
+            if path.name not in (JOB, JOINED):
+                path.unlink()
         shutil.rmtree(self.folder)
 
 

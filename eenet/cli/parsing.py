@@ -314,8 +314,15 @@ def wrong_type(cause: Cause, said: re.Match[str]) -> Explained:
     return cause.key, value, f"must be {' or '.join(filter(None, (', '.join(first), last)))}{hint}"
 
 
+def not_trusted(cause: Cause, said: re.Match[str]) -> Explained:
+    """A name that a run's own configuration may not import."""
+    remedy = f"if you know its code, give --trust {said[1].partition('.')[0]}"
+    return cause.key, said[1], f"is not trusted, as a run's folder may come from a stranger; {remedy}"
+
+
 RULES: list[tuple[re.Pattern[str], Any]] = [
     (UNKNOWN, unknown_name),
+    (re.compile(r"Importing '(\S+)' is not allowed"), not_trusted),
     (re.compile(r"the following arguments are required: (.*)"), missing),
     (re.compile(r"invalid choice: '(?P<choice>.*?)' \(choose from (?P<one>.*)\)|to be one of \{(?P<of>.*)\}"), choice),
     (

@@ -14,9 +14,10 @@ from torch import Tensor
 from datamodules import SplitData
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.chooser import Split
+from eenet.cli.configs import imports
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError
-from eenet.runs import RunFolder, load_config, read_checkpoint
+from eenet.runs import RunFolder, check_trust, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
 
 
@@ -82,15 +83,22 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
         if not path.is_file():
             raise UserError("run", folder, f"there is no {path}; `eenet fit` makes a run")
     file, values = own.checkpoint(checkpoint), load_config(own.config)
+    if not all(isinstance(values.get(part), dict) for part in ("model", "data")):
+        raise UserError("run", str(own.config), "has no `model` and `data` with their classes; `eenet fit` writes it")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
     trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     saved = read_checkpoint(file, "run")
     args = {"model": values["model"], "data": values["data"], "trainer": trainer}
-    cli = EenetCLI(args=args, run=False, saved=saved)
+    with imports(check_trust(values, own.config)):
+        cli = EenetCLI(args=args, run=False, saved=saved)
     model, device = cli.model, cli.trainer.strategy.root_device
-    model.on_load_checkpoint(saved)
-    model.load_state_dict(saved["state_dict"])
+    try:
+        model.on_load_checkpoint(saved)
+        model.load_state_dict(saved["state_dict"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError("ckpt_path", str(file), f"does not fit the run's configuration ({said})") from error
     data = cli.datamodule
     if read_data:
         data.prepare_data()

@@ -77,9 +77,15 @@ def main(args: list[str]) -> None:
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate)
+    trust_own(options.config)
     threads = max(1, cores() // min(options.processes, len(runs)))
     with ThreadPoolExecutor(options.processes) as pool:
-        finished = list(pool.map(lambda run: execute(run, threads, options.calibrate), runs))
+        waiting = [pool.submit(execute, run, threads, options.calibrate) for run in runs]
+        try:
+            finished = [run.result() for run in waiting]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run have got the signal too
+            raise
     report(folder, [run for run, done in zip(runs, finished, strict=True) if done])
     unmet = [f"{run.folder.name}: {line}" for run in runs for line in not_met(run)]
     print(*unmet, sep="\n", end="\n" if unmet else "", file=sys.stderr)
@@ -151,8 +157,24 @@ def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
     write_json(record, wanted)
 
 
+def trust_own(configs: list[str]) -> None:
+    """Let the commands that open the sweep's runs build the classes of the user's own configurations.
+
+    Raises:
+        UserError: One is the configuration of a run that may come from elsewhere, with a class that is not trusted.
+    """
+    from eenet.runs import load_config
+    from eenet.runs.paths import is_own
+    from eenet.runs.trust import class_paths, trust
+
+    for config in configs:
+        values = load_config(Path(config))
+        for _, text in () if is_own(values) else class_paths(values):
+            trust(str(text))
+
+
 def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
-    """Train, calibrate and test one run, unless it has results; goes on from its last checkpoint.
+    """Train, calibrate and test one run, unless it is finished and has results; goes on from its last checkpoint.
 
     Wishes that cannot be met do not stop it: the test takes the points of the others, or the run's own where none is.
     Its lock belongs to the processes that it starts, too: if this one is killed, a new sweep waits for them.
@@ -161,6 +183,7 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
         Whether there are results.
     """
     from eenet.calibration.points import CALIBRATION
+    from eenet.runs import RunFolder
 
     run.folder.mkdir(parents=True, exist_ok=True)
     quiet = "--trainer.enable_progress_bar=false"
@@ -169,7 +192,7 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
     test = ["test", f"--config={run.folder / 'config.yaml'}", quiet]
     with open(run.folder / "lock", "w") as lock, open(run.folder / "log.txt", "a") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (run.folder / "results.json").is_file():
+        if RunFolder(run.folder).finished and (run.folder / "results.json").is_file():
             return True
         for args in (fit, *calibrations, test):
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -181,6 +204,9 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
             )
             if ended.returncode and not (ended.returncode == 1 and len(not_met(run)) > said):
                 print(f"failed: {run.folder.name}; see {run.folder / 'log.txt'}", file=sys.stderr)
+                return False
+            if args is fit and not RunFolder(run.folder).finished:
+                print(f"ended before it was finished: {run.folder.name}; sweep again to continue it", file=sys.stderr)
                 return False
     print(f"done: {run.folder.name}")
     return True

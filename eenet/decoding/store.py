@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from eenet.files import whole
 
 Row = dict[str, Any]
 
@@ -76,8 +78,7 @@ def kept_table(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str
         compute: Makes the table.
     """
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({name: value.cpu().contiguous() for name, value in compute().items()}, beside)
-        os.replace(beside, path)
+        table = {name: value.cpu().contiguous() for name, value in compute().items()}
+        with whole(path) as beside:
+            beside.write_bytes(save(table))
     return load_file(path)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +17,7 @@ from eenet import __version__
 from eenet.calibration.points import policy_to_dict
 from eenet.errors import UserError
 from eenet.export import onnx_program, torch_program
-from eenet.files import sha256
+from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.preprocessing import Preprocessing
@@ -83,9 +80,7 @@ def export_network(
         raise UserError("policy", "RandomExits", "draws at random, a control that is measured and not shipped")
     network.check(policy)
     network.eval()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole(folder, folder=True) as beside:
         steps = dict(trace(network, policy, example))
         write = _write_torch if format == "torch" else _write_onnx
         names = program_names(format, network.tree, policy.first_node)
@@ -108,10 +103,6 @@ def export_network(
         )
         write_json(beside / MANIFEST, manifest.to_dict())
         compare(network, policy, beside, example)
-        beside.chmod(0o755)
-        os.rename(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return manifest
 
 

@@ -8,6 +8,7 @@ from eenet.errors import UserError
 from eenet.features.extraction import Source, extract_rows, processes, progress, shards
 from eenet.features.layout import Layout
 from eenet.features.table import FeatureTable
+from eenet.files import size
 
 
 def memory_table(source: Source, layout: Layout) -> FeatureTable:
@@ -22,7 +23,7 @@ def memory_table(source: Source, layout: Layout) -> FeatureTable:
         raise UserError(
             "model.features",
             "memory",
-            f"{source.name} needs {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free; use `disk`",
+            f"{source.name} needs {size(needed)} and {size(free)} are free; use `disk`",
         )
     arrays = {name: torch.empty(samples, *shape, dtype=dtype) for name, (shape, dtype) in layout.arrays.items()}
     world, rank = processes()

@@ -26,6 +26,7 @@ from eenet.features.extraction import Source, extract_rows, processes, progress,
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
+from eenet.files import size
 from eenet.reporting import write_json
 
 SCHEMA = 1
@@ -64,10 +65,12 @@ class FeatureStore:
                 raise KeyError(f"schema {SCHEMA}")
             shapes = tuple(tuple(shape) for shape in manifest["layout"].pop("shapes"))
             layout = Layout(shapes, **manifest["layout"])
+            if layout.sample_bytes < 0 or type(manifest["samples"]) is not int:
+                raise ValueError("sizes")
             ranges = tuple(range(*rows) for rows in manifest["shards"])
             return cls(folder, manifest["name"], manifest["samples"], layout, ranges)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"holds no store of features ({error}); remove the folder"
+        except (OSError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            problem = f"holds no store of features ({type(error).__name__}: {error}); remove the folder"
             raise UserError("features.folder", str(folder), problem) from error
 
     @property
@@ -101,12 +104,12 @@ class FeatureStore:
             raise UserError(
                 "model.features.folder",
                 str(self.folder.parent),
-                f"{self.name} needs {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free; remove stores with "
+                f"{self.name} needs {size(needed)} and {size(free)} are free; remove stores with "
                 "`eenet features remove`, store float16, or choose another folder",
             )
 
     def prepare(self) -> None:
-        """Write the manifest and give every file its size; what is there and belongs here stays."""
+        """Write the manifest and give every file its size; what is there and belongs here stays, but for links."""
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
         try:
             fits = FeatureStore.open(self.folder) == self
@@ -117,6 +120,8 @@ class FeatureStore:
                 self._marker(number).unlink(missing_ok=True)
             write_json(self.folder / "manifest.json", self.manifest)
         for _, path, sample_bytes in self.files:
+            if path.is_symlink():
+                path.unlink()
             path.touch()
             os.truncate(path, self.samples * sample_bytes)
 
@@ -126,7 +131,9 @@ class FeatureStore:
             expected = json.loads(self._marker(number).read_text())["sha256"]
         except FileNotFoundError:
             return "missing"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, LookupError, RecursionError, TypeError, ValueError):
+            return "damaged"
+        if any(path.is_symlink() or not path.is_file() for _, path, _ in self.files):
             return "damaged"
         return "whole" if self._checksum(number) == expected else "damaged"
 

@@ -1,12 +1,12 @@
 """Figures of a run's results, for TensorBoard and for files."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from eenet.files import whole
 from eenet.metrics import NUM_BINS
 from eenet.reporting.results import Results, chosen_rows
 
@@ -69,10 +69,8 @@ def reliability_figure(results: Results) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure beside the path and rename it, so that the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(beside, dpi=150)
-    os.replace(beside, path)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def _percent(rows: list[dict[str, Any]], key: str) -> list[float]:

@@ -18,9 +18,7 @@ no figures. `part` says how much of the split was seen where that was not all of
 
 import json
 import math
-import os
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.files import sha256
+from eenet.files import sha256, whole
 from eenet.metrics import choice_shares, summarise
 from eenet.policies import Policy
 from eenet.profile import Costs, TreeCosts, mean_cost
@@ -149,13 +147,8 @@ def numbers(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write text beside the path and rename it, so that the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        with (beside := Path(folder, path.name)).open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_results(path: Path) -> Results:

@@ -2,17 +2,20 @@
 
 `RunFolder` says what lies where and which checkpoint is meant, and holds the folder while a run trains in it;
 `portable` and `load_config` keep a configuration usable when the folder is moved; `identify` says what tells a
-run from others.
+run from others; `check_trust` keeps a stranger's configuration from running code.
 """
 
-from eenet.runs.folder import IDENTITY, RunFolder, Training, read_checkpoint, relocate
+from eenet.runs.folder import IDENTITY, RunFolder, Training, digest_note, read_checkpoint, relocate
 from eenet.runs.identity import flatten, identify, training_identity
 from eenet.runs.paths import load_config, portable
+from eenet.runs.trust import check_trust
 
 __all__ = [
     "IDENTITY",
     "RunFolder",
     "Training",
+    "check_trust",
+    "digest_note",
     "flatten",
     "identify",
     "load_config",

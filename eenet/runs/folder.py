@@ -11,12 +11,22 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.files import sha256
+from eenet.files import sha256, whole
 
 IDENTITY = "eenet"
 """Key of a checkpoint under which stands whose it is."""
+
+UNREADABLE = (
+    *(pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What torch raises on a file that it cannot read."""
+
+FINISHED = "finished.txt"
+"""File beside the checkpoints with the digest of the last one, where its training reached its end."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,21 @@ class RunFolder:
     def used(self) -> bool:
         """Whether there is a checkpoint or there are results, which a new training would overwrite."""
         return any(self.checkpoints.glob("*.ckpt")) or any(self.path.glob("results*.json"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training that wrote the last checkpoint reached its end, by its epochs or by a callback."""
+        note = self.checkpoints / FINISHED
+        return note.is_file() and note.read_text() == self._last_digest
+
+    def finish(self) -> None:
+        """Note that a training reached its end; a later one that writes another last checkpoint takes that back."""
+        with whole(self.checkpoints / FINISHED) as beside:
+            beside.write_text(self._last_digest)
+
+    @property
+    def _last_digest(self) -> str:
+        return sha256(self.last) if self.last.is_file() else "no last checkpoint"
 
     def checkpoint(self, name: str | None) -> Path:
         """The checkpoint that a name means.
@@ -164,6 +189,11 @@ def remove(folder: Path, keep: set[Path]) -> None:
             path.unlink()
 
 
+def digest_note(checkpoint: Path) -> Path:
+    """The file beside a checkpoint that holds its SHA-256, and for a moment that of the one that it replaces."""
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
 def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
     """Read a checkpoint of any routine; its tensors stay in the file until they are used.
 
@@ -176,16 +206,37 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
         UserError: The file is damaged, or no checkpoint of eenet.
     """
     name = "" if value in (None, str(file)) else f"{file} "
+    note = digest_note(file)
+    if note.is_file() and sha256(file) not in note.read_text(errors="replace").split():
+        problem = f"{name}is damaged: its SHA-256 is not in {note.name}; take another, or train again"
+        raise UserError(field, value or str(file), problem)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except PermissionError:
+    except (PermissionError, torch.OutOfMemoryError):
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         problem = f"{name}is no checkpoint of eenet, or damaged ({type(error).__name__})"
         raise UserError(field, value or str(file), problem) from error
-    if not isinstance(checkpoint, dict) or not {IDENTITY, "state_dict"} <= checkpoint.keys():
-        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet")
+    if (missing := _missing(checkpoint)) is not None:
+        raise UserError(field, value or str(file), f"{name}is no checkpoint of eenet: {missing}")
     return checkpoint
+
+
+def _missing(checkpoint: Any) -> str | None:
+    """What a file lacks to be a checkpoint of eenet."""
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(IDENTITY), dict):
+        return "it does not say whose it is"
+    identity, state = checkpoint[IDENTITY], checkpoint.get("state_dict")
+    kinds = {"method": str, "backbone": dict, "exits": list}
+    for key, kind in kinds.items():
+        if not isinstance(identity.get(key), kind):
+            return f"it does not say its {key}"
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        return "it holds no weights"
+    states = checkpoint.get("callbacks", {})
+    if not isinstance(states, dict) or not all(isinstance(kept, dict) for kept in states.values()):
+        return "its callbacks have no states"
+    return None
 
 
 def checkpoint_states(saved: dict[str, Any]) -> list[dict[str, Any]]:

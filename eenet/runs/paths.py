@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from eenet.described import argument_hints, type_hints
 from eenet.files import FilePath, NameOrFile, NameOrPath, is_path
 from eenet.runs.folder import RunFolder
+from eenet.runs.trust import check_trust
+from eenet.yaml_files import read_yaml
 
 HERE = "."
 
@@ -48,20 +48,26 @@ def load_config(path: Path) -> dict[str, Any]:
     """A configuration; a run's own, whose paths work from any directory, with its run folder where it lies.
 
     A run's own configuration is one that says so, or that lies beside a `checkpoints/last.ckpt` as `config.yaml`.
+
+    Raises:
+        UserError: It is no YAML of keys and values, or a run's own names a class that is not trusted; see
+            `eenet.runs.trust`.
     """
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     folder = path.parent.absolute()
-    trainer = values.get("trainer") if isinstance(values, dict) else None
+    trainer = values.get("trainer")
     if not isinstance(trainer, dict):
         return values
 
     def change(text: str, kind: str) -> str:
         return os.path.normpath(folder / text) if is_path(kind, folder / text) else text
 
-    if trainer.get("default_root_dir") == HERE:
-        values = map_paths(values, change)
-    elif not (path.name == "config.yaml" and RunFolder(folder).last.is_file()):
+    saved = trainer.get("default_root_dir") == HERE
+    if not saved and not (path.name == "config.yaml" and RunFolder(folder).last.is_file()):
         return values
+    check_trust(values, path)
+    if saved:
+        values = map_paths(values, change)
     return {**values, "ckpt_path": None, "trainer": {**values["trainer"], "default_root_dir": str(folder)}}
 
 

@@ -18,7 +18,10 @@ from eenet.routing.compaction import Compaction
 from eenet.routing.route import Routed, route_steps
 from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.manifest import WEIGHTS, Manifest, inside, read_json, read_manifest
-from eenet.runtime.program import DTYPES, Program
+from eenet.runtime.program import DTYPES, META, Program
+
+SHORT = 8
+"""A length that may vary, where one is needed."""
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRuntime:
@@ -60,7 +63,25 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> ExportedRunt
         place: Program(str(folder / name), read_json(folder, name), weights, device)
         for place, name in manifest.programs.items()
     }
+    bound(manifest, programs)
     return ExportedRuntime(manifest, programs, list(weights.values()))
+
+
+def bound(manifest: Manifest, programs: Mapping[int, Program]) -> None:
+    """Refuse programs whose work does not follow from their inputs, by the shapes of one row and before any is run.
+
+    Raises:
+        UserError: Naming the program.
+    """
+    sizes = [[SHORT if size is None else size for size in spec.shape] for spec in manifest.inputs]
+    types = [DTYPES[spec.dtype] for spec in manifest.inputs]
+    tree, first = manifest.tree, manifest.first_node
+    given = [torch.empty(1, *shape, dtype=dtype, device=META) for shape, dtype in zip(sizes, types, strict=True)]
+    waiting: dict[int, list[Any]] = {tree.place_of[first]: given}
+    for place, nodes in tree.places_behind(first).items():
+        if results := programs[place].bound(waiting[place]) if place in waiting else []:
+            handed_on = results[:-2]  # but logits and who leaves
+            waiting |= {tree.place_of[child]: handed_on for node in nodes for child in tree.children(node)}
 
 
 class ExportedNetwork:

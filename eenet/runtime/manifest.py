@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +16,6 @@ from eenet.profile import CostProfile, Costs, TreeCosts
 from eenet.tree import Tree
 
 VERSION = 2
-"""Of what is written; folders of version 1, of networks whose tree is a chain, are read too."""
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 LARGEST_JSON = 64 << 20
@@ -86,11 +86,18 @@ class Manifest:
         return program_names(self.format, self.tree, self.first_node)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values, with their digest."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         prepared = None if self.preprocessing is None else self.preprocessing.to_dict()
         plain = {"inputs": [asdict(spec) for spec in self.inputs], "costs": self.costs.to_dict()}
-        return {"version": VERSION, **values, "tree": self.tree.nodes, **plain, "preprocessing": prepared}
+        values = {"version": VERSION, **values, "tree": self.tree.nodes, **plain, "preprocessing": prepared}
+        return {**values, "digest": manifest_digest(values)}
+
+
+def manifest_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the values of a `model.json` beside its digest, in whatever order."""
+    kept = {name: value for name, value in values.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def program_names(format: Format, tree: Tree, first_node: int) -> dict[int, str]:
@@ -113,12 +120,14 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError("export", str(folder), "there is no such folder; `eenet export` makes one")
     values = read_json(folder, MANIFEST)
-    if not isinstance(values, dict) or values.get("version") not in (1, VERSION):
+    if not isinstance(values, dict) or values.get("version") != VERSION:
         found = values.get("version") if isinstance(values, dict) else None
-        raise UserError("export", str(path), f"is of version {found!r}, not 1 or {VERSION}; export the run again")
+        raise UserError("export", str(path), f"is of version {found!r}, not {VERSION}; export the run again")
+    if values.get("digest") != manifest_digest(values):
+        raise UserError("export", str(path), "was changed or damaged: its digest is another; export the run again")
     try:
         manifest = _parse(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError("export", str(path), f"is damaged ({type(error).__name__}: {error})") from error
     expected = {WEIGHTS, *manifest.programs.values()}
     if set(manifest.files) != expected:
@@ -171,10 +180,9 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
     for field in ("backbone", "policy", "point", "versions", "files"):
         if not isinstance(values[field], dict):
             raise TypeError(f"{field} is no object")
-    tree = None if values["version"] == 1 else _tree(values["tree"])
+    tree = _tree(values["tree"])
     costs = _costs(values["costs"], tree)
-    tree = tree or Tree.chain(costs.num_exits)
-    first_node = 0 if values["version"] == 1 else _count("first_node", values["first_node"])
+    first_node = _count("first_node", values["first_node"])
     if first_node >= len(tree.nodes) or len(tree.nodes[first_node]) > 1:
         raise ValueError(f"first_node {first_node} is no beginning of a path")
     return Manifest(
@@ -229,11 +237,11 @@ def _tree(values: Any) -> Tree:
     return tree
 
 
-def _costs(values: Mapping[str, Any], tree: Tree | None) -> Costs:
+def _costs(values: Mapping[str, Any], tree: Tree) -> Costs:
     costs: Costs = _tree_costs(values) if "nodes" in values else _profile(values)
     if not all(isinstance(name, str) for name in costs.uncounted):
         raise TypeError("costs.uncounted are no names")
-    if tree is not None and list(costs.node_exits) != [len(path) - 1 for path in tree.nodes]:
+    if list(costs.node_exits) != [len(path) - 1 for path in tree.nodes]:
         raise ValueError("costs are not those of the tree's nodes")
     return costs
 

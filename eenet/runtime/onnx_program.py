@@ -14,9 +14,12 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.runtime.manifest import WEIGHTS
+from eenet.runtime.program import say
 
 LARGEST_PROGRAM = 64 << 20
 """Bytes of an ONNX file, whose weights are elsewhere."""
+
+CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
 
 class OnnxProgram:
@@ -40,9 +43,7 @@ class OnnxProgram:
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common class
-            raise UserError(
-                "export", str(path), f"ONNX Runtime refuses it ({type(error).__name__}: {error})"
-            ) from error
+            raise UserError("export", str(path), f"ONNX Runtime refuses it ({say(error)})") from error
         self.source, names = str(path), [entry.name for entry in self.session.get_inputs()]
         if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in names):
             raise UserError(
@@ -60,12 +61,11 @@ class OnnxProgram:
             given = {name: inputs[place].numpy() for name, place in self.places.items()}
             return [torch.from_numpy(result) for result in self.session.run(None, given)]
         except Exception as error:
-            problem = f"cannot be run on these inputs ({type(error).__name__}: {error})"
-            raise UserError("export", self.source, problem) from error
+            raise UserError("export", self.source, f"cannot be run on these inputs ({say(error)})") from error
 
 
 def check(path: Path) -> None:
-    """Refuse operators beyond the ONNX standard, functions, and data in any other file than the weights.
+    """Refuse operators beyond the ONNX standard, functions, control flow, and data in any other file than the weights.
 
     Raises:
         UserError: Naming the file and what it asks for.
@@ -82,6 +82,8 @@ def check(path: Path) -> None:
         if kind == "FunctionProto" or (kind == "NodeProto" and message.domain not in ("", "ai.onnx")):
             asked = f"{message.domain}.{message.name if kind == 'FunctionProto' else message.op_type}"
             raise UserError("export", str(path), f"asks for {asked}, which is no operator of the ONNX standard")
+        if kind == "NodeProto" and message.op_type in CONTROL_FLOW:
+            raise UserError("export", str(path), f"asks for {message.op_type}; no exported step has control flow")
         if kind == "TensorProto":
             for entry in message.external_data:
                 if entry.key == "location" and entry.value != WEIGHTS:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.runtime.operators import OPERATORS
@@ -18,6 +19,15 @@ DTYPES = {
 }
 MEMORY_FORMATS = {name: getattr(torch, name) for name in ("contiguous_format", "preserve_format", "channels_last")}
 LARGEST = 2**63
+LARGEST_OPERATIONS = 100_000
+LARGEST_RESULT = 2**26
+"""Numbers in one result for one row, beside as many as the inputs and weights have."""
+LONGEST = 300
+"""Characters of a library's message that are shown."""
+META = torch.device("meta")
+
+REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What operations raise that get wrong arguments."""
 
 
 class Value(NamedTuple):
@@ -59,6 +69,8 @@ class Program:
             self.inputs = _whole(content["inputs"])
             self.weights = [weights[name] for name in content["weights"]]
             known = self.inputs + len(self.weights)
+            if len(content["operations"]) > LARGEST_OPERATIONS:
+                raise ValueError(f"{len(content['operations'])} operations are more than {LARGEST_OPERATIONS}")
             operations = []
             for place, (name, args, kwargs) in enumerate(content["operations"], known):
                 if type(args) is not list:
@@ -69,7 +81,7 @@ class Program:
             if type(self.outputs) is not list:
                 raise TypeError("outputs are no list")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise UserError("export", source, f"is no program that may be run ({_say(error)})") from error
+            raise UserError("export", source, f"is no program that may be run ({say(error)})") from error
         self.operations = _with_lifetimes(operations, self.outputs, known)
 
     def __call__(self, *inputs: Tensor) -> list[Any]:
@@ -89,9 +101,37 @@ class Program:
                     values[number] = None
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError("export", self.source, f"cannot be run on these inputs ({_say(error)})") from error
+        except REFUSALS as error:
+            raise UserError("export", self.source, f"cannot be run on these inputs ({say(error)})") from error
         return [_fill(value, values) for value in self.outputs]
+
+    def bound(self, inputs: Sequence[Tensor]) -> list[Any]:
+        """Refuse a program whose work does not follow from its inputs, by its shapes alone and before it is run.
+
+        Args:
+            inputs: Without content, on the device `meta`.
+
+        Returns:
+            What it gives, without content; nothing where shapes alone do not say it.
+
+        Raises:
+            UserError: A result is larger than any of an exported network.
+        """
+        values: list[Any] = [*inputs, *(weight.to("meta") for weight in self.weights)]
+        largest = LARGEST_RESULT + sum(value.numel() for value in values)
+        for function, args, kwargs, done in self.operations:
+            filled = {key: _fill(value, values, META) for key, value in kwargs.items()}
+            try:
+                result = function(*[_fill(value, values, META) for value in args], **filled)
+            except REFUSALS:
+                return []  # an operation that needs content, or that will be refused when it is run
+            if any(part.numel() > largest for part in pytree.tree_leaves(result) if isinstance(part, Tensor)):
+                problem = f"{function} asks for more than {largest} numbers; no exported network does"
+                raise UserError("export", self.source, problem)
+            values.append(result)
+            for number in done:
+                values[number] = None
+        return [_fill(value, values, META) for value in self.outputs]
 
     def _decode(self, value: Any, known: int) -> Any:
         if isinstance(value, list):
@@ -124,7 +164,10 @@ def _sizes_only(function: Callable[..., Any]) -> Any:
     def on_sizes(*numbers: int) -> int:
         if any(type(number) is not int for number in numbers):
             raise TypeError(f"{function.__name__} of something that is no size")
-        return function(*numbers)
+        found = function(*numbers)
+        if abs(found) >= LARGEST:
+            raise OverflowError(f"{function.__name__} gives no size")
+        return found
 
     return on_sizes
 
@@ -136,12 +179,12 @@ PYTHON: dict[str, Callable[..., Any]] = {
 """Arithmetic on sizes of the batch, and picking one of several results."""
 
 
-def _fill(value: Any, values: Sequence[Any]) -> Any:
+def _fill(value: Any, values: Sequence[Any], device: torch.device | None = None) -> Any:
     if type(value) is Value:
         return values[value.number]
     if type(value) is list:
-        return [_fill(item, values) for item in value]
-    return value
+        return [_fill(item, values, device) for item in value]
+    return device if device is not None and type(value) is torch.device else value
 
 
 def _with_lifetimes(
@@ -171,5 +214,6 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def say(error: Exception) -> str:
+    """A library's message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]

@@ -84,7 +84,7 @@ def test_a_saved_configuration_means_the_same_files_from_anywhere(place: Path) -
 def test_no_logger_decides_where_checkpoints_are(place: Path) -> None:
     assert (place / "runs" / "logs" / "mine" / "version_7" / "metrics.csv").is_file()
     assert not list((place / "runs" / "logs").rglob("*.ckpt"))
-    names = {path.name for path in (place / "runs" / "exits" / "checkpoints").iterdir()}
+    names = {path.name for path in (place / "runs" / "exits" / "checkpoints").glob("*.ckpt")}
     assert "last.ckpt" in names
     assert len(names) == 2
 

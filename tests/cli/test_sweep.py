@@ -27,6 +27,9 @@ if command == "fit":
     if args.get("model.init_args.tradeoff") == "13":
         sys.exit("unlucky")
     (folder / "config.yaml").write_text(json.dumps(args))
+    if args.get("model.init_args.tradeoff") != "12":
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "finished.txt").write_text("no last checkpoint")
 elif command == "calibrate":
     with open(Path(sys.argv[2]) / "calibrations.txt", "a") as file:
         file.write(" ".join(sys.argv[3:]) + "\\n")

@@ -21,7 +21,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from eenet.quantization import QuantizedBackbone
 from eenet.runtime import ALWAYS, RebatchingQueue, load
-from eenet.runtime.manifest import MANIFEST, WEIGHTS, sha256
+from eenet.runtime.manifest import MANIFEST, WEIGHTS, manifest_digest, sha256
 from tests._dummies import make_network, make_resnet, make_vit
 
 
@@ -240,6 +240,8 @@ def rewrite(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
     """Change a JSON file as an attacker would, who sets the digests right."""
     values = json.loads((folder / name).read_text())
     values = change(values) or values
+    if name == MANIFEST and isinstance(values, dict):
+        values["digest"] = manifest_digest(values)
     (folder / name).write_text(json.dumps(values))
     if name != MANIFEST:
         rewrite(folder, MANIFEST, lambda manifest: manifest["files"].update({name: sha256(folder / name)}))
@@ -284,6 +286,7 @@ def update(*keys: Any, value: Any) -> Callable[[Any], None]:
         update("first_node", value=-1),
         update("costs", "stage_bitops", value=[1]),
         update("costs", value={"nodes": [[32]], "stages": [1], "macs": {}, "bitops": {}}),
+        update("version", value=1),
         update("format", value="pickle"),
         update("files", "../../etc/passwd", value="0" * 64),
         update("files", value={"../../etc/passwd": "0" * 64}),
@@ -384,17 +387,10 @@ def test_weights_must_be_safetensors(copy: Path) -> None:
         load(copy)
 
 
-def test_a_folder_of_the_first_version_is_read(
-    network: EarlyExitNetwork, policy: Policy, exported: Path, copy: Path
-) -> None:
-    def first(manifest: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in manifest.items() if key not in ("tree", "first_node")}
-        return {**kept, "version": 1}
-
-    rewrite(copy, MANIFEST, first)
-    runtime = load(copy)
-    assert runtime.manifest == load(exported).manifest
-    assert torch.equal(runtime(digits()[:64]).logits, network.route(digits()[:64], policy).logits)
+def test_a_folder_of_the_first_version_is_to_be_exported_again(copy: Path) -> None:
+    rewrite(copy, MANIFEST, update("version", value=1))
+    with pytest.raises(UserError, match=r"model\.json.*is of version 1, not 2; export the run again"):
+        load(copy)
 
 
 def set_digests(folder: Path) -> None:
@@ -462,3 +458,43 @@ def test_compaction_is_the_callers(network: EarlyExitNetwork, policy: Policy, ex
     inputs = digits()[:200]
     routed = load(exported)(inputs, ALWAYS)
     assert torch.equal(routed.exits, network.route(inputs, policy).exits)
+
+
+def test_changed_costs_are_refused(copy: Path) -> None:
+    values = json.loads((copy / MANIFEST).read_text())
+    values["costs"]["embed"] += 1
+    (copy / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"model\.json.*digest"):
+        load(copy)
+
+
+def test_work_that_does_not_follow_from_the_inputs_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["aten.zeros.default", [[1_000_000]], {}]
+    rewrite(copy, "exit_0.json", lambda content: content["operations"].append(more))
+    load(copy)
+    monkeypatch.setattr("eenet.runtime.program.LARGEST_RESULT", 1_000)
+    with pytest.raises(UserError, match=r"exit_0\.json.*zeros.*asks for more"):
+        load(copy)
+
+
+@pytest.mark.parametrize("sizes", [["python.floordiv", [1, 0]], ["python.mul", [2**40, 2**40]]])
+def test_sizes_that_are_none_are_refused_in_one_line(copy: Path, sizes: list[Any]) -> None:
+    rewrite(copy, "exit_0.json", lambda content: content["operations"].append([*sizes, {}]))
+    with pytest.raises(UserError, match=r"exit_0\.json.*cannot be run") as refused:
+        load(copy)(digits()[:2])
+    assert "\n" not in str(refused.value)
+
+
+def test_control_flow_in_onnx_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from eenet.runtime.onnx_program import check
+
+    make = onnx.helper
+    value = make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    one = make.make_node("Constant", [], ["y"], value_float=1.0)
+    branch = make.make_graph([one], "branch", [], [value])
+    asked = make.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
+    node = make.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    onnx.save(make.make_model(make.make_graph([node], "step", [asked], [value])), tmp_path / "step.onnx")
+    with pytest.raises(UserError, match="asks for If"):
+        check(tmp_path / "step.onnx")

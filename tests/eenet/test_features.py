@@ -210,7 +210,7 @@ def test_a_small_disk_is_refused_before_anything_runs(
     layout = source.layout("float32")
     loaded.clear()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=SAMPLES * layout.sample_bytes - 1))
-    with pytest.raises(UserError, match=r"model\.features\.folder.*GB are free.*float16"):
+    with pytest.raises(UserError, match=r"model\.features\.folder.*kB are free.*float16"):
         disk_table(source, layout, tmp_path / "key")
     assert (loaded, list(tmp_path.iterdir())) == ([], [])
     monkeypatch.undo()
@@ -227,7 +227,7 @@ def test_a_small_memory_is_refused_before_anything_runs(inputs: Tensor, monkeypa
     loaded.clear()
     available = SimpleNamespace(available=SAMPLES * layout.sample_bytes - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
-    with pytest.raises(UserError, match=r"GB are free; use `disk`"):
+    with pytest.raises(UserError, match=r"kB are free; use `disk`"):
         memory_table(source, layout)
     assert loaded == []
     available.available += 1

@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_checkpoints_lie_in_the_run_folder(run: Path) -> None:
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} == {"last.ckpt", "best.ckpt"}
     assert not list((run.parent / "logs").rglob("*.ckpt"))
     assert RunFolder(run).best == run / "checkpoints" / "best.ckpt"
 

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from sklearn.datasets import load_digits
 
 from datamodules import Digits
+from datamodules.base import Samples
+from datamodules.image import Pixels
 from eenet.calibration import Calibration, ChosenOn, OperatingPoint, Quantiles, prediction_sets, summarise_sets
 from eenet.gates import ConfidenceGate
 from eenet.metrics import sample_statistics, summarise
@@ -26,18 +30,29 @@ QUANTILES = {
 SAMPLES = 128
 
 
-def judge(folder: Path, batches: int, **arguments: Any) -> tuple[DecoupledExits, dict[str, Any]]:
+class OddDigits(Digits):
+    """Digits whose test split has 359 samples, which no two processes can halve."""
+
+    def read(self) -> tuple[Samples, None]:
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images[:1793].astype(np.uint8)[:, None])
+        return Samples(Pixels(pixels), digits.target[:1793].astype(np.int64), "some digits"), None
+
+
+def judge(
+    folder: Path, batches: float, data: type[Digits] = Digits, **arguments: Any
+) -> tuple[DecoupledExits, dict[str, Any]]:
     seed_everything(0, verbose=False)
     routine = DecoupledExits(make_network(gate=ConfidenceGate), budgets=[0.5])
     with torch.no_grad():
-        scores = routine.network(next(iter(Digits().loader("test")))[0]).scores
+        scores = routine.network(next(iter(data().loader("test")))[0]).scores
     early, chosen_on = Threshold(scores.median(0).values.tolist()), ChosenOn(routine.network_digest(), None, 9)
     points = {"early": OperatingPoint(early, conformal=QUANTILES, chosen_on=chosen_on)}
     routine.calibration = Calibration("0", 9, TEMPERATURES, points, {2: "smoothed"})
     routine.calibrated_points, routine.per_class = points, True
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(default_root_dir=folder, limit_test_batches=batches, **quiet, **arguments)
-    trainer.test(routine, datamodule=Digits(eval_batch_size=32), verbose=False)
+    trainer.test(routine, datamodule=data(eval_batch_size=32), verbose=False)
     return routine, json.loads((folder / "results.json").read_text())
 
 
@@ -83,3 +98,12 @@ def test_two_processes_gather_what_one_keeps(alone: tuple[DecoupledExits, dict[s
     _, results = judge(tmp_path, SAMPLES // 64, strategy=strategy, devices=2)
     assert close(results["operating_points"], alone[1]["operating_points"])
     assert close(results["exits"], alone[1]["exits"])
+
+
+def test_no_sample_counts_twice_where_processes_have_unlike_many(tmp_path: Path) -> None:
+    _, expected = judge(tmp_path / "one", 1.0, OddDigits)
+    assert sum(expected["operating_points"][0]["per_class"]["support"]) == 359
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    _, results = judge(tmp_path / "two", 1.0, OddDigits, strategy=strategy, devices=2)
+    assert close(results["operating_points"], expected["operating_points"])
+    assert close(results["exits"], expected["exits"])

@@ -1,0 +1,67 @@
+"""Files are whole or not there, whatever ends their writer."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from eenet.files import PART, whole
+
+
+def killed_while_writing(path: Path, folder: bool) -> None:
+    """Let a fork kill itself half-way."""
+    child = os.fork()
+    if child == 0:
+        with whole(path, folder) as beside:
+            (beside / "a.bin" if folder else beside).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_kill_leaves_nothing_at_the_path_and_the_next_writer_clears_up(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "out"
+    killed_while_writing(path, folder)
+    assert not path.exists()
+    assert [left.suffix for left in tmp_path.iterdir()] == [PART]
+    with whole(path, folder) as beside:
+        (beside / "a.bin" if folder else beside).write_bytes(b"all of it")
+    assert [left.name for left in tmp_path.iterdir()] == ["out"]
+    assert (path / "a.bin" if folder else path).read_bytes() == b"all of it"
+
+
+def test_a_kill_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("before")
+    killed_while_writing(path, False)
+    assert path.read_text() == "before"
+
+
+def test_what_another_writes_is_not_cleared_up(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with whole(path) as first:
+        first.write_text("first")
+        with whole(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+
+
+def test_rights_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole(tmp_path / "file"):
+            pass
+        with whole(tmp_path / "folder", folder=True) as beside:
+            os.close(os.open(beside / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    rights = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert rights == {"file": 0o640, "folder": 0o750, "private": 0o640}
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole(tmp_path / "file"):
+        _ = 1 / 0
+    assert not list(tmp_path.iterdir())

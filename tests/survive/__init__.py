@@ -1,0 +1,1 @@
+"""Kills, strangers' folders and wrong files: `python -m tests.survive.score` counts what goes wrong."""

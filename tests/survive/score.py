@@ -1,0 +1,43 @@
+"""`python -m tests.survive.score --moments 2 --every 1`: how much was tried, and how much of it went wrong."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from .harness import COMMANDS, Base, killed
+from .wrong import strange_configurations, wrong_checkpoints
+
+
+def main() -> None:
+    """Print a line for everything that is wrong, and the score."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moments", type=int, default=2, help="kills of each command")
+    parser.add_argument("--every", type=int, default=1, help="take one of so many wrong checkpoints and configurations")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+        base = Base.make(place / "base")
+        opened = [(name, ended) for name, ended in wrong_checkpoints(base, place / "run", options.every)]
+        unclear = [f"checkpoint, {name}: {ended}" for name, ended in opened if not ended.clear]
+        print(*unclear, f"checkpoints: {len(opened)} tried, {len(unclear)} unclear", sep="\n", flush=True)
+        strange = list(strange_configurations(base, place / "run", options.every))
+        ran = [f"configuration, {name}: ran" for name, _, marked in strange if marked]
+        vague = [
+            f"configuration, {name}: {ended}"
+            for name, ended, marked in strange
+            if not marked and ended.code and not ended.clear
+        ]
+        print(
+            *ran, *vague, f"configurations: {len(strange)} tried, {len(ran)} ran code, {len(vague)} unclear", sep="\n"
+        )
+        tried, wrong = 0, 0
+        for name in COMMANDS if options.moments else ():
+            for found in killed(base, name, options.moments, place / "work", options.seed):
+                tried, wrong = tried + 1, wrong + (found is not None)
+                print(*([] if found is None else [found]), end="" if found is None else "\n", flush=True)
+        print(f"kills: {tried} tried, {wrong} wrong")
+
+
+if __name__ == "__main__":
+    main()
