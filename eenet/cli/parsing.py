@@ -47,15 +47,15 @@ HINTS = {"RunData": "; write its `read` and `build` as a datamodules.SplitData, 
 class Refusals:
     """Mixin of a jsonargparse parser that raises a `UserError` where the parser would print its usage and exit."""
 
-    def parse_args(self: Any, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+    def parse_args(self: Any, *given: Any, **options: Any) -> Any:
         """Parse, and refuse what jsonargparse drops: a key that does not exist and holds an empty mapping.
 
         Raises:
             UserError: There is such a key.
         """
-        config = super().parse_args(args, *others, **options)  # type: ignore[misc]
+        config = super().parse_args(*given, **options)  # type: ignore[misc]
         own = config[config.subcommand] if config.get("subcommand") else config
-        for key, value in leaves(args or []):
+        for key, value in leaves((given[0] if given else options.get("args")) or []):
             if value == {} and not holds(own, key.split(".")):
                 self.error(f"unrecognized arguments: --{key}")
         return config

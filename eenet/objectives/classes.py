@@ -1,7 +1,7 @@
 """Weights of classes in a loss, for data in which some are rare."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def check_class_weights(weights: Any, num_classes: int) -> ClassWeights:
     if isinstance(weights, str):
         if weights not in ("none", "balanced"):
             raise UserError(field, weights, "must be none, balanced, or a list of a weight for each class")
-        return weights
+        return cast(ClassWeights, weights)
     try:
         weights = [float(weight) for weight in weights]
     except (TypeError, ValueError, RuntimeError) as error:
