@@ -12,10 +12,11 @@ from eenet.errors import UserError
 from eenet.export import export_network
 from eenet.policies import PredictedErrors, Threshold
 from eenet.quantization import QuantizedNetwork
-from eenet.runtime import EarlyExitRuntime, ExportedRuntime, RebatchingQueue, load, route
+from eenet.runtime import Carried, EarlyExitRuntime, ExportedRuntime, RebatchingQueue, load, route
 from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
 from tests._dummies import make_vit
-from tests.eenet.quantization.test_quantized_network import sharpen
+from tests.eenet.quantization.test_quantized_network import inputs as random_inputs
+from tests.eenet.quantization.test_quantized_network import make_network, sharpen
 from tests.eenet.test_export import digits
 
 IMAGES = 300
@@ -56,6 +57,7 @@ def test_an_exported_tree_gives_the_nodes_of_the_network_bit_for_bit(
     assert len(torch.cat(nodes).unique()) >= 5
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_nodes_of_the_network(
     network: QuantizedNetwork, policy: PredictedErrors, tmp_path: Path
 ) -> None:
@@ -68,7 +70,7 @@ def test_onnx_gives_the_nodes_of_the_network(
             expected, routed = network.route(inputs, policy), runtime(inputs)
             assert torch.equal(routed.nodes, expected.nodes)
             assert torch.equal(routed.bitops, expected.bitops)  # type: ignore[arg-type]
-            torch.testing.assert_close(routed.logits, expected.logits, atol=1e-2, rtol=0)
+            torch.testing.assert_close(routed.logits, expected.logits, atol=1e-4, rtol=0)
 
 
 def test_the_folder_holds_the_tree_and_a_program_for_each_place_that_is_reached(
@@ -129,40 +131,39 @@ def test_compiled_steps_of_a_tree_route_as_the_network_does(
 
 
 @torch.no_grad()
-def test_the_queue_fills_the_batches_of_places_whatever_path_samples_came_by(
-    network: QuantizedNetwork, policy: PredictedErrors
-) -> None:
-    runtime, inputs = EarlyExitRuntime(network, policy), digits()[:IMAGES]
-    seen: dict[int, list[int]] = defaultdict(list)
+def test_the_queue_fills_the_batches_of_places_whatever_path_samples_came_by() -> None:
+    network = make_network(make_vit(depth=3), exits=[0, 1], widths=[8, 4])
+    rows = random_inputs(network, 96)
+    sharpen(network, rows)
+    runtime, seen = EarlyExitRuntime(network, network.policy(8, 0.0)), defaultdict[int, list[int]](list)
 
     def watched(place: int, step: Any) -> Any:
-        return lambda given: (seen[place].append(len(given.state if seen[0] or place > 1 else given)), step(given))[1]
+        def run(given: Any) -> Any:
+            seen[place].append(len(given.state if isinstance(given, Carried) else given))
+            return step(given)
 
-    expected = [runtime(row) for row in inputs.split(1)]
+        return run
+
+    expected = [runtime(row) for row in rows.split(1)]
     runtime.steps = [watched(place, step) for place, step in enumerate(runtime.steps)]
-    with RebatchingQueue(runtime, max_batch=16, min_batch=16, max_wait=60, capacity=IMAGES) as service:
-        futures = [service.submit(rows) for rows in inputs.split(3)]
+    with RebatchingQueue(runtime, max_batch=16, min_batch=16, max_wait=60, capacity=96) as service:
+        futures = [service.submit(part) for part in rows.split(3)]
         results = [future.result(60) for future in futures]
-    nodes = torch.cat([found.nodes for found in results])
-    assert nodes.tolist() == [one.nodes.item() for one in expected]
-    for unit in ("exits", "macs", "bitops"):
-        found = torch.cat([getattr(result, unit) for result in results])
-        assert found.tolist() == [getattr(one, unit).item() for one in expected]
+    for name in ("nodes", "exits", "macs", "bitops"):
+        found = torch.cat([getattr(result, name) for result in results])
+        assert found.tolist() == [getattr(one, name).item() for one in expected]
     torch.testing.assert_close(
-        torch.cat([found.logits for found in results]),
-        torch.cat([one.logits for one in expected]),
-        atol=0.05,
-        rtol=0.05,
+        torch.cat([found.logits for found in results]), torch.cat([one.logits for one in expected])
     )
-    paths = [network.tree.nodes[node] for node in nodes.tolist()]
+    paths = [network.tree.nodes[one.nodes.item()] for one in expected]  # type: ignore[index]
+    assert len(set(paths)) >= 3
     for place, (exit, width) in enumerate(network.tree.places):
         here = sum(path[exit : exit + 1] == (width,) for path in paths)
         assert sum(seen[place]) == here
-        assert seen[place].count(16) >= here // 16 - 2
 
 
 @torch.no_grad()
-def test_static_networks_of_a_tree_are_its_uniform_paths(network: QuantizedNetwork, policy: PredictedErrors) -> None:
+def test_static_networks_of_a_tree_are_its_uniform_paths(network: QuantizedNetwork) -> None:
     inputs = digits()[:20]
     logits, tree, column = network(inputs).logits, network.tree, network.costs.columns["bitops"]
     torch.testing.assert_close(full_network(network).run(inputs), network.backbone(inputs))
