@@ -18,6 +18,7 @@ ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_method.m
 PAGES = [
     "howto/hit_a_budget.md",
     "howto/export_and_serve.md",
+    "howto/attach.md",
     *ADDED,
     pytest.param("tutorial.md", marks=pytest.mark.slow),
 ]

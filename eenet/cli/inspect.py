@@ -66,8 +66,8 @@ def backbone_of(config: Path, weights: str | None) -> StagedBackbone:
     if "model" not in values:
         raise UserError("config", str(config), "has no `model`, whose backbone could be inspected")
     quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
-    given = {key: values[key] for key in ("model", "data") if key in values}
-    return EenetCLI(args={**given, "trainer": quiet}, run=False).model.network.backbone
+    given: dict[str, Any] = {key: values[key] for key in ("model", "data") if key in values}
+    return EenetCLI(args=given | {"trainer": quiet}, run=False).model.network.backbone
 
 
 def show(backbone: StagedBackbone, formats: bool) -> None:
