@@ -75,7 +75,9 @@ class StagedBackbone(Described, nn.Module, ABC):
             return names.index(name)
         near = ", ".join(get_close_matches(name, names, 3)) or ", ".join(names[:3])
         problem = (
-            f"no stage of {type(self).__name__} ends there; near it: {near}" if names else "its stages have no names"
+            f"no stage of {type(self).__name__} ends there; near it: {near}"
+            if names
+            else "its stages have no names; give a list of stage numbers"
         )
         raise UserError("network.exits", name, problem)
 

@@ -100,8 +100,13 @@ class Captured:
         return [axis for axis, size in enumerate(node.meta["val"].shape) if self.length(size) == batch]
 
     def length(self, size: Any) -> Any:
-        """A length as an expression, or as a number where it is fixed; inputs have one batch and one number of tokens."""
-        return size.node.expr.subs(self.equal) if isinstance(size, torch.SymInt) else int(size)
+        """A length as an expression, or as a number where it is fixed; all inputs have one batch and as many tokens."""
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr
+        if not self.equal or expression.is_Symbol:
+            return self.equal.get(expression, expression)
+        return expression.subs(self.equal)
 
     @cached_property
     def equal(self) -> dict[Any, Any]:
