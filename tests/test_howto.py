@@ -19,6 +19,7 @@ PAGES = [
     "howto/hit_a_budget.md",
     "howto/own_images.md",
     "howto/export_and_serve.md",
+    "howto/attach.md",
     *ADDED,
     pytest.param("tutorial.md", marks=pytest.mark.slow),
 ]

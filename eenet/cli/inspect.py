@@ -67,7 +67,7 @@ def backbone_of(config: Path, weights: str | None) -> StagedBackbone:
         raise UserError("config", str(config), "has no `model`, whose backbone could be inspected")
     quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
     given: dict[str, Any] = {key: values[key] for key in ("model", "data") if key in values}
-    return EenetCLI(args={**given, "trainer": quiet}, run=False).model.network.backbone
+    return EenetCLI(args=given | {"trainer": quiet}, run=False).model.network.backbone
 
 
 def show(backbone: StagedBackbone, formats: bool) -> None:

@@ -53,6 +53,9 @@ class Twins(nn.Module):
         self.native = False
         self.stage_layers = stage_layers(self.backbone)
         self.layer_names = list(dict.fromkeys(name for stage in self.stage_layers for name in stage.layers))
+        if not self.layer_names:
+            problem = "runs no linear layer or convolution as a module in its stages, so that none can be quantized"
+            raise UserError("network.backbone", type(self.backbone).__name__, problem)
         self.register_buffer("ranges", torch.zeros(len(METHODS), len(self.layer_names), 2))
         self.register_buffer("range_methods", torch.zeros(len(self.widths), dtype=torch.long))
         self._twins: dict[tuple[int, bool], StagedBackbone] = {}

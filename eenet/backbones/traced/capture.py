@@ -10,6 +10,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,18 +96,33 @@ class Captured:
 
     def batch_axes(self, node: fx.Node) -> list[int]:
         """The axes of a tensor that are as long as the batch, whatever that is."""
-        batch = symbol(self.inputs[0].meta["val"].shape[0])
-        return [axis for axis, size in enumerate(node.meta["val"].shape) if symbol(size) == batch]
+        batch = self.length(self.inputs[0].meta["val"].shape[0])
+        return [axis for axis, size in enumerate(node.meta["val"].shape) if self.length(size) == batch]
+
+    def length(self, size: Any) -> Any:
+        """A length as an expression, or as a number where it is fixed; all inputs have one batch and as many tokens."""
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr
+        if not self.equal or expression.is_Symbol:
+            return self.equal.get(expression, expression)
+        return expression.subs(self.equal)
+
+    @cached_property
+    def equal(self) -> dict[Any, Any]:
+        """The symbols of later inputs' lengths, and those of the first input that they equal."""
+        shapes = [node.meta["val"].shape for node in self.inputs]
+        return {
+            size.node.expr: first.node.expr
+            for shape in shapes[1:]
+            for size, first in zip(shape, shapes[0], strict=False)
+            if isinstance(size, torch.SymInt) and isinstance(first, torch.SymInt)
+        }
 
     def lengths(self) -> list[Any]:
         """The lengths that may vary: the batch's first, then that of texts."""
         sizes = [size for node in self.inputs for size in node.meta["val"].shape if isinstance(size, torch.SymInt)]
-        return list(dict.fromkeys(map(symbol, sizes)))
-
-
-def symbol(size: Any) -> Any:
-    """A length as an expression, or as a number where it is fixed."""
-    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
+        return list(dict.fromkeys(map(self.length, sizes)))
 
 
 def capture(model: nn.Module, example: Any, training: bool) -> Captured:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from eenet.backbones.traced.capture import Captured, root_of, symbol, written
+from eenet.backbones.traced.capture import Captured, root_of, written
 from eenet.costs import running_macs
 
 MOST_LIVE = 3
@@ -81,7 +81,7 @@ class Places:
             return False
         if not all(isinstance(node.meta["val"], Tensor) and self.captured.batch_axes(node) for node in alive):
             return False
-        known = {symbol(size) for node in alive for size in node.meta["val"].shape}
+        known = {self.captured.length(size) for node in alive for size in node.meta["val"].shape}
         return known.issuperset(self.captured.lengths()) and not any(root_of(node) in written_later for node in alive)
 
     @cached_property

@@ -141,7 +141,8 @@ def _transformers(wish: Wish) -> Made:
     names = ["input_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in signature(model.forward).parameters:
         names.append("token_type_ids")
-    return Made(model, None, tuple(names), config.vocab_size, getattr(config, "max_position_embeddings", None))
+    longest = getattr(config, "max_position_embeddings", None)
+    return Made(model, None, tuple(names), config.vocab_size, longest if longest and longest > 0 else None)
 
 
 def _own(source: str, wish: Wish) -> Made:

@@ -153,7 +153,8 @@ def by_name(places: Places, name: str, last: Cut) -> Cut:
     begin, after, end = places.stretch(place)
     cut = places.best(begin, end, after) if after is not None else None
     inside = places.live[place]
-    if cut is None or len(inside or ()) != len(cut.live) or (len(cut.live) > 1 and not places.made_in(name, cut.live)):
+    within = cut is not None and cut.name != name and len(inside or ()) != len(cut.live)
+    if cut is None or within or (len(cut.live) > 1 and not places.made_in(name, cut.live)):
         usable = [one.name for one in places.cuts if len(one.live) == 1 and one.place < last.place]
         near = ", ".join(get_close_matches(name, usable, 3, 0.3))
         problem = (

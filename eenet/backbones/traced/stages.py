@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from eenet.backbones.traced.capture import Captured, symbol
+from eenet.backbones.traced.capture import Captured
 
 _SIZE = torch.ops.aten.sym_size.int
 
@@ -70,7 +70,7 @@ def make_stage(
         if axes[node]:
             copies[node] = graph.call_function(torch.ops.aten.movedim.int, (copies[node], 0, axes[node]))
         for axis, size in enumerate(node.meta["val"].shape):
-            lengths.setdefault(symbol(size), (copies[node], axis))
+            lengths.setdefault(captured.length(size), (copies[node], axis))
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
@@ -81,7 +81,7 @@ def make_stage(
                     used.append(node)
                 copies[node] = graph.placeholder(f"weight_{len(used)}" if node in names else "place")
             elif node.target is _SIZE and node.args[0] in data and node.args[0] not in copies:
-                copies[node] = length(symbol(node.meta["val"]))
+                copies[node] = length(captured.length(node.meta["val"]))
             elif node in data:
                 raise ValueError(f"{node} is not at hand")
             else:

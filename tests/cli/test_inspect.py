@@ -1,0 +1,82 @@
+"""`eenet inspect` prints what a model's exits would cost, and refuses what has none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from eenet.attach import attach
+from eenet.cli.inspect import exportable
+from eenet.cli.main import main
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=3):
+        convolutions = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+        super().__init__(*convolutions, nn.Flatten(), nn.Linear(256, num_classes))
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MODEL)
+    return tmp_path
+
+
+def test_stages_and_costs_are_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    ).state_dict()
+    torch.save(states, "mine.pth")
+    main(
+        [
+            "inspect",
+            "mine.py:Net",
+            "--input-shape",
+            "[1,8,8]",
+            "--num-classes",
+            "5",
+            "--weights",
+            "mine.pth",
+            "--formats=false",
+        ]
+    )
+    said = capsys.readouterr().out
+    first, second, head = 64 * 9 * 4, 64 * 9 * 16, 256 * 5
+    assert f"{first + second + head:,} MACs in all" in said
+    assert f"{first:,}" in said
+    assert f"{100 * first / (first + second + head):.1f}" in said
+    assert "proposal: exits: [0]" in said
+
+
+def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    network = attach(nn.Sequential(*layers), torch.randn(4, 8), exits=["0"]).eval()
+    assert exportable(network, torch.randn(3, 8), "torch") == ""
+    monkeypatch.setattr("eenet.export.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
+    assert "aten.relu.default" in exportable(network, torch.randn(3, 8), "torch")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nothing"], "must be timm:NAME"),
+        (["timm:resnet1"], "timm has no such model"),
+        (["torchvision:resnet1"], "near it: resnet1"),
+        (["mine.py:Nett", "--input-shape", "[1,8,8]"], "near it: Net"),
+        (["mine.py:Net"], "give the shape of one input"),
+        (["other.py:Net"], "there is no such file"),
+        (["mine.py:Net", "--input-shape", "[1,8,8]", "--weights", "wrong.pth"], "another architecture"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), "wrong.pth")
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", *args])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
