@@ -166,6 +166,8 @@ class TextClassification(TextData):
         train: Split name in `dataset`, or path of a CSV, JSONL or Parquet file.
         test: The same for the test split; `null` cuts a fifth off the training texts. The tests of GLUE have no labels:
             use `validation`.
+        val: The same for the validation split; `null` takes the data set's own `validation` (or `val`, `valid`) unless
+            that is tested on, and else cuts `validation_fraction` off the training texts.
         text: Column of the texts, or the two columns of a pair.
         label: Column of the labels.
     """
@@ -176,6 +178,7 @@ class TextClassification(TextData):
         config: str | None = None,
         train: NameOrFile = "train",
         test: NameOrFile | None = "test",
+        val: NameOrFile | None = None,
         text: str | list[str] = "text",
         label: str = "label",
         **kwargs: Any,
@@ -185,9 +188,9 @@ class TextClassification(TextData):
         if len(columns) not in (1, 2):
             raise UserError("data.text", text, "must be one column, or two for pairs of texts")
         if dataset is None:
-            for field, path in (("data.train", train), ("data.test", test)):
+            for field, path in (("data.train", train), ("data.test", test), ("data.val", val)):
                 check_text_file(field, path)
-        self.source, self.config, self.parts = dataset, config, (train, test)
+        self.source, self.config, self.parts, self.val = dataset, config, (train, test), val
         self.columns, self.label = columns, label
         self.name = Path(train).stem if dataset is None else "_".join(filter(None, (dataset, config)))
 
@@ -213,6 +216,17 @@ class TextClassification(TextData):
         """The tokenized training and test texts."""
         (train, test), (train_part, test_part) = self._tables, self.parts
         return self._samples(train, train_part), None if test_part is None else self._samples(test, test_part)
+
+    def read_validation(self) -> Samples | None:
+        """The tokenized validation texts, where there is such a split."""
+        part = self.val or self._own_validation()
+        return None if part is None else self._samples(self._table(part), part)
+
+    def _own_validation(self) -> str | None:
+        if self.source is None:
+            return None
+        names = load_table(self.source, self.config, None, self.download)
+        return next((name for name in ("validation", "val", "valid") if name in names and name not in self.parts), None)
 
     def _samples(self, table: Any, part: str) -> Samples:
         source = part if self.source is None else f"{self.source} ({part})"

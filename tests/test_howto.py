@@ -56,7 +56,7 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_images(tmp_path / "images")
     for name in range(10) if "images_by_class" in (DOCS / page).read_text() else ():
-        write_images(tmp_path / "images_by_class" / str(name), 8)
+        write_images(tmp_path / "images_by_class" / str(name), 16)
     for language, name, text in blocks(page):
         if name:
             Path(name).write_text(text)

@@ -135,7 +135,7 @@ def test_class_label_features_keep_their_numbers_and_hidden_labels_are_refused(t
         "train": datasets.Dataset.from_dict({"text": films(40), "label": [0, 1] * 20}, features),
         "test": datasets.Dataset.from_dict({"text": films(4), "label": [-1] * 4}, features),
     }
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: tables[split])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: tables[split] if split else tables)
     data = TextClassification(tokenizer=tokenizer, dataset="glue", config="sst2", test=None)
     assert (data.name, data.class_names, data.num_classes) == ("glue_sst2", ["pos", "neg"], 2)
     assert set(data.dataset("train").labels.tolist()) == {0, 1}
@@ -251,3 +251,25 @@ def test_a_damaged_bbc_package_is_one_clear_error(tmp_path, tokenizer, monkeypat
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         BBCNews(tokenizer=tokenizer).prepare_data()
+
+
+def test_a_validation_split_is_used_as_it_is(tmp_path, tokenizer):
+    from datasets import Dataset
+
+    texts = {"train": films(40), "validation": films(6), "test": films(8)}
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, part in texts.items():
+        table = Dataset.from_dict({"text": part, "label": [i % 2 for i in range(len(part))]})
+        table.to_parquet(str(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"))
+        table.to_csv(str(tmp_path / f"{split}.csv"), index=False)
+    sizes = {"train": 40, "val": 6, "test": 8}
+    hub = TextClassification(dataset=str(tmp_path / "hub"), tokenizer=tokenizer)
+    assert (hub.split_record()["sizes"], hub.cut) == (sizes, [])
+    files = {split: str(tmp_path / f"{split}.csv") for split in texts}
+    found = TextClassification(tokenizer=tokenizer, train=files["train"], val=files["validation"], test=files["test"])
+    assert found.split_record()["sizes"] == sizes
+    assert [item[0]["input_ids"] for item in found.dataset("val")] == [
+        item[0]["input_ids"] for item in hub.dataset("val")
+    ]
+    tested = TextClassification(dataset=str(tmp_path / "hub"), tokenizer=tokenizer, test="validation")
+    assert (tested.split_record()["sizes"], tested.cut) == ({"train": 36, "val": 4, "test": 6}, ["val"])
