@@ -39,7 +39,7 @@ def test_smollm2_knows_the_capital_of_france_and_skipping_hurts_less_than_leavin
     text = tokenizer("The quick brown fox jumps over the lazy dog, and then goes home to sleep.", return_tensors="pt")
     loss = {}
     for plan in (full_plan(30), uniform_skipping(30, 29), early_exit(30, 29)):
-        logits = gpt.head(gpt.normalise(Executor(gpt, plan).prefill(text)))[0, :-1]
+        logits = gpt.head(gpt.normalise(Executor(gpt, plan, prompt="plan").prefill(text)))[0, :-1]
         loss[str(plan)] = float(torch.nn.functional.cross_entropy(logits, text["input_ids"][0, 1:]))
     full, skipped, left = loss.values()
     assert max(full, skipped) < left

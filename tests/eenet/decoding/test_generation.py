@@ -28,7 +28,7 @@ def test_the_full_plan_generates_what_transformers_does(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_plan_generates_what_a_model_of_its_layers_does(name: str) -> None:
     gpt = make_decoder(name)
-    found = generate(Executor(gpt, PLANS), pad_left(TEXTS), 12)
+    found = generate(Executor(gpt, PLANS, prompt="plan"), pad_left(TEXTS), 12)
     alone = [greedy(cut_model(gpt, plan.layers), text, 12) for plan, text in zip(PLANS, TEXTS, strict=True)]
     assert found.tokens == alone
 

@@ -119,7 +119,7 @@ def test_a_predictor_that_knows_the_scores_is_no_worse_than_shuffled() -> None:
 
 def test_the_report_sets_prompts_apart_on_which_the_full_model_scores_nothing() -> None:
     scores = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.7, 0.5], [0.1, 0.2, 0.4], [0.3, 0.6, 0.6]])
-    report = oracle_report(scores, [1, 3, 4])
+    report = oracle_report(scores, [1, 3, 4], oracle="each")
     assert report["layers"] == (1 + 1 + 4 + 3) / 4
     assert report["layers_fraction"] == report["layers"] / 4
     assert report["shares"] == [0.5, 0.25, 0.25]
