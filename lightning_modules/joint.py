@@ -180,8 +180,8 @@ class JointExits(ExitRoutine):
     def phase_loss(self, phase: Phase, extracted: ExitFeatures, labels: Tensor) -> Tensor:
         """The loss of a phase; the last exit is frozen and left out.
 
-        What `rescale` sums over the early exits is scaled to two of them, as `warmup_weights` are to three exits: steps
-        that grow with the number of exits diverge. [inferred]
+        What `rescale` sums over more than five early exits is scaled to five of them, as `warmup_weights` are to six
+        exits: steps that grow with the number of exits diverge. [inferred]
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase != "gates"):
             logits = self.network.exit_logits(extracted)
@@ -194,7 +194,7 @@ class JointExits(ExitRoutine):
         with torch.no_grad():
             distribution = exit_distribution(self.network.gate(early))
         loss = exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale, self.class_weight)
-        return loss * 2 / self.num_gates if self.rescale else loss
+        return loss * min(1.0, 5 / self.num_gates) if self.rescale else loss
 
     def targets(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Gate targets, `(batch, gates)`."""

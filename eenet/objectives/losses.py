@@ -38,16 +38,16 @@ def weighted_sum_loss(logits: Tensor, labels: Tensor, weights: Tensor, class_wei
 
 
 def warmup_weights(exits: int) -> Tensor:
-    """Weights `3 (L - l) / L` of the early exits `l = 0 .. L - 2` of `L`, earlier exits heavier, `(exits - 1,)`.
+    """Weights `L - l` of the early exits `l = 0 .. L - 2` of `L`, earlier exits heavier, `(exits - 1,)`.
 
-    JEI-DNN's warm-up weighs by `L - l`, whose steps grow with the number of exits. Scaled to 3 at the first exit, the
-    weights are the same for three exits and no larger for more [inferred].
+    Those of JEI-DNN's warm-up, whose steps grow with the number of exits; where there are more than six, they are
+    scaled to 6 at the first [inferred].
 
     Example:
         >>> warmup_weights(3).tolist()
         [3.0, 2.0]
     """
-    return 3 * torch.arange(exits, 1, -1) / exits
+    return torch.arange(exits, 1, -1) * min(1.0, 6 / exits)
 
 
 def exit_weighted_loss(

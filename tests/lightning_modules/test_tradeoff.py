@@ -62,12 +62,13 @@ def test_the_first_of_many_exits_trains_like_the_first_of_three(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("exits", [[1], [0, 1], "all"])
-def test_rescaled_losses_do_not_grow_with_the_number_of_exits(exits: Any) -> None:
-    routine = JointExits(make_network(exits=exits), rescale=True)
+@pytest.mark.parametrize("depth", [4, 9])
+def test_rescaled_losses_do_not_grow_with_many_exits(depth: int, exits: Any) -> None:
+    routine = make_routine(depth, exits, rescale=True)
     extracted, labels = routine.extract(torch.randn(5, 1, 8, 8)), torch.arange(5)
     losses = cross_entropies(routine.network.exit_logits(extracted), labels)[:, :-1]
     found = routine.phase_loss("inference_modules", extracted, labels)
-    torch.testing.assert_close(found, 2 * losses.mean())
+    torch.testing.assert_close(found, min(routine.num_gates, 5) * losses.mean())
 
 
 @pytest.mark.parametrize(("tradeoff", "warns"), [(0.0, True), (0.003, True), (0.99, True), (1.0, True), (2.0, False)])
