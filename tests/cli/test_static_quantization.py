@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from eenet.cli.main import main
-from eenet.quantization import bitops
+from eenet.profile import bitops
 from tests._dummies import VIT
 
 SHALLOW = {"class_path": "eenet.backbones.ViT", "init_args": {**VIT, "overrides": VIT["overrides"] | {"depth": 2}}}

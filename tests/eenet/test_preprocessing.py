@@ -53,7 +53,11 @@ def test_a_photograph_becomes_what_transformers_makes_of_it(name: str) -> None:
     assert (found - expected).abs().max() <= 1.01 * level
 
 
-@pytest.mark.parametrize("data", [Digits(), Digits(image_size=12, channels=3), CIFAR10(image_size=64)], ids=repr)
+@pytest.mark.parametrize(
+    "data",
+    [Digits(), Digits(image_size=12, channels=3), CIFAR10(image_size=64)],
+    ids=["digits", "large digits", "cifar10"],
+)
 def test_a_stored_image_passes_its_data_sets_own_transform(data: Digits) -> None:
     channels, height, width = data.stored_shape
     pixels = np.random.RandomState(0).randint(0, data.levels + 1, (height, width, channels)).astype(np.uint8)
