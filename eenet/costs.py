@@ -165,8 +165,7 @@ def _plain_kernels() -> Iterator[None]:
 class _Witness(TorchDispatchMode):
     """Sees the operators that a counter inside it runs, none of which can be taken apart.
 
-    It counts the products that are written as multiplications: of every element with every one, as in `torch.outer`,
-    each being one, and of values with weights of their shape, as many as are summed afterwards.
+    It counts the products of values with weights that are written as multiplications, as many as are summed afterwards.
     """
 
     supports_higher_order_operators = True
@@ -193,9 +192,7 @@ class _Witness(TorchDispatchMode):
         if operator in (_aten.sum, _aten.mean) and self._weighed.pop(tensors[0], False):
             self.products += tensors[0].numel()
         elif operator == _aten.mul and len(tensors) == 2 and result.is_floating_point():
-            if result.numel() > max(tensor.numel() for tensor in tensors):
-                self.products += result.numel()
-            elif any(_memory(tensor) in self._weights for tensor in tensors):
+            if any(_memory(tensor) in self._weights for tensor in tensors):
                 self._weighed[result] = True
 
 

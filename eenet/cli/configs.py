@@ -93,11 +93,11 @@ def imports(allowed: list[str] | None) -> Iterator[None]:
     """
     from jsonargparse import _common, set_parsing_settings
 
-    from eenet.runs.trust import OWN, WRITERS, named
+    from eenet.runs.trust import DEFAULTS, OWN, WRITERS, named
 
     before = dict(_common.parsing_settings)  # there is no public way back
     if allowed is not None:
-        names = [name for name in (*OWN, *allowed, *named()) if not name.startswith("jsonargparse")]
+        names = [name for name in (*OWN, *DEFAULTS, *allowed, *named()) if not name.startswith("jsonargparse")]
         set_parsing_settings(import_path_denylist=["*", *WRITERS], import_path_allowlist=names)
     try:
         yield

@@ -30,6 +30,9 @@ PACKAGES = (
 
 OWN = ("eenet", "lightning_modules", "datamodules")
 
+DEFAULTS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
+"""What routines take where a configuration names nothing."""
+
 WRITERS = (
     *("eenet.cli", "eenet.decoding.store", "eenet.export", "eenet.features", "eenet.files", "eenet.reporting"),
     "eenet.runs",

@@ -118,7 +118,7 @@ class Program:
             UserError: A result is larger than any of an exported network.
         """
         values: list[Any] = [*inputs, *(weight.to("meta") for weight in self.weights)]
-        largest = LARGEST_RESULT + sum(value.numel() for value in values)
+        largest = LARGEST_RESULT + sum(value.numel() for value in values if isinstance(value, Tensor))
         for function, args, kwargs, done in self.operations:
             filled = {key: _fill(value, values, META) for key, value in kwargs.items()}
             try:

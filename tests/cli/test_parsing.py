@@ -69,7 +69,7 @@ IN_ARGUMENTS = {
     "(module 'datamodules' has no attribute 'Digit'); did you mean datamodules.Digits?",
     "--data eenet.backbones.ViT": "data = 'eenet.backbones.ViT': must be a subclass of RunData; "
     "write its `read` and `build` as a datamodules.SplitData, or fit from Python",
-    f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be list[int] or 'all'",
+    f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be list[int], list[str], dict[str, list[float]] or 'all'",
     "--model.features dsk": "model.init_args.features = 'dsk': must be 'off', 'memory', 'disk', False or "
     "FeatureOptions; did you mean disk?",
     "--trainer.accelerator gpu": "trainer.accelerator = 'gpu': No supported gpu backend found!; "
@@ -107,7 +107,7 @@ IN_FILES: list[tuple[str, Any, str]] = [
         f"{BACKBONE}.init_args.num_clases = 10: is no argument of eenet.backbones.ViT; did you mean num_classes?",
     ),
     (f"{BACKBONE}.init_args.num_classes", "ten", f"{BACKBONE}.init_args.num_classes = 'ten': must be int"),
-    (f"{NETWORK}.exits", [1, "x"], f"{NETWORK}.exits = [1, 'x']: must be list[int] or 'all'"),
+    (f"{NETWORK}.exits", [1, "x"], f"{NETWORK}.exits = [1, 'x']: must be list[int], list[str], dict[str, list[float]] or 'all'"),
     (
         f"{BACKBONE}.class_path",
         "eenet.backbones.Vit",

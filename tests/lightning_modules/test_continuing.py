@@ -220,7 +220,8 @@ def test_a_continued_run_needs_neither_its_backbones_run_nor_new_ranges(
     shutil.rmtree(tmp_path / "backbone")
     with pytest.raises(UserError, match="there is no checkpoint"):
         fit(make, tmp_path / "new", 3)
-    monkeypatch.setattr(ExitRoutine, "choose_ranges", lambda self: pytest.fail("chose ranges again"))
+    monkeypatch.setattr(EarlyExitNetwork, "prepare", lambda self, inputs: pytest.fail("prepared again"))
+    monkeypatch.setattr(QuantizedNetwork, "prepare", EarlyExitNetwork.prepare)
     _, routine = fit(make, tmp_path / "broken", 3)
     found, wanted = routine.state_dict(), whole.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in found.items())

@@ -194,5 +194,14 @@ def test_what_does_not_fit_is_refused() -> None:
         RoutedExecutor(make_network(), Threshold([0.5]))
     with pytest.raises(UserError, match="is for decoders"):
         EarlyExitNetwork(make_vit(), "all", LinearHead, SaturationGate)
-    with pytest.raises(UserError, match="eenet generate"):
-        make_network().route(pad_left(TEXTS), FixedExit(0))
+
+
+def test_tokens_of_given_texts_are_routed_as_gathered() -> None:
+    network, texts = make_network(), pad_left(TEXTS)
+    logits, scores = network(texts)
+    policy = Threshold(scores.median(0).values.tolist())
+    routed = network.route(texts, policy)
+    exits = policy.exits(logits.argmax(-1), scores)
+    assert routed.exits.tolist() == exits.tolist()
+    assert torch.equal(routed.logits, logits[torch.arange(len(exits)), exits])
+    assert routed.macs.tolist() == [network.costs.columns["macs"].routed[exit] for exit in exits]
