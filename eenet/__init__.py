@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eenet.attach import attach
+    from eenet.attaching import attach
 
 __version__ = "0.1.0"
 __all__ = ["attach"]
@@ -14,6 +14,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = import_module("eenet.attach").attach
-    globals()["attach"] = found  # where the import has put the module of that name
-    return found
+    return import_module("eenet.attaching").attach
