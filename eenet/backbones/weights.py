@@ -14,7 +14,7 @@ from eenet.backbones.adapting import adapt, is_transformers
 from eenet.backbones.weight_files import Which, read_weights, say_which
 from eenet.errors import UserError
 
-AVERAGE = re.compile(r"ema|average|teacher|swa")
+AVERAGE = re.compile(r"(^|[._])(ema|avg|average|swa|teacher)")
 """What a submodule is called that keeps averages."""
 
 HEADS = ("head", "heads", "head_dist", "fc", "classifier", "linear", "last_linear")
