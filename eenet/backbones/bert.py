@@ -60,7 +60,7 @@ class Bert(StagedBackbone):
         values = {**(overrides or {}), "num_labels": num_classes}
         self.model = load_model("AutoModelForSequenceClassification", FAMILIES, family, pretrained, values, download)
         config = self.model.config
-        if config.is_decoder:
+        if getattr(config, "is_decoder", False):
             raise UserError(
                 "backbone", "is_decoder", "tokens would see only what is before them; use eenet.backbones.Gpt"
             )

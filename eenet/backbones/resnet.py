@@ -106,6 +106,7 @@ def _timm_resnet(name: str, num_classes: int, in_channels: int, overrides: dict[
 
 def _timm_published(name: str, overrides: dict[str, Any]) -> dict[str, Tensor]:
     cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
     return create_model(name, cfg.num_classes, cfg.input_size[0], True, overrides).state_dict()
 
 
