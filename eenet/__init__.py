@@ -14,6 +14,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = import_module("eenet.attaching").attach
-    globals()["attach"] = found
-    return found
+    return import_module("eenet.attaching").attach

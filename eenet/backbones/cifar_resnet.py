@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
+from eenet.backbones.weight_files import Which
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
 from eenet.files import FilePath
@@ -60,6 +61,7 @@ class CifarResNet(ImageBackbone):
         image_size: Height and width in pixels, a multiple of 4.
         in_channels: Channels of the image.
         pretrained: Path of a weight file.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
 
     Raises:
         UserError: The depth is not `6n + 2`, or the image size no multiple of 4.
@@ -77,6 +79,7 @@ class CifarResNet(ImageBackbone):
         image_size: int = 32,
         in_channels: int = 3,
         pretrained: FilePath | None = None,
+        weights: Which = "ema",
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
@@ -87,7 +90,7 @@ class CifarResNet(ImageBackbone):
         blocks_per_width = (depth - 2) // 6
         self.model = _Network(blocks_per_width, num_classes, in_channels)
         if pretrained is not None:
-            load_weights(self.model, pretrained)
+            load_weights(self.model, pretrained, weights)
         self.input_shape = (in_channels, image_size, image_size)
         self.num_stages = len(self.blocks)
         self.feature_dims = [width for width in WIDTHS for _ in range(blocks_per_width)]

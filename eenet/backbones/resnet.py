@@ -1,15 +1,19 @@
 """Residual networks of timm and torchvision, one stage per residual block."""
 
+import re
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Literal
 
+import timm
 import torchvision
 from torch import Tensor, nn
 
 from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
-from eenet.backbones.weights import load_weights
+from eenet.backbones.weight_files import Which, read_weights
+from eenet.backbones.weights import load_state
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -24,8 +28,10 @@ class ResNet(ImageBackbone):
         in_channels: Channels of the image.
         library: Where the model comes from, `timm` or `torchvision`.
         pretrained: True for the library's published weights, or the path of a weight file.
-        small_images: Replace the 7x7 stride-2 stem and its pooling by one 3x3 convolution, for images of 32 pixels.
+        small_images: Replace the 7x7 stride-2 stem and its pooling by one 3x3 convolution, for images of 32 pixels;
+            weights with another stem leave it untrained.
         overrides: Further arguments of the library's model, such as timm's `channels` and `layers`.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
 
     Raises:
         UserError: The name is not a residual network of the library, or the image is smaller than the network can use.
@@ -46,6 +52,7 @@ class ResNet(ImageBackbone):
         pretrained: bool | NameOrPath = False,
         small_images: bool = False,
         overrides: dict[str, Any] | None = None,
+        weights: Which = "ema",
     ) -> None:
         super().__init__()
         if image_size < 8:
@@ -53,12 +60,18 @@ class ResNet(ImageBackbone):
         self.num_classes, self.library = num_classes, library
         named = {"library": library, "name": name, "small_images": small_images}
         self.architecture = named | (overrides or {})
-        make = _timm_resnet if library == "timm" else _torchvision_resnet
-        self.model = make(name, num_classes, in_channels, pretrained, overrides or {})
+        make, publish = (
+            (_timm_resnet, _timm_published) if library == "timm" else (_torchvision_resnet, _torchvision_published)
+        )
+        self.model = make(name, num_classes, in_channels, overrides or {})
         if small_images:
             width = self.model.bn1.num_features
             self.model.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
             self.model.maxpool = nn.Identity()
+        if pretrained:
+            state = publish(name, overrides or {}) if pretrained is True else read_weights(pretrained, weights)
+            source = f"{library}'s {name}" if pretrained is True else pretrained
+            load_state(self.model, _usual_names(state), source, weights, ["conv1"] if small_images else [])
         self.input_shape = (in_channels, image_size, image_size)
         self.num_stages = len(self.blocks)
         self.feature_dims = [_out_channels(block) for block in self.blocks]
@@ -84,37 +97,43 @@ class ResNet(ImageBackbone):
         return model.fc(model.avgpool(state).flatten(1))
 
 
-def _timm_resnet(
-    name: str, num_classes: int, in_channels: int, pretrained: bool | str, overrides: dict[str, Any]
-) -> nn.Module:
-    model = create_model(name, num_classes, in_channels, pretrained, overrides)
+def _timm_resnet(name: str, num_classes: int, in_channels: int, overrides: dict[str, Any]) -> nn.Module:
+    model = create_model(name, num_classes, in_channels, False, overrides)
     if not all(hasattr(model, part) for part in ("conv1", "bn1", "act1", "layer4")):
         raise UserError("backbone.name", name, f"is a {type(model).__name__}, not a residual network of timm")
     return model
 
 
-def _torchvision_resnet(
-    name: str, num_classes: int, in_channels: int, pretrained: bool | str, overrides: dict[str, Any]
-) -> nn.Module:
+def _timm_published(name: str, overrides: dict[str, Any]) -> dict[str, Tensor]:
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    return create_model(name, cfg.num_classes, cfg.input_size[0], True, overrides).state_dict()
+
+
+def _torchvision_resnet(name: str, num_classes: int, in_channels: int, overrides: dict[str, Any]) -> nn.Module:
     names = [known for known in torchvision.models.list_models() if "resne" in known and "/" not in known]
     if name not in names:
         raise UserError("backbone.name", name, f"torchvision has {', '.join(names)}")
-    weights = "DEFAULT" if pretrained is True else None
-    try:
-        model = torchvision.models.get_model(name, weights=weights, **overrides)
-    except (OSError, RuntimeError) as error:
-        if pretrained is not True:  # nothing was downloaded: memory, say
-            raise
-        remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
-        raise UserError("backbone.pretrained", pretrained, f"{remedy} ({type(error).__name__}: {error})") from error
+    model = torchvision.models.get_model(name, num_classes=num_classes, **overrides)
     if in_channels != 3:
         stem = model.conv1
         model.conv1 = nn.Conv2d(in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
-    if num_classes != model.fc.out_features:
-        model.fc = nn.Linear(model.fc.in_features, num_classes)
-    if isinstance(pretrained, str):
-        load_weights(model, pretrained)
     return model
+
+
+def _torchvision_published(name: str, overrides: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT", **overrides).state_dict()
+    except (OSError, RuntimeError) as error:
+        remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
+        raise UserError("backbone.pretrained", True, f"{remedy} ({type(error).__name__}: {error})") from error
+
+
+def _usual_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as timm and torchvision write them; the widespread CIFAR code says `shortcut` and `linear`."""
+    if not any(".shortcut." in name for name in state):
+        return dict(state)
+    return {re.sub(r"(^|\.)linear\.", r"\1fc.", k.replace(".shortcut.", ".downsample.")): v for k, v in state.items()}
 
 
 def _out_channels(block: nn.Module) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
+from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -31,6 +32,7 @@ class TimmBackbone(ImageBackbone):
         in_channels: Channels of the image.
         pretrained: True for timm's published weights, or the path of a weight file (`.safetensors`, `.pth`).
         overrides: Further arguments of the timm model, such as `drop_path_rate`.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
 
     Raises:
         UserError: The name is unknown to timm, or the model cannot be cut this way.
@@ -49,10 +51,11 @@ class TimmBackbone(ImageBackbone):
         in_channels: int = 3,
         pretrained: bool | NameOrPath = False,
         overrides: dict[str, Any] | None = None,
+        weights: Which = "ema",
     ) -> None:
         super().__init__()
         self.num_classes, self.architecture = num_classes, {"name": name, **(overrides or {})}
-        self.model = create_model(name, num_classes, in_channels, pretrained, overrides or {})
+        self.model = create_model(name, num_classes, in_channels, pretrained, overrides or {}, weights)
         containers = [part for part, _ in self.model.named_children() if part in CONTAINERS]
         if not containers or not hasattr(self.model, "forward_head"):
             raise UserError("backbone.name", name, f"has none of {', '.join(CONTAINERS)} that stages could be cut from")

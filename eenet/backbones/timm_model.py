@@ -5,14 +5,20 @@ from typing import Any
 import timm
 from torch import nn
 
+from eenet.backbones.weight_files import Which
 from eenet.backbones.weights import load_weights
 from eenet.errors import UserError
 
 
 def create_model(
-    name: str, num_classes: int, in_channels: int, pretrained: bool | str, arguments: dict[str, Any]
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool | str,
+    arguments: dict[str, Any],
+    weights: Which = "ema",
 ) -> nn.Module:
-    """Make a timm model.
+    """Make a timm model; `weights` as for `load_weights`.
 
     Raises:
         UserError: Unknown name, arguments that the model refuses, or weights that cannot be had.
@@ -32,5 +38,5 @@ def create_model(
         remedy = "weights cannot be downloaded here; give the path of a weight file or `false`"
         raise UserError("backbone.pretrained", pretrained, f"{remedy} ({type(error).__name__}: {error})") from error
     if isinstance(pretrained, str):
-        load_weights(model, pretrained)
+        load_weights(model, pretrained, weights)
     return model

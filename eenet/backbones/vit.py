@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from eenet.backbones.base import State
 from eenet.backbones.image import ImageBackbone
 from eenet.backbones.timm_model import create_model
+from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -22,6 +23,7 @@ class ViT(ImageBackbone):
         in_channels: Channels of the image.
         pretrained: True for timm's published weights, or the path of a weight file (`.safetensors`, `.pth`).
         overrides: Further arguments of the timm model, such as `patch_size`, `embed_dim`, `depth`, `num_heads`.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
 
     Raises:
         UserError: The name is not a vision transformer of timm, or the image size is refused.
@@ -40,11 +42,12 @@ class ViT(ImageBackbone):
         in_channels: int = 3,
         pretrained: bool | NameOrPath = False,
         overrides: dict[str, Any] | None = None,
+        weights: Which = "ema",
     ) -> None:
         super().__init__()
         self.num_classes, self.architecture = num_classes, {"name": name, **(overrides or {})}
         size = {} if image_size is None else {"img_size": image_size}
-        self.model = create_model(name, num_classes, in_channels, pretrained, (overrides or {}) | size)
+        self.model = create_model(name, num_classes, in_channels, pretrained, (overrides or {}) | size, weights)
         if not isinstance(self.model, VisionTransformer):
             raise UserError("backbone.name", name, f"is a {type(self.model).__name__}, no vision transformer")
         height, width = self.model.patch_embed.img_size

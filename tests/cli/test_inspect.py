@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from eenet.attaching import attach
+from eenet import attach
 from eenet.cli.inspect import exportable
 from eenet.cli.main import main
 

@@ -134,7 +134,7 @@ def test_texts_that_do_not_fit_and_a_folder_in_use_are_named(
 
 def write_long(folder: Path) -> str:
     path = folder / "long.jsonl"
-    path.write_text((json.dumps({"prompt": "storm " * 100, "reference": "sun"}) + "\n") * 2)
+    path.write_text((json.dumps({"prompt": "storm " * 100, "reference": "sun rain storm"}) + "\n") * 2)
     return str(path)
 
 

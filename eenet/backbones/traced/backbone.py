@@ -18,6 +18,7 @@ from eenet.backbones.traced.cuts import Cut, Places, count_nodes
 from eenet.backbones.traced.models import Made, Wish, make_example, make_model
 from eenet.backbones.traced.plan import ExitsAt, aligned, choose, make_plan
 from eenet.backbones.traced.stages import Stage, make_stage
+from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -41,6 +42,7 @@ class Traced(StagedBackbone):
             0.5]}` of the MACs. Usually a stage is a block.
         arguments: Of what makes the model, or values of its configuration.
         pretrained: True for published weights, or the path of a weight file.
+        weights: Of a file that holds weights and their running average, the average (`ema`) or the weights (`raw`).
         pooling: What exits read of several places or tokens: their `mean`, padding left out, or the `first`.
         channels: Which axis holds them, `first` (after the batch) or `last`; found where the graph says so.
         example_tokens: Length of the text on which costs are counted.
@@ -64,6 +66,7 @@ class Traced(StagedBackbone):
         exits_at: list[int] | list[str] | dict[str, list[float]] | None = None,
         arguments: dict[str, Any] | None = None,
         pretrained: bool | NameOrPath = False,
+        weights: Which = "ema",
         pooling: Literal["mean", "first"] = "mean",
         channels: Literal["first", "last"] | None = None,
         example_tokens: int = 128,
@@ -74,7 +77,8 @@ class Traced(StagedBackbone):
         shape = None if input_shape is None else tuple(input_shape)
         if isinstance(model, str):
             name = model.rpartition(":")[2]
-            made = make_model(model, Wish(name, num_classes, shape, pretrained, self.arguments, example_tokens))
+            wish = Wish(name, num_classes, shape, pretrained, self.arguments, example_tokens, weights)
+            made = make_model(model, wish)
         else:
             made = Made(
                 model, shape if example is None or not isinstance(example, Tensor) else tuple(example.shape[1:])

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.backbones.weights import load_weights
+from eenet.backbones.weight_files import IN_FOLDERS, Which
+from eenet.backbones.weights import load_state, load_weights
 from eenet.errors import UserError
 
 FORMS = "timm:NAME, torchvision:NAME, transformers:FOLDER, package.module:NAME or file.py:NAME"
@@ -33,6 +34,7 @@ class Wish:
         pretrained: True for published weights, or a weight file.
         arguments: Of the model's class or function, or values of its configuration.
         tokens: Length of an example text.
+        weights: What to take of a file that holds weights and their running average.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Wish:
     pretrained: bool | str
     arguments: dict[str, Any]
     tokens: int
+    weights: Which = "ema"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def _timm(wish: Wish) -> Made:
     shape = wish.input_shape
     channels = 3 if shape is None else shape[0]
     classes = 1000 if wish.num_classes is None else wish.num_classes
-    model: Any = create_model(wish.name, classes, channels, wish.pretrained, wish.arguments)
+    model: Any = create_model(wish.name, classes, channels, wish.pretrained, wish.arguments, wish.weights)
     size = wish.arguments.get("img_size") or model.pretrained_cfg["input_size"][-1]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return Made(model, shape or (channels, height, width))
@@ -98,10 +101,10 @@ def _torchvision(wish: Wish) -> Made:
         raise UserError("model", wish.name, f"torchvision has no such classifier; near it: {near or 'none'}")
     classes = {} if wish.num_classes is None else {"num_classes": wish.num_classes}
     published = {"weights": "DEFAULT"} if wish.pretrained is True else {}
+    model = _called(models.get_model, wish.name, **(published or classes), **wish.arguments)
     if published and classes:
-        problem = "published weights have 1000 classes; leave num_classes out, or give a weight file"
-        raise UserError("backbone.num_classes", wish.num_classes, problem)
-    model = _called(models.get_model, wish.name, **classes, **published, **wish.arguments)
+        state, model = model.state_dict(), _called(models.get_model, wish.name, **classes, **wish.arguments)
+        load_state(model, state, f"torchvision's {wish.name}")
     _load(model, wish)
     size = 299 if wish.name == "inception_v3" else wish.arguments.get("image_size", 224)
     return Made(model, wish.input_shape or (3, size, size))
@@ -127,12 +130,11 @@ def _transformers(wish: Wish) -> Made:
     images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
     kind = library.AutoModelForImageClassification if images else library.AutoModelForSequenceClassification
     try:
-        if folder.is_dir() and any(folder.glob("*.safetensors")):
-            model = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32)
-        else:
-            model = kind.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError("model", wish.name, f"transformers refuses it: {str(error).partition(chr(10))[0]}") from error
+    if folder.is_dir() and wish.pretrained is False and any(map(folder.glob, IN_FOLDERS)):
+        load_weights(model, folder)
     _load(model, wish)
     if images:
         size = getattr(config, "image_size", 224)
@@ -197,7 +199,7 @@ def _called(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _load(model: nn.Module, wish: Wish) -> None:
     if isinstance(wish.pretrained, str):
-        load_weights(model, wish.pretrained)
+        load_weights(model, wish.pretrained, wish.weights)
 
 
 def make_example(made: Made, tokens: int, rows: int) -> Any:
