@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from eenet.cli.given import Given, find_given
+from eenet.cli.given import Given, find_given, leaves
 from eenet.cli.lightning import EenetCLI
 from eenet.cli.parsing import deepest, with_nearest
 from eenet.errors import UserError
@@ -271,3 +271,11 @@ def test_a_file_that_is_no_configuration_is_one_line(
     path = tmp_path / "c.yaml"
     path.write_text(text)
     assert failure(capsys, "fit", f"--config={path}") == f"eenet: error: config = '{path}': {expected}\n"
+
+
+def test_a_configuration_is_read_from_its_text_too(tmp_path: Path) -> None:
+    """Commands on a run give the parser the text of its `config.yaml`, longer than a file's name may be."""
+    text = yaml.safe_dump({"model": {"names": ["a" * 300], "empty": {}}})
+    (tmp_path / "config.yaml").write_text(text)
+    expected = [("model.empty", {}), ("model.names", "a" * 300)]
+    assert list(leaves(["--config", text])) == list(leaves([f"--config={tmp_path / 'config.yaml'}"])) == expected
