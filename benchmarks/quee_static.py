@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from eenet.quantization import point_for_budget
+from eenet.calibration.curves import point_for_budget
 
 
 class Judged(NamedTuple):

@@ -191,9 +191,8 @@ class _Witness(TorchDispatchMode):
         self._weights |= {_memory(tensor) for tensor in tensors if isinstance(tensor, nn.Parameter)}
         if operator in (_aten.sum, _aten.mean) and self._weighed.pop(tensors[0], False):
             self.products += tensors[0].numel()
-        elif operator == _aten.mul and len(tensors) == 2 and result.is_floating_point():
-            if any(_memory(tensor) in self._weights for tensor in tensors):
-                self._weighed[result] = True
+        elif operator == _aten.mul and any(_memory(tensor) in self._weights for tensor in tensors):
+            self._weighed[result] = True
 
 
 def _memory(tensor: Tensor) -> int:

@@ -1,11 +1,12 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from eenet.calibration import ChosenOn, OperatingPoint
@@ -29,9 +30,8 @@ from eenet.objectives import ClassWeights, weighted_sum_loss
 from eenet.policies import Policy
 from eenet.policies.predicted_errors import TRADEOFFS
 from eenet.quantization import QuantizedNetwork, SimplePredictors, fit_predictor, judge_predictors, other_predictions
-from eenet.reporting import Results, static_exits
+from eenet.reporting import Results, chosen_rows, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
-from lightning_modules.reports import FIGURES
 from lightning_modules.routine import ExitRoutine
 
 PATH_FIGURES = {
@@ -91,7 +91,6 @@ class QuEE(ExitRoutine):
     method = "quee"
     chooses = True
     network: QuantizedNetwork
-    figures = {**FIGURES, **PATH_FIGURES}
     path_points: Tensor
     clusters: Tensor
     weights: Tensor
@@ -137,6 +136,11 @@ class QuEE(ExitRoutine):
         super().setup(stage)
         for name, why in self.unmet.items():
             warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
+
+    @property
+    def figures(self) -> Mapping[str, Callable[[Results], Figure]]:
+        """As every routine's; where a point is chosen, and so predictors are fitted, those of paths too."""
+        return {**super().figures, **PATH_FIGURES} if chosen_rows(self.results) else super().figures
 
     @property
     def gate(self) -> ErrorGate:

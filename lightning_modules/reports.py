@@ -43,12 +43,15 @@ class Reports(LightningModule):
     """Logs, prints and writes the results of a routine.
 
     Attributes:
-        figures: Draw the results, by name; in files after a test, in TensorBoard after every validation and test.
         results: The last validation's or test's results, without the heading fields during validation.
     """
 
-    figures: Mapping[str, Callable[[Results], Figure]] = FIGURES
     results: Results
+
+    @property
+    def figures(self) -> Mapping[str, Callable[[Results], Figure]]:
+        """Draw the results, by name; in files after a test, in TensorBoard after every validation and test."""
+        return FIGURES
 
     @property
     def data_name(self) -> str | None:

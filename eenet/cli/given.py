@@ -58,7 +58,7 @@ def leaves(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
             continue
         value = value if equals else next(iter(args[number + 1 : number + 2]), "")
         with suppress(yaml.YAMLError):
-            if name == "--config":  # a file, or the text of one
+            if name == "--config":  # a file, or its text
                 yield from values_below("", yaml.safe_load(Path(value).read_text() if isfile(value) else value))
             else:
                 yield from values_below(name.lstrip("-"), yaml.safe_load(value))

@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
-from eenet.cli.given import Given, find_given
+from eenet.cli.given import Given, find_given, leaves
 from eenet.cli.lightning import EenetCLI
 from eenet.cli.parsing import deepest, with_nearest
 from eenet.errors import UserError
 from tests.cli.test_cli import failure, tiny
 
+EXITS = "list[int], list[str], dict[str, list[float]] or 'all'"
 NETWORK = "model.init_args.network.init_args"
 
 
@@ -69,7 +70,7 @@ IN_ARGUMENTS = {
     "(module 'datamodules' has no attribute 'Digit'); did you mean datamodules.Digits?",
     "--data eenet.backbones.ViT": "data = 'eenet.backbones.ViT': must be a subclass of RunData; "
     "write its `read` and `build` as a datamodules.SplitData, or fit from Python",
-    f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be list[int], list[str], dict[str, list[float]] or 'all'",
+    f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be {EXITS}",
     "--model.features dsk": "model.init_args.features = 'dsk': must be 'off', 'memory', 'disk', False or "
     "FeatureOptions; did you mean disk?",
     "--trainer.accelerator gpu": "trainer.accelerator = 'gpu': No supported gpu backend found!; "
@@ -107,7 +108,11 @@ IN_FILES: list[tuple[str, Any, str]] = [
         f"{BACKBONE}.init_args.num_clases = 10: is no argument of eenet.backbones.ViT; did you mean num_classes?",
     ),
     (f"{BACKBONE}.init_args.num_classes", "ten", f"{BACKBONE}.init_args.num_classes = 'ten': must be int"),
-    (f"{NETWORK}.exits", [1, "x"], f"{NETWORK}.exits = [1, 'x']: must be list[int], list[str], dict[str, list[float]] or 'all'"),
+    (
+        f"{NETWORK}.exits",
+        [1, "x"],
+        f"{NETWORK}.exits = [1, 'x']: must be list[int], list[str], dict[str, list[float]] or 'all'",
+    ),
     (
         f"{BACKBONE}.class_path",
         "eenet.backbones.Vit",
@@ -271,3 +276,11 @@ def test_a_file_that_is_no_configuration_is_one_line(
     path = tmp_path / "c.yaml"
     path.write_text(text)
     assert failure(capsys, "fit", f"--config={path}") == f"eenet: error: config = '{path}': {expected}\n"
+
+
+def test_a_configuration_is_read_from_its_text_too(tmp_path: Path) -> None:
+    """Commands on a run give the parser the text of its `config.yaml`, longer than a file's name may be."""
+    text = yaml.safe_dump({"model": {"names": ["a" * 300], "empty": {}}})
+    (tmp_path / "config.yaml").write_text(text)
+    expected = [("model.empty", {}), ("model.names", "a" * 300)]
+    assert list(leaves(["--config", text])) == list(leaves([f"--config={tmp_path / 'config.yaml'}"])) == expected

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import Digits
 from eenet.cli.main import main
@@ -15,6 +17,7 @@ from eenet.errors import UserError
 from eenet.features import FeatureOptions
 from eenet.quantization import QuantizedNetwork
 from lightning_modules import QuEE
+from lightning_modules.tensorboard import TensorBoardReport
 from tests._dummies import make_vit
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -133,6 +136,18 @@ def test_a_budget_that_no_path_keeps_is_said_and_keeps_nothing_from_the_others(
         )
     assert list(routine.unmet) == ["budget-0.001"]
     assert routine.results["operating_points"][0] == run[0].results["operating_points"][0]
+
+
+@pytest.mark.parametrize("budget", [5.0, 0.001])
+def test_figures_are_drawn_in_tensorboard_as_soon_as_there_is_something_to_draw(budget: float, tmp_path: Path) -> None:
+    routine, logger = make_routine(budgets=[budget]), TensorBoardLogger(tmp_path, name="", version="")
+    trainer = make_trainer(tmp_path, logger=logger, callbacks=[TensorBoardReport()], limit_train_batches=2)
+    trainer.fit(routine, datamodule=Digits(validation_fraction=0.4))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    epochs = {name.removeprefix("val/"): len(events.Images(name)) for name in events.Tags()["images"]}
+    fitted = {"accuracy_bitops": 1, "path_histogram": 1, "predictor_calibration": 1}
+    every = {"accuracy_cost": 2, "exit_histogram": 2, "reliability": 2}
+    assert epochs == (every | fitted if budget > 1 else every)
 
 
 def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, SaturationGate, UncertaintyGate
 from eenet.inference_modules import LinearHead, OwnHead, TiedHead
 from eenet.network import EarlyExitNetwork
-from eenet.policies import FixedExit, Patience, Policy, SequentialGates, Threshold
+from eenet.policies import Patience, Policy, SequentialGates, Threshold
 from tests._dummies import make_vit
 from tests._dummies.decoders import LAYERS, TEXTS, greedy, make_decoder
 
