@@ -139,6 +139,15 @@ class Tree:
         exit, width = self.places[place]
         return f"exit_{exit}_{width}bit" if self.branches else f"exit_{exit}"
 
+    def node_name(self, node: int) -> str:
+        """A node in a sentence: its path where there are several, else its exit.
+
+        Example:
+            >>> Tree.chain(2).node_name(1), Tree.of([(8, 8), (8, 4)]).node_name(2)
+            ('exit 1', 'path 8-4')
+        """
+        return f"path {path_name(self.nodes[node])}" if self.branches else f"exit {node}"
+
     def along(self, path: Path) -> list[int]:
         """The nodes of a path, from the first exit on.
 

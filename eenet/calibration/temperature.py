@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Temperatures(NamedTuple):
         return cls(torch.ones(exits, dtype=torch.float64), {})
 
 
-def fit_temperatures(logits: Logits, labels: Tensor) -> Temperatures:
+def fit_temperatures(logits: Logits, labels: Tensor, names: Sequence[str] | None = None) -> Temperatures:
     """The temperature of each exit that minimises its mean NLL (Guo et al. 2017, section 4.2).
 
     The NLL of `logits / T` is convex in `1 / T`. Newton's method in `log T`, kept in a bracket, finds the zero of its
@@ -57,6 +58,7 @@ def fit_temperatures(logits: Logits, labels: Tensor) -> Temperatures:
     Args:
         logits: Of a validation split, `(samples, exits, classes)`.
         labels: `(samples,)`.
+        names: What warnings call each exit.
 
     Returns:
         The temperatures. Doubts are warned of.
@@ -87,26 +89,27 @@ def fit_temperatures(logits: Logits, labels: Tensor) -> Temperatures:
     run(searches, logits, labels, doubtful, wrong)
     doubts: dict[int, str] = {}
     for exit, search in enumerate(searches):
+        name = f"exit {exit}" if names is None else names[exit]
         if exit in doubtful:
             doubts[exit] = "smoothed"
-            warnings.warn(_smoothed(exit, math.exp(-search.point), samples), stacklevel=2)
+            warnings.warn(_smoothed(name, math.exp(-search.point), samples), stacklevel=2)
         elif abs(search.point) >= SHARPEST:
             doubts[exit] = "limit"
-            warnings.warn(_at_limit(exit, math.exp(-search.point)), stacklevel=2)
+            warnings.warn(_at_limit(name, math.exp(-search.point)), stacklevel=2)
     values = torch.tensor([-search.point for search in searches], dtype=torch.float64).exp()
     return Temperatures(values.clamp(1 / MAX_TEMPERATURE, MAX_TEMPERATURE).to(labels.device), doubts)
 
 
-def _smoothed(exit: int, temperature: float, samples: int) -> str:
+def _smoothed(exit: str, temperature: float, samples: int) -> str:
     return (
-        f"exit {exit} is right on (nearly) all of {samples} validation samples, too few to tell how sure it may be: "
+        f"{exit} is right on (nearly) all of {samples} validation samples, too few to tell how sure it may be: "
         f"its temperature, {temperature:.3g}, is that of labels smoothed to {(samples + 1) / (samples + 2):.4g}"
     )
 
 
-def _at_limit(exit: int, temperature: float) -> str:
+def _at_limit(exit: str, temperature: float) -> str:
     kind = "tell less than chance" if temperature > 1 else "are nearly equal"
-    return f"the temperature of exit {exit} is at its limit, {temperature:g}: its logits {kind} or have a wrong scale"
+    return f"the temperature of {exit} is at its limit, {temperature:g}: its logits {kind} or have a wrong scale"
 
 
 @dataclass

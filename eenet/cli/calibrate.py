@@ -21,7 +21,7 @@ from eenet.errors import NOT_MET, UserError
 from eenet.files import sha256
 from eenet.policies import PredictedErrors
 from eenet.reporting import make_console
-from eenet.tree import path_name
+from eenet.tree import Tree, path_name
 from lightning_modules.choosing import amend, warn_nobody_leaves
 
 ON_VALIDATION = (
@@ -139,7 +139,8 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
         samples, temperatures = chooser.chosen_on.samples, Temperatures.none(network.num_exits)
     else:
         split = read_split(run, "val")
-        samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels)
+        called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
+        samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
         chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
     granted = grant(policy, wishes, chooser.point)
     if granted.points:
@@ -149,10 +150,11 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
         if tokens:
             print(TEACHER_FORCED)
         write(run, granted.points, samples, temperatures)
-    for line in fallback_lines(granted.points):
-        print(line)
-    if not tokens and any("risk" in point.asked for point in granted.points.values()):
-        print(ASSUMPTION)
+    if not isinstance(network, DecoderNetwork):
+        for line in fallback_lines(granted.points, network.tree):
+            print(line)
+        if any("risk" in point.asked for point in granted.points.values()):
+            print(ASSUMPTION)
     granted.unmet += chooser.left_out
     return granted
 
@@ -235,8 +237,13 @@ def token_table(points: Mapping[str, OperatingPoint], tokens: int) -> Table:
     return found
 
 
-def fallback_lines(points: dict[str, OperatingPoint]) -> list[str]:
-    """For each kind of conformal sets a line that says whose quantiles had too few samples of their own."""
+def fallback_lines(points: dict[str, OperatingPoint], tree: Tree) -> list[str]:
+    """For each kind of conformal sets a line that says whose quantiles had too few samples of their own.
+
+    Args:
+        points: By name.
+        tree: The network's, whose nodes those of points without a path are.
+    """
     lines = []
     for mode, alpha in dict.fromkeys(key for point in points.values() for key in point.conformal):
         few = {
@@ -248,12 +255,19 @@ def fallback_lines(points: dict[str, OperatingPoint]) -> list[str]:
             rows = [row for rows in few.values() for row in rows]
             whole = rows[0]["instead"] == "whole set"
             effect = "their sets hold every class" if whole else "quantiles of all samples, no coverage promised"
-            text = "; ".join(f"{name}: {_few(rows)}" for name, rows in few.items())
+            text = "; ".join(
+                f"{name}: {_few(rows, tree if points[name].path is None else None)}" for name, rows in few.items()
+            )
             lines.append(f"conformal {mode}, alpha {alpha:g}: too few samples, so {effect} ({text})")
     return lines
 
 
-def _few(rows: list[dict[str, Any]], most: int = 5) -> str:
-    kinds = [next((f"{kind} {row[kind]} has " for kind in ("exit", "class") if kind in row), "") for row in rows]
-    said = [f"{kind}{row['samples']}" for kind, row in zip(kinds, rows, strict=True)]
+def _few(rows: list[dict[str, Any]], tree: Tree | None, most: int = 5) -> str:
+    said = []
+    for row in rows:
+        whose = f"class {row['class']} has " if "class" in row else ""
+        if "exit" in row:
+            exit = row["exit"]
+            whose = f"{f'exit {exit}' if tree is None else tree.node_name(exit)} has "
+        said.append(f"{whose}{row['samples']}")
     return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")

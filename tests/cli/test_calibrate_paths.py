@@ -113,6 +113,15 @@ def test_the_best_path_is_that_of_brute_force(run: Path) -> None:
     assert point.got["accuracy"] == pytest.approx(best)
 
 
+def test_few_samples_are_said_by_path(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["calibrate", str(run), "--budget-bitops", "0.9", "--conformal", "per_exit"])
+    main(["calibrate", str(run), "--budget-bitops", "0.9", "--conformal", "per_exit", "--policy", "max_probability"])
+    own, chain = [line for line in capsys.readouterr().out.splitlines() if line.startswith("conformal per_exit")]
+    assert "path 8-" in own or "path 4-" in own
+    assert "exit" not in own.partition("(")[2]
+    assert "exit " in chain.partition("(")[2]
+
+
 def test_certificates_are_against_the_widest_path(run: Path) -> None:
     main(["calibrate", str(run), "--risk", "0.3", "--policy", "margin", "--max-accuracy-drop", "5"])
     points = json.loads((run / "calibration.json").read_text())["points"]

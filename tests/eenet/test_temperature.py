@@ -103,6 +103,8 @@ def test_right_everywhere_is_worth_as_many_samples_as_there_are(samples: int, sc
     """Where all margins are alike the smoothed label is met exactly: `(n + 1) / (n + 2)` (Platt 1999)."""
     labels = torch.arange(samples) % 3
     logits = scale * F.one_hot(labels, 3).float().unsqueeze(1)
+    with pytest.warns(UserWarning, match=f"path 8-4 is right on .* of {samples} validation samples"):
+        fit_temperatures(logits, labels, ["path 8-4"])
     with pytest.warns(UserWarning, match=f"exit 0 is right on .* of {samples} validation samples"):
         values, doubts = fit_temperatures(logits, labels)
     assert doubts == {0: "smoothed"}
