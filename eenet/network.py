@@ -225,7 +225,12 @@ class EarlyExitNetwork(Described, nn.Module):
         return self.from_features(self.extract(inputs))
 
     def route(self, inputs: Any, policy: Policy) -> Routed:
-        """Run only what each sample needs; see `eenet.routing.route`."""
+        """Run only what each sample needs; see `eenet.routing.route`.
+
+        Raises:
+            UserError: The policy is for another tree.
+        """
+        self.check(policy)
         return route(self, inputs, policy)
 
     def along(self, path: Path, gate: Gate | None = None) -> Self:

@@ -342,6 +342,10 @@ def test_a_policy_for_another_tree_is_refused() -> None:
         network.check(other.policy(32, 0.0))
     with pytest.raises(UserError, match=r"policy = 'PredictedErrors'.*made for other paths"):
         EarlyExitNetwork(make_vit(), [0, 2]).check(network.policy(32, 0.0))
+    with pytest.raises(UserError, match=r"policy = 'PredictedErrors'.*made for other paths"):
+        network.route(torch.zeros(2, 1, 8, 8), other.policy(32, 0.0))
+    with pytest.raises(UserError, match=r"policy\.thresholds"):
+        network.along((8, 8, 8)).route(torch.zeros(2, 1, 8, 8), Threshold([0.5]))
     with pytest.raises(UserError, match=r"path = '4-4-4': the network has 32-32-32, "):
         network.along((4, 4, 4))
     network.check(network.policy(8, 0.1))
