@@ -30,8 +30,12 @@ PACKAGES = (
 
 OWN = ("eenet", "lightning_modules", "datamodules")
 
-DEFAULTS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
-"""What routines take where a configuration names nothing."""
+DEFAULTS = (
+    *("torch.optim.SGD", "torch.optim.sgd.SGD", "torch.optim.Adam", "torch.optim.adam.Adam"),
+    *("torch.optim.AdamW", "torch.optim.adamw.AdamW"),
+    *("eenet.features.FeatureOptions", "eenet.features.options.FeatureOptions"),
+)
+"""What routines take where a configuration names nothing, and how features are kept."""
 
 WRITERS = (
     *("eenet.cli", "eenet.decoding.store", "eenet.export", "eenet.features", "eenet.files", "eenet.reporting"),
@@ -99,7 +103,7 @@ def _check(key: str, text: Any, source: Path) -> list[str]:
     parts = text.split(".") if isinstance(text, str) else [""]
     if not all(map(str.isidentifier, parts)):
         raise UserError(key, text, f"is no path of a class; see {source}")
-    if under(text, named()):
+    if under(text, named()) or text in DEFAULTS:
         return [text]
     if not under(text, PACKAGES) or any(part.startswith("_") for part in parts):
         raise _refusal(key, text, source)
