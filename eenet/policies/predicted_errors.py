@@ -1,6 +1,7 @@
 """Go where the predicted error plus the priced cost is least (QuEE, Regol et al., arXiv 2406.14404)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from eenet.errors import UserError
 from eenet.gates.base import Memory
 from eenet.policies.base import Policy
-from eenet.tree import Tree
+from eenet.tree import Path, Tree
 
 TRADEOFFS = [0.0, *torch.logspace(-3, 2, 41, dtype=torch.float64).tolist()]
 """Values of lambda that are compared."""
@@ -45,7 +46,8 @@ class PredictedErrors(Policy):
         self, first_width: int, tradeoff: float, nodes: Sequence[Sequence[int]], costs: Sequence[float]
     ) -> None:
         super().__init__()
-        self.tree = tree = Tree(tuple(map(tuple, nodes)))
+        self.tree, onward = _moves(tuple(map(tuple, nodes)))
+        tree = self.tree
         if (first_width,) not in tree.index:
             known = sorted({path[0] for path in tree.nodes}, reverse=True)
             raise UserError("policy.first_width", first_width, f"must be one of {known}")
@@ -55,9 +57,6 @@ class PredictedErrors(Policy):
             raise UserError("policy.costs", len(costs), f"there are {len(tree.nodes)} nodes")
         self.first_width, self.tradeoff, self.costs = first_width, tradeoff, list(costs)
         self.first_node = tree.index[(first_width,)]
-        onward = torch.zeros(tree.num_early, len(tree.nodes), dtype=torch.long)
-        for node in range(tree.num_early):
-            onward[node, tree.reachable(node)] = torch.tensor(tree.steps(node))
         self.register_buffer("prices", tradeoff * torch.tensor(self.costs, dtype=torch.float64), persistent=False)
         self.register_buffer("onward", onward, persistent=False)
 
@@ -93,6 +92,16 @@ class PredictedErrors(Policy):
         ends = (scores.double() + self.prices.to(scores.device)).argmin(2)
         moves = self.onward.to(scores.device)[torch.arange(ends.shape[1], device=ends.device), ends]
         return follow(self.tree, moves, self.first_node)
+
+
+@lru_cache(maxsize=32)
+def _moves(nodes: tuple[Path, ...]) -> tuple[Tree, Tensor]:
+    """A tree, and from each early node the next one on the way to each other, `(early nodes, nodes)`."""
+    tree = Tree(nodes)
+    onward = torch.zeros(tree.num_early, len(nodes), dtype=torch.long)
+    for node in range(tree.num_early):
+        onward[node, tree.reachable(node)] = torch.tensor(tree.steps(node))
+    return tree, onward
 
 
 def follow(tree: Tree, moves: Tensor, start: int) -> Tensor:

@@ -91,7 +91,7 @@ def test_points_of_a_changed_split_or_of_an_older_version_are_refused(
         assert "another validation split" in mistake(capsys, "test", *config(run)[:3], "--point", "all")
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "schema": 1}))
-    assert "is of schema 1, not 2; `eenet calibrate` writes it" in failure(
+    assert "is of schema 1, not 3; remove it, and `eenet calibrate` writes" in failure(
         capsys, "export", str(run), "--point", "budget-0.5", "--out", str(run / "again")
     )
     main(["calibrate", str(run), "--budget", "0.75"])
