@@ -26,7 +26,10 @@ def backbone() -> ViT:
     return ViT("vit_tiny_patch16_224", num_classes=10, image_size=8, in_channels=1, overrides=SMALL)
 
 
-def test_a_plain_data_module_of_dicts_is_trained_calibrated_and_tested_by_commands(tmp_path: Path) -> None:
+def test_a_plain_data_module_of_dicts_is_trained_calibrated_and_tested_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EENET_TRUST", "tests")  # a class of one's own in a run's folder
     path = tiny(tmp_path / "c.yaml", "JointExits", tmp_path / "run", warmup_epochs=1, phase_batches=1)
     values = yaml.safe_load(path.read_text())
     inner = {"class_path": "tests._dummies.plain_data.PlainDigits"}
