@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from eenet.backbones import Gpt
 from eenet.backbones.decoder import cut_model
-from eenet.backbones.proof import LAYERS, difference, shrink, small_model
+from eenet.backbones.decoder_proof import LAYERS, difference, shrink, small_model
 from eenet.decoding import Executor, LayerPlan, final_hidden, full_plan, generate, pad_left
 from eenet.errors import UserError
 

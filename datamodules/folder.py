@@ -19,12 +19,11 @@ from datamodules.found import (
     find_in_hub,
     find_in_table,
     hub_folder,
-    named,
 )
 from datamodules.photographs import PhotographData
 from datamodules.splits import Rows
 from datamodules.text import hub
-from eenet.errors import UserError
+from eenet.errors import UserError, some
 from eenet.files import NameOrPath
 
 Unreadable = Literal["error", "skip"]
@@ -94,7 +93,7 @@ class ImageFolder(PhotographData):
         else:
             found = find_in_hub(self._load(), self.root, self.columns, self.mode)
         if found.passed_over:
-            rank_zero_info(f"data.root = {self.root!r}: passed over {named(found.passed_over)}")
+            rank_zero_info(f"data.root = {self.root!r}: passed over {some(found.passed_over)}")
         for part in found.parts.values() if self.unreadable == "skip" else ():
             self._skip(part)
         return found
@@ -156,7 +155,7 @@ class ImageFolder(PhotographData):
         assert train is not None
         missing = sorted(set(range(self.num_classes)) - set(train.labels.tolist()))
         if missing:
-            empty = named([self.class_names[number] for number in missing])
+            empty = some([self.class_names[number] for number in missing])
             raise UserError("data.root", train.source, f"has no images of class {empty} to learn from")
         return train, test
 
@@ -171,14 +170,14 @@ class ImageFolder(PhotographData):
         numbers = {name: number for number, name in enumerate(self.class_names)}
         unknown = sorted(set(map(str, part.labels)) - numbers.keys())
         if unknown:
-            known = f"is not among the {len(numbers)} classes {named(self.class_names)}"
-            raise UserError("data.root", part.source, f"the class {named(unknown)} {known}")
+            known = f"is not among the {len(numbers)} classes {some(self.class_names)}"
+            raise UserError("data.root", part.source, f"the class {some(unknown)} {known}")
         labels = np.array([numbers[str(label)] for label in part.labels], dtype=np.int64)
         if len(labels) == 0:
             raise UserError("data.root", part.source, "holds no images that can be read")
         absent = [name for name, number in numbers.items() if number not in set(labels.tolist())]
         if absent and split != "train":
-            rank_zero_warn(f"{part.source} has no images of class {named(absent)}, which it cannot judge")
+            rank_zero_warn(f"{part.source} has no images of class {some(absent)}, which it cannot judge")
         return Samples(part.images, labels, part.source)
 
     @cached_property

@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodules.base import Split
 from datamodules.photographs import ImageCells, ImageFiles, Photographs
-from eenet.errors import UserError
+from eenet.errors import UserError, some
 from eenet.files import sha256
 from eenet.images import SUFFIXES, Mode
 
@@ -23,7 +23,6 @@ SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "val
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename")
 LABEL_COLUMNS = ("label", "labels", "class")
-MOST_NAMED = 3
 
 
 @dataclass
@@ -56,17 +55,6 @@ class Found:
     passed_over: list[str] = field(default_factory=list)
 
 
-def named(values: Sequence[Any]) -> str:
-    """Some values between commas, and how many more there are.
-
-    Example:
-        >>> named([1, 2, 3, 4, 5])
-        '1, 2, 3 and 2 more'
-    """
-    more = f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED else ""
-    return ", ".join(map(str, values[:MOST_NAMED])) + more
-
-
 def split_of(names: Sequence[str], source: str) -> dict[Split, str]:
     """Which of some names stands for which split.
 
@@ -81,7 +69,7 @@ def split_of(names: Sequence[str], source: str) -> dict[Split, str]:
         if split is not None:
             found[split] = name
     if found and "train" not in found:
-        raise UserError("data.root", source, f"has {named(list(found.values()))} and no train to learn from")
+        raise UserError("data.root", source, f"has {some(list(found.values()))} and no train to learn from")
     return found
 
 
@@ -201,7 +189,7 @@ def find_in_table(path: Path, columns: Columns, mode: Mode, missing: bool) -> Fo
     images, labels = table[image], list(table[label])
     empty = [row for row, value in enumerate(labels) if value is None or value == ""]
     if empty:
-        raise UserError("data.label", label, f"{path} has no label in row {named(empty)}, counted from 0")
+        raise UserError("data.label", label, f"{path} has no label in row {some(empty)}, counted from 0")
     splits = [SPLITS.get(str(value).lower()) for value in table.get(columns.split, ["train"] * len(labels))]
     if None in splits:
         wrong = table[columns.split][splits.index(None)]
@@ -230,7 +218,7 @@ def _cell(images: Sequence[Any], row: int) -> Any:
 def _paths(table: Path, names: Sequence[Any], missing: bool) -> list[str]:
     wrong = [row for row, name in enumerate(names) if not isinstance(name, str) or not name]
     if wrong:
-        raise UserError("data.image", str(table), f"there is no path in row {named(wrong)}, counted from 0")
+        raise UserError("data.image", str(table), f"there is no path in row {some(wrong)}, counted from 0")
     paths = [os.path.normpath(table.parent / name) for name in names]
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
@@ -239,7 +227,7 @@ def _paths(table: Path, names: Sequence[Any], missing: bool) -> list[str]:
             raise UserError("data.root", names[row], problem)
     gone = [path for path in paths if not os.path.isfile(path)]
     if gone and not missing:
-        problem = f"{len(gone)} of its {len(paths)} files are missing: {named(gone)}"
+        problem = f"{len(gone)} of its {len(paths)} files are missing: {some(gone)}"
         raise UserError("data.root", str(table), f"{problem}; data.init_args.unreadable: skip leaves them out")
     return paths
 
@@ -310,7 +298,7 @@ def find_in_hub(table: Any, source: str, columns: Columns, mode: Mode) -> Found:
     tables = dict(table) if isinstance(table, DatasetDict) else {"train": table}
     splits = split_of(list(tables), source)
     if not splits:
-        raise UserError("data.root", source, f"has the splits {named(list(tables))}; train is needed")
+        raise UserError("data.root", source, f"has the splits {some(list(tables))}; train is needed")
     found = Found({}, passed_over=[name for name in tables if name not in splits.values()])
     for split, name in splits.items():
         part = tables[name]

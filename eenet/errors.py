@@ -1,6 +1,7 @@
-"""The one error that a user's mistake raises, printed without a traceback, and how it quotes commands."""
+"""The one error that a user's mistake raises, printed without a traceback, and how it quotes, lists and shortens."""
 
 import shlex
+from collections.abc import Iterable
 
 NOT_MET = "eenet: not met: "
 """What a line begins with that says which wish could not be met."""
@@ -36,6 +37,27 @@ def command(*words: object) -> str:
         "`eenet calibrate 'my runs/a' --budget 0.5`"
     """
     return f"`{shlex.join(['eenet', *map(str, words)])}`"
+
+
+def some(values: Iterable[object], most: int = 3) -> str:
+    """Some values between commas, and how many more there are.
+
+    Example:
+        >>> some([1, 2, 3, 4, 5])
+        '1, 2, 3 and 2 more'
+    """
+    listed = list(map(str, values))
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def said(error: Exception, most: int = 300) -> str:
+    r"""A library's error in one line of so many characters.
+
+    Example:
+        >>> said(ValueError("two\nlines"))
+        'ValueError: two lines'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
 class UnmetError(UserError):

@@ -190,7 +190,7 @@ class EarlyExitNetwork(Described, nn.Module):
 
     def gate_input(self, logits: Tensor, features: Tensor) -> Any:
         """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there."""
-        return logits if self.gate.reads == "logits" else Known(uncertainty_statistics(logits), pooled(features))
+        return logits if self.gate.reads == "logits" else known_at(logits, features)
 
     def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
@@ -210,7 +210,7 @@ class EarlyExitNetwork(Described, nn.Module):
             logits: From `exit_logits`.
         """
         early = extracted.features[: self.tree.num_early]
-        return [Known(uncertainty_statistics(logits[:, node]), pooled(features)) for node, features in enumerate(early)]
+        return [known_at(logits[:, node], features) for node, features in enumerate(early)]
 
     def from_features(self, extracted: Any) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
@@ -297,9 +297,10 @@ def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int
     return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
 
 
-def pooled(features: Tensor) -> Tensor:
-    """Features as a vector, `(batch, dim)`; a map is averaged over its positions."""
-    return features.flatten(2).mean(-1) if features.ndim > 2 else features
+def known_at(logits: Tensor, features: Tensor) -> Known:
+    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged."""
+    pooled = features.flatten(2).mean(-1) if features.ndim > 2 else features
+    return Known(uncertainty_statistics(logits), pooled)
 
 
 def count_costs(network: EarlyExitNetwork) -> CostProfile:

@@ -162,10 +162,10 @@ class QuEE(ExitRoutine):
 
         Before the predictors are fitted, and for a budget that cannot be met, the widest and lambda 0.
         """
-        curve, found = self.curves()["quee"], dict[str, Policy]()
+        curve, unmet, found = self.curves()["quee"], self.unmet, dict[str, Policy]()
         for budget in self.budgets:
             name, setting = f"budget-{budget:g}", (self.network.widths[0], 0.0)
-            if self.fitted and name not in self.unmet:
+            if self.fitted and name not in unmet:
                 point = point_for_budget(curve, budget, "model.budgets")
                 setting = point.width, point.knob
             found[name] = self.network.policy(*setting)
@@ -221,7 +221,7 @@ class QuEE(ExitRoutine):
             uncertainty=torch.stack([rows.statistics for rows in known], dim=1),
             features=torch.cat([rows.features for rows in known], dim=1),
         )
-        outputs = ExitOutputs(logits, self.gate(known))
+        outputs = ExitOutputs(logits, logits.new_empty(len(logits), 0))  # predicted once, from the records
         self.record(outputs, labels)
         return outputs
 
@@ -244,6 +244,10 @@ class QuEE(ExitRoutine):
         if self.fitted and self.too_early is None:
             return super().watched(rows, records)
         return {"accuracy": records["statistics"][..., 1].mean().item()}
+
+    def finish_validation(self, records: dict[str, Tensor]) -> None:
+        """Add the predicted errors of all samples."""
+        records["scores"] = self.predicted(self.nodes(records))
 
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the predictors on a whole validation of the final weights."""

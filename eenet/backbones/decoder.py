@@ -88,7 +88,7 @@ class DecoderParts:
 
     Nothing is known of families: the list of layers is found by its length, and masks, positions, embedding, final
     norm and head are those of the model's own forward, run with stand-ins for what is not asked for. Whether this
-    equals the model is proved by `eenet.backbones.proof`.
+    equals the model is proved by `eenet.backbones.decoder_proof`.
 
     Args:
         model: A model of `transformers` with a head.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.decoder import Call, DecoderParts
+from eenet.backbones.decoder_proof import prove_stages
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
-from eenet.backbones.proof import prove_stages
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eenet.backbones.adapting import adapt, is_transformers
 from eenet.backbones.weight_files import Which, read_weights, say_which
-from eenet.errors import UserError
+from eenet.errors import UserError, some
 
 AVERAGE = re.compile(r"(^|[._])(ema|avg|average|swa|teacher)")
 """What a submodule is called that keeps averages."""
@@ -58,14 +58,14 @@ def load_state(
     own = model.state_dict()
     given = _without_prefix(own, state, source, weights)
     found = adapt(model, given)
-    said = [] if len(given) == len(state) else [f"left out {_some(_rest(state, given))}"]
+    said = [] if len(given) == len(state) else [f"left out {some(_rest(state, given))}"]
     changed = [name for name in found.keys() & given.keys() if found[name].shape != given[name].shape]
-    said += [f"adapted {_some(_change(name, given[name], found[name]) for name in sorted(changed))}"] if changed else []
+    said += [f"adapted {some(_change(name, given[name], found[name]) for name in sorted(changed))}"] if changed else []
 
     other = [name for name in replaced if not _fits(own, found, name)]
     heads = [name for name, module in model.named_modules() if _is_foreign_head(name, module, found)]
-    said += [f"{_some(other)} differs in the file and starts untrained"] if other else []
-    said += [f"{_some(heads)} has other classes in the file and starts untrained"] if heads else []
+    said += [f"{some(other)} differs in the file and starts untrained"] if other else []
+    said += [f"{some(heads)} has other classes in the file and starts untrained"] if heads else []
     untrained = {name for name in own.keys() | found.keys() if _under(name, [*other, *heads])}
     found = {name: value for name, value in found.items() if name not in untrained}
 
@@ -85,8 +85,8 @@ def load_state(
     }
     if any(wrong.values()):
         raise _refusal(source, wrong)
-    said += [f"left out {_some(left)}"] if left else []
-    said += [f"the file has no {_some(absent)}, which starts untrained"] if absent else []
+    said += [f"left out {some(left)}"] if left else []
+    said += [f"the file has no {some(absent)}, which starts untrained"] if absent else []
     if said:
         _log.warning("%s: %s", source, "; ".join(said))
 
@@ -180,11 +180,6 @@ def _change(name: str, before: Tensor, after: Tensor) -> str:
     return f"{name} from {list(before.shape)} to {list(after.shape)}"
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
 def _refusal(source: str | Path, wrong: Mapping[str, list[str]]) -> UserError:
-    problems = "; ".join(f"{problem} {_some(names)}" for problem, names in wrong.items() if names)
+    problems = "; ".join(f"{problem} {some(names)}" for problem, names in wrong.items() if names)
     return UserError("backbone.pretrained", str(source), f"is of another architecture: {problems}")

@@ -24,7 +24,7 @@ from eenet.calibration.search import (
 )
 from eenet.calibration.wishes import BUDGETS, WISHES, Wishes
 from eenet.errors import UnmetError, UserError
-from eenet.gates import Gate
+from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, PredictedErrors, RandomExits
@@ -180,7 +180,6 @@ class Chooser:
         Raises:
             UnmetError: No setting does.
         """
-        rows = None
         if wish == "risk" and len(self.candidates) > 1:
             rows = design_rows(self.candidates[0].scored)
             candidate, _ = self._best("max-accuracy-drop", 100 * value, rows[0])
@@ -237,14 +236,12 @@ def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: 
         split: The validation split.
     """
     tree, labels = network.tree, split.labels
+    widest = tree.index[tree.full[0]]
     if name in ("own", "random") and isinstance(own, PredictedErrors):
         assert split.scores is not None
-        gate = decider("max_probability", tree.num_early, own)[0]
-        assert gate is not None
-        known, rows = read_exits(split.logits, labels, gate), split.held_out
-        everything = (known.predictions, split.scores, known.predictions == labels.unsqueeze(1))
-        reference = everything[2][:, tree.along(tree.full[0])[-1]]
-        scored = Scored(*everything, network.costs.fractions(), reference)
+        known, rows = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)), split.held_out
+        correct = known.predictions == labels.unsqueeze(1)
+        scored = Scored(known.predictions, split.scores, correct, network.costs.fractions(), correct[:, widest])
         rows = torch.arange(len(labels)) if rows is None else rows
         rest = (scored.rows(rows), network.costs, known.true_scores[rows], labels[rows])
         return [Candidate(policy, None, None, *rest) for policy in own.variants()]
@@ -261,7 +258,7 @@ def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: 
             known.scores[:, nodes[:-1]],
             correct[:, nodes],
             costs.fractions(),
-            correct[:, tree.along(tree.full[0])[-1]],
+            correct[:, widest],
         )
         own_path = path if tree.branches else None
         found.append(Candidate(policy, gate, own_path, scored, costs, known.true_scores[:, nodes], labels))

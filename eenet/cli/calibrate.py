@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from lightning.fabric.plugins import TorchCheckpointIO
 from rich.table import Table
 
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
@@ -17,11 +16,12 @@ from eenet.cli.seen import check_unseen
 from eenet.decoding import DecoderNetwork
 from eenet.decoding.chooser import POLICIES as DECODER_POLICIES
 from eenet.decoding.chooser import TokenChooser, check_token_wishes
-from eenet.errors import NOT_MET, UserError
+from eenet.errors import NOT_MET, UserError, some
 from eenet.files import sha256
 from eenet.policies import PredictedErrors
 from eenet.reporting import make_console
 from eenet.tree import Tree, path_name
+from lightning_modules.checkpoints import WholeCheckpoints
 from lightning_modules.choosing import amend, warn_nobody_leaves
 
 ON_VALIDATION = (
@@ -29,12 +29,10 @@ ON_VALIDATION = (
     "that it is a little optimistic; `eenet test` judges it on others."
 )
 
-
 ASSUMPTION = (
     "The certificate holds if later samples are exchangeable with the validation split (drawn from the same source, "
     "independently of it) and that split had no part in training; early stopping on it weakens this."
 )
-
 
 TEACHER_FORCED = (
     "Agreement and perplexity are those of tokens that read the full model's keys and values, as generation with "
@@ -131,7 +129,7 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
     if policy in ("own", "random") and (why := run.model.untrained) is not None:
         raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder, run.checkpoint)}")
     if policy == "own" and run.model.fit_on(run.batches("val"), run.split):
-        amend(run.checkpoint, run.model, run.model.state_dict(), TorchCheckpointIO())
+        amend(run.checkpoint, run.model, run.model.state_dict(), WholeCheckpoints())
     own = next(iter(run.model.policies().values()))
     chooser: Chooser | TokenChooser
     if isinstance(network, DecoderNetwork):
@@ -262,7 +260,7 @@ def fallback_lines(points: dict[str, OperatingPoint], tree: Tree) -> list[str]:
     return lines
 
 
-def _few(rows: list[dict[str, Any]], tree: Tree | None, most: int = 5) -> str:
+def _few(rows: list[dict[str, Any]], tree: Tree | None) -> str:
     said = []
     for row in rows:
         whose = f"class {row['class']} has " if "class" in row else ""
@@ -270,4 +268,4 @@ def _few(rows: list[dict[str, Any]], tree: Tree | None, most: int = 5) -> str:
             exit = row["exit"]
             whose = f"{f'exit {exit}' if tree is None else tree.node_name(exit)} has "
         said.append(f"{whose}{row['samples']}")
-    return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
+    return some(said, most=5)

@@ -16,7 +16,7 @@ from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.chooser import Split
 from eenet.cli.configs import imports
 from eenet.cli.lightning import EenetCLI
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.runs import RunFolder, check_trust, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
 
@@ -97,8 +97,8 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
         model.on_load_checkpoint(saved)
         model.load_state_dict(saved["state_dict"])
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError("ckpt_path", str(file), f"does not fit the run's configuration ({said})") from error
+        problem = f"does not fit the run's configuration ({said(error)})"
+        raise UserError("ckpt_path", str(file), problem) from error
     data = cli.datamodule
     if read_data:
         data.prepare_data()

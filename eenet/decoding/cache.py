@@ -17,6 +17,7 @@ class LayerCache:
         count: Number of rows.
 
     Example:
+        >>> import torch
         >>> cache, token = LayerCache(2), torch.ones(2, 1, 1, 4)
         >>> cache.write(None, 0, token, token)
         >>> cache.read(None, 1)[0].shape

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from eenet.backbones.decoder import Call, cut_model
+from eenet.backbones.decoder_proof import LAYERS, PLANS, TEXTS, difference, proved
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.huggingface import read_tokens
-from eenet.backbones.proof import LAYERS, PLANS, TEXTS, difference, proved
 from eenet.decoding.cache import LayerCache, Slot, read_before, write_keys
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder
 from eenet.decoding.plans import LayerPlan

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.runtime.manifest import WEIGHTS
-from eenet.runtime.program import say
 
 LARGEST_PROGRAM = 64 << 20
 """Bytes of an ONNX file, whose weights are elsewhere."""
@@ -43,7 +42,7 @@ class OnnxProgram:
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common class
-            raise UserError("export", str(path), f"ONNX Runtime refuses it ({say(error)})") from error
+            raise UserError("export", str(path), f"ONNX Runtime refuses it ({said(error)})") from error
         self.source, names = str(path), [entry.name for entry in self.session.get_inputs()]
         if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in names):
             raise UserError(
@@ -61,7 +60,7 @@ class OnnxProgram:
             given = {name: inputs[place].numpy() for name, place in self.places.items()}
             return [torch.from_numpy(result) for result in self.session.run(None, given)]
         except Exception as error:
-            raise UserError("export", self.source, f"cannot be run on these inputs ({say(error)})") from error
+            raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
 
 
 def check(path: Path) -> None:

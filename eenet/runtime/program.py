@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.runtime.operators import OPERATORS
 
 DTYPES = {
@@ -22,8 +22,6 @@ LARGEST = 2**63
 LARGEST_OPERATIONS = 100_000
 LARGEST_RESULT = 2**26
 """Numbers in one result for one row, beside as many as the inputs and weights have."""
-LONGEST = 300
-"""Characters of a library's message that are shown."""
 META = torch.device("meta")
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -81,7 +79,7 @@ class Program:
             if type(self.outputs) is not list:
                 raise TypeError("outputs are no list")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise UserError("export", source, f"is no program that may be run ({say(error)})") from error
+            raise UserError("export", source, f"is no program that may be run ({said(error)})") from error
         self.operations = _with_lifetimes(operations, self.outputs, known)
 
     def __call__(self, *inputs: Tensor) -> list[Any]:
@@ -102,7 +100,7 @@ class Program:
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
-            raise UserError("export", self.source, f"cannot be run on these inputs ({say(error)})") from error
+            raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
         return [_fill(value, values) for value in self.outputs]
 
     def bound(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -212,8 +210,3 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < LARGEST:
         raise ValueError(f"{value!r} is no whole number from 0 to {LARGEST}")
     return value
-
-
-def say(error: Exception) -> str:
-    """A library's message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]

@@ -46,7 +46,7 @@ def test_tables_are_computed_once_and_never_half_written(tmp_path: Path, monkeyp
 
     path = tmp_path / "new" / "table.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             kept_table(path, compute)
     assert not path.exists()
