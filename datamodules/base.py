@@ -278,13 +278,17 @@ class SplitData(RunData):
             return self.kept.val_dataloader()
         if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self.load(self.dataset("train"), batch_size=self.batch_size)
-        return self.loader("val")
+        return self.dealt("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Test batches, in data set order; of several processes each has its own samples, and no sample comes twice."""
+        """Test batches, in data set order."""
+        return self.dealt("test")
+
+    def dealt(self, split: Split) -> DataLoader:
+        """As `loader`; of several processes each has its own samples, and no sample comes twice."""
         if self.processes[0] == 1:
-            return self.loader("test")
-        dataset = self.dataset("test")
+            return self.loader(split)
+        dataset = self.dataset(split)
         sampler = UnrepeatedDistributedSampler(dataset, *self.processes, shuffle=False)
         return self.load(dataset, batch_size=self.eval_batch_size, sampler=sampler)
 

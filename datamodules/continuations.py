@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from datamodules.base import RunData, Split, check_at_least
 from datamodules.features import load_whole
 from datamodules.nlg import NLG
-from datamodules.samplers import training_batches
+from datamodules.samplers import training_batches, unrepeated
 from datamodules.splits import digest
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import DecoderNetwork, TokenFeatures
@@ -146,14 +147,14 @@ class Continuations(RunData):
     def loader(self, split: Split) -> DataLoader:
         """Batches of a split's tokens in their order."""
         table = self.table(split)
-        sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=False)
+        sampler = UnrepeatedDistributedSampler(table, *self.processes, shuffle=False)
         return load_whole(table, sampler=sampler, batch_size=self.eval_batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of tokens; the order of an epoch is a function of the seed and the epoch."""
         table = self.table("train")
-        sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=True, seed=self.seed)
-        return load_whole(table, batch_sampler=training_batches(sampler, self.batch_size))
+        order: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=True, seed=self.seed)
+        return load_whole(table, batch_sampler=training_batches(unrepeated(order), self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation texts' tokens."""

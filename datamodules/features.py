@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -44,6 +45,7 @@ class ViewSampler(DistributedSampler):
 
     def __init__(self, sampler: DistributedSampler, views: Views) -> None:
         self.sampler, self.views = sampler, views
+        self.num_replicas, self.total_size = sampler.num_replicas, sampler.total_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the view of an epoch, counted from 0."""
@@ -85,7 +87,7 @@ class FeatureLoaders:
     def val_dataloader(self) -> DataLoader:
         """Batches of features in data set order."""
         tables = Views([self.table("val")])
-        sampler: DistributedSampler = DistributedSampler(tables, *self.data.processes, shuffle=False)
+        sampler = UnrepeatedDistributedSampler(tables, *self.data.processes, shuffle=False)
         return load_whole(tables, sampler=sampler, batch_size=self.data.eval_batch_size)
 
     def table(self, split: Split, view: int | None = None) -> FeatureTable:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
+from datamodules.samplers import unrepeated
 from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.files import NameOrFile, NameOrPath
@@ -129,8 +130,10 @@ class TextData(SplitData):
 
         assert isinstance(dataset, TextSplit)
         replicas, rank = self.processes
-        return DistributedLengthGroupedSampler(
-            self.batch_size, num_replicas=replicas, rank=rank, seed=self.seed, lengths=dataset.lengths()
+        return unrepeated(
+            DistributedLengthGroupedSampler(
+                self.batch_size, num_replicas=replicas, rank=rank, seed=self.seed, lengths=dataset.lengths()
+            )
         )
 
     @property

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torch import distributed as dist
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
 class Records(Metric):
-    """Named tensors, one row per sample, concatenated over batches and processes.
+    """Named tensors, one row per sample, concatenated over batches; those of processes that were dealt them in turn.
 
     Args:
         names: Of the tensors.
 
     Example:
-        >>> import torch
         >>> records = Records(["exits"])
         >>> records.update(exits=torch.tensor([0, 1])), records.update(exits=torch.tensor([2]))
         (None, None)
@@ -36,5 +37,11 @@ class Records(Metric):
             getattr(self, f"rows_{name}").append(rows[name].detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """Each tensor, `(samples, ...)`."""
-        return {name: dim_zero_cat(getattr(self, f"rows_{name}")) for name in self.names}
+        """Each tensor, `(samples, ...)`, in the order of the data set."""
+        rows = {name: dim_zero_cat(getattr(self, f"rows_{name}")) for name in self.names}
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if processes == 1:
+            return rows
+        samples = len(rows[self.names[0]])
+        dealt = torch.cat([torch.arange(rank, samples, processes) for rank in range(processes)])
+        return {name: values[dealt.argsort().to(values.device)] for name, values in rows.items()}
