@@ -2,27 +2,20 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from rich.table import Table
 
-from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
-from eenet.calibration.chooser import Chooser, PolicyName, check_wishes
-from eenet.calibration.points import CALIBRATION
-from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant
-from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, open_run, read_split
-from eenet.cli.seen import check_unseen
+from eenet.api.calibrating import NAMES, Calibrated, calibrate
+from eenet.calibration import OperatingPoint
+from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Wishes
+from eenet.cli.options import add_run, names, numbers
 from eenet.decoding import DecoderNetwork
-from eenet.decoding.chooser import POLICIES as DECODER_POLICIES
-from eenet.decoding.chooser import TokenChooser, check_token_wishes
 from eenet.errors import NOT_MET, UserError, some
-from eenet.files import sha256
+from eenet.parsing.refusals import Parser
 from eenet.policies import PredictedErrors
 from eenet.reporting import make_console
 from eenet.tree import Tree, path_name
-from lightning_modules.checkpoints import WholeCheckpoints
-from lightning_modules.choosing import amend, warn_nobody_leaves
 
 ON_VALIDATION = (
     "What a point reached (± one standard error) is on the samples that chose it among all settings of its policy, so "
@@ -48,8 +41,7 @@ def main(args: list[str]) -> None:
         SystemExit: With status 1 if the validation split cannot meet a wish; points that meet the others are written.
     """
     parser = Parser(prog="eenet calibrate", description="Choose operating points on the validation split.")
-    parser.add_argument("run", type=str, help="run folder")
-    add_checkpoint(parser)
+    add_run(parser)
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
@@ -78,121 +70,42 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--dearest", action="store_true", help="meet budgets by spending them, not by the most accurate setting within"
     )
-    policies = list(dict.fromkeys((*get_args(PolicyName), *DECODER_POLICIES)))
-    parser.add_argument("--policy", type=str, default="own", help=", ".join(policies) + " (decoders)")
+    parser.add_argument("--policy", type=str, default="own", help=", ".join(NAMES) + " (decoders)")
     options = parser.parse_args(args)
-    for field, known in (("policy", policies), ("quantile", RULES)):
-        if options[field] not in known:
-            raise UserError(field, options[field], f"must be one of {', '.join(known)}")
-    fields = dict.fromkeys((*WISHES, *DECODER_WISHES))
-    wishes = Wishes(
-        {field: numbers(field, options[field.replace("-", "_")]) for field in fields},
-        options.delta,
-        numbers("alpha", options.alpha),
-        names("conformal", options.conformal, MODES),
-        options.quantile,
-        options.dearest,
+    if options.quantile not in RULES:
+        raise UserError("quantile", options.quantile, f"must be one of {', '.join(RULES)}")
+    wishes = {wish.replace("-", "_"): wish for wish in (*WISHES, *DECODER_WISHES)}
+    found = calibrate(
+        options.run,
+        **{name: numbers(wish, options[name]) for name, wish in wishes.items()},
+        delta=options.delta,
+        alpha=numbers("alpha", options.alpha),
+        conformal=names("conformal", options.conformal, MODES),
+        quantile=options.quantile,
+        dearest=options.dearest,
+        policy=options.policy,
+        checkpoint=options.ckpt_path,
     )
-    if not list(wishes):
-        raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
-    run = open_run(options.run, checkpoint=options.ckpt_path)
-    check_unseen(run)
-    granted = calibrate(run, options.policy, wishes)
-    for problem in dict.fromkeys(str(error) for error in granted.unmet):
+    say(found)
+    for problem in dict.fromkeys(map(str, found.unmet)):
         print(f"{NOT_MET}{problem}", file=sys.stderr)
-    if granted.unmet:
+    if found.unmet:
         raise SystemExit(1)
 
 
-def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
-    """Choose points and add them to the run's calibration file; a point of the same name is replaced.
-
-    Predictors that training came to no whole validation to fit are fitted first, and put into the checkpoint.
-
-    Args:
-        run: The run.
-        policy: What decides.
-        wishes: What is asked for.
-
-    Raises:
-        UserError: The validation split is the test split, or the run's network has no such wish or policy.
-    """
-    network, tokens = run.model.network, isinstance(run.model.network, DecoderNetwork)
-    if tokens:
-        check_token_wishes(policy, wishes)
-    else:
-        check_wishes(network, policy, wishes)
-    if run.data.fingerprint("val") == run.data.fingerprint("test"):
-        raise UserError(
-            "data", run.data.name, "its validation split is its test split; operating points need their own"
-        )
-    if policy in ("own", "random") and (why := run.model.untrained) is not None:
-        raise UserError("policy", policy, f"{why}; {run.model.remedy(run.folder, run.checkpoint)}")
-    if policy == "own" and run.model.fit_on(run.batches("val"), run.split):
-        amend(run.checkpoint, run.model, run.model.state_dict(), WholeCheckpoints())
-    own = next(iter(run.model.policies().values()))
-    chooser: Chooser | TokenChooser
-    if isinstance(network, DecoderNetwork):
-        chooser = TokenChooser(network, own, policy, wishes, run.data, run.device, run.chosen_on(0))
-        samples, temperatures = chooser.chosen_on.samples, Temperatures.none(network.num_exits)
-    else:
-        split = read_split(run, "val")
-        called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
-        samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
-        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
-    granted = grant(policy, wishes, chooser.point)
-    if granted.points:
-        warn_nobody_leaves(chooser.shares)
-        make_console().print(token_table(granted.points, samples) if tokens else table(granted.points, samples))
-        print(ON_VALIDATION)
-        if tokens:
-            print(TEACHER_FORCED)
-        write(run, granted.points, samples, temperatures)
-    if not isinstance(network, DecoderNetwork):
-        for line in fallback_lines(granted.points, network.tree):
+def say(found: Calibrated) -> None:
+    """Print what was chosen, and what it promises."""
+    network = found.run.model.network
+    tokens = isinstance(network, DecoderNetwork)
+    if found.points:
+        make_console().print((token_table if tokens else table)(found.points, found.samples))
+        print(*[ON_VALIDATION, *([TEACHER_FORCED] if tokens else [])], sep="\n")
+        print(f"calibration: {found.file}\nuse it with: eenet test {found.run.options} --point all")
+    if not tokens:
+        for line in fallback_lines(found.points, network.tree):
             print(line)
-        if any("risk" in point.asked for point in granted.points.values()):
+        if any("risk" in point.asked for point in found.points.values()):
             print(ASSUMPTION)
-    granted.unmet += chooser.left_out
-    return granted
-
-
-def write(run: Run, points: Mapping[str, OperatingPoint], samples: int, temperatures: Temperatures) -> None:
-    """Add points to the run's calibration file, where a point of the same name is replaced.
-
-    Args:
-        run: The run.
-        points: By name.
-        samples: Of the validation split.
-        temperatures: Of every node.
-    """
-    path = run.file(CALIBRATION)
-    Calibration(sha256(run.checkpoint), samples, temperatures.values, dict(points), temperatures.doubts).add_to(path)
-    print(f"calibration: {path}\nuse it with: eenet test {run.options} --point all")
-
-
-def numbers(field: str, text: str) -> list[float]:
-    """Numbers between commas.
-
-    Raises:
-        UserError: Something else is there.
-    """
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise UserError(field, text, "must be numbers between commas, as 0.3,0.5") from error
-
-
-def names(field: str, text: str, known: tuple[str, ...]) -> tuple[Any, ...]:
-    """Some known names between commas.
-
-    Raises:
-        UserError: Another name is there, or none.
-    """
-    chosen = tuple(dict.fromkeys(part for part in text.split(",") if part))
-    if not chosen or not set(chosen) <= set(known):
-        raise UserError(field, text, f"must be some of {', '.join(known)}, between commas")
-    return chosen
 
 
 def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
