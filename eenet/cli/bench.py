@@ -1,11 +1,8 @@
 """`eenet bench RUN`: what the MACs promise and what the clock shows, on real test samples."""
 
-from eenet.api.benchmarking import bench
 from eenet.cli.options import add_run, numbers
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
-from eenet.reporting import make_console
-from eenet.reporting.speed import speed_table
 
 
 def main(args: list[str]) -> None:
@@ -27,6 +24,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
     parser.add_argument("--out", type=str, help="folder of bench.json and bench.png; the run's by default")
     options = vars(parser.parse_args(args))
+    from eenet.api.benchmarking import bench
+    from eenet.reporting import make_console
+    from eenet.reporting.speed import speed_table
+
     run, checkpoint, sizes = options.pop("run"), options.pop("ckpt_path"), options.pop("batch_size")
     found = bench(run, batch_size=batch_sizes(sizes), checkpoint=checkpoint, **options)
     make_console().print(speed_table(found.bench))

@@ -1,6 +1,5 @@
 """`eenet export RUN`: a folder that `eenet.load` runs without Lightning or timm, as torch programs or ONNX."""
 
-from eenet.api.exporting import export
 from eenet.cli.options import add_run
 from eenet.parsing.refusals import Parser
 
@@ -17,6 +16,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--format", type=str, default="torch", help="torch, onnx")
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
     options = parser.parse_args(args)
+    from eenet.api.exporting import export
+
     found = export(options.run, options.out, format=options.format, point=options.point, checkpoint=options.ckpt_path)
     print(f"{found.programs} programs at {found.point}, {found.size / 1e6:.1f} MB: {found.folder}")
     print(f"use it with: eenet.load({str(found.folder)!r})")
