@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from datamodules import BBCNews, FashionMNIST, SplitData
+from eenet.api.benchmarking import device_name, sample_batches, sample_rows
 from eenet.backbones import Bert, CifarResNet, StagedBackbone, ViT
-from eenet.cli.bench import device_name, sample_batches, sample_rows
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime import EarlyExitRuntime, RebatchingQueue, Routed

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Split, SplitData
 from datamodules.loader import Loader
-from datamodules.samplers import training_batches
+from datamodules.samplers import training_batches, unrepeated
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
+from eenet.rank_zero import rank_zero_info
 
 
 class Views(Dataset):
@@ -87,7 +86,7 @@ class FeatureLoaders:
     def val_dataloader(self) -> DataLoader:
         """Batches of features in data set order."""
         tables = Views([self.table("val")])
-        sampler = UnrepeatedDistributedSampler(tables, *self.data.processes, shuffle=False)
+        sampler: DistributedSampler = unrepeated(DistributedSampler(tables, *self.data.processes, shuffle=False))
         return load_whole(tables, sampler=sampler, batch_size=self.data.eval_batch_size)
 
     def table(self, split: Split, view: int | None = None) -> FeatureTable:

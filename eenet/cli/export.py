@@ -1,18 +1,7 @@
-"""`eenet export RUN`: a folder that `eenet.runtime.load` runs without Lightning or timm, as torch programs or ONNX."""
+"""`eenet export RUN`: a folder that `eenet.load` runs without Lightning or timm, as torch programs or ONNX."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from torch.utils import _pytree as pytree
-
-from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, chosen_point, class_names, open_run
-from eenet.errors import UserError
-from eenet.export import Description, export_network
-from eenet.runtime.manifest import Format
+from eenet.cli.options import add_run
+from eenet.parsing.refusals import Parser
 
 
 def main(args: list[str]) -> None:
@@ -22,37 +11,13 @@ def main(args: list[str]) -> None:
         UserError: Wrong arguments, no such run or point, or a network that has no form in the format.
     """
     parser = Parser(prog="eenet export", description="Write a run as a folder of programs and weights.")
-    parser.add_argument("run", type=str, help="run folder")
-    add_checkpoint(parser)
+    add_run(parser)
     parser.add_argument("--out", type=str, required=True, help="new folder")
-    parser.add_argument("--format", type=str, default="torch", help=", ".join(get_args(Format)))
+    parser.add_argument("--format", type=str, default="torch", help="torch, onnx")
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
     options = parser.parse_args(args)
-    if options.format not in get_args(Format):
-        raise UserError("format", options.format, f"must be one of {', '.join(get_args(Format))}")
-    out = Path(options.out)
-    if out.exists():
-        raise UserError("out", str(out), "exists already; give a new folder")
-    run = open_run(options.run, checkpoint=options.ckpt_path)
-    chosen = chosen_point(run, options.point)
-    network = chosen.point.network(run.model.network.cpu())
-    names = class_names(run.data)
-    about = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
-    if chosen.point.chosen_on is not None:
-        about["chosen_on"] = chosen.point.chosen_on.to_dict()
-    if chosen.temperatures is not None:
-        about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
-    prepared = getattr(run.data, "preprocessing", None)
-    description = Description(None if names is None else tuple(names), about, prepared)
-    manifest = export_network(network, chosen.point.policy, out, example(run), options.format, description)
-    size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{len(manifest.programs)} programs at {chosen.name}, {size / 1e6:.1f} MB: {out}")
-    print(f"use it with: eenet.runtime.load({str(out)!r})")
+    from eenet.api.exporting import export
 
-
-def example(run: Run, rows: int = 3) -> Any:
-    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
-    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
-    if isinstance(inputs, dict):
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-    return inputs
+    found = export(options.run, options.out, format=options.format, point=options.point, checkpoint=options.ckpt_path)
+    print(f"{found.programs} programs at {found.point}, {found.size / 1e6:.1f} MB: {found.folder}")
+    print(f"use it with: eenet.load({str(found.folder)!r})")

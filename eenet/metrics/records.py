@@ -4,12 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 
-class Records(Metric):
+class Records:
     """Named tensors, one row per sample, concatenated over batches; those of processes that were dealt them in turn.
 
     Args:
@@ -23,25 +20,32 @@ class Records(Metric):
         tensor([0, 1, 2])
     """
 
-    full_state_update = False
-
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
         self.names = list(names)
-        for name in names:
-            self.add_state(f"rows_{name}", [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
+
+    @property
+    def filled(self) -> bool:
+        """Whether there are rows in this process."""
+        return bool(self.rows[self.names[0]])
 
     def update(self, **rows: Tensor) -> None:
         """Add a batch: every named tensor, `(batch, ...)`."""
         for name in self.names:
-            getattr(self, f"rows_{name}").append(rows[name].detach())
+            self.rows[name].append(rows[name].detach())
 
     def compute(self) -> dict[str, Tensor]:
         """Each tensor, `(samples, ...)`, in the order of the data set."""
-        rows = {name: dim_zero_cat(getattr(self, f"rows_{name}")) for name in self.names}
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if processes == 1:
-            return rows
-        samples = len(rows[self.names[0]])
+        found = {name: torch.cat(rows) for name, rows in self.rows.items()}
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return found
+        from torchmetrics.utilities.distributed import gather_all_tensors
+
+        gathered = {name: torch.cat(gather_all_tensors(rows)) for name, rows in found.items()}
+        samples, processes = len(gathered[self.names[0]]), torch.distributed.get_world_size()
         dealt = torch.cat([torch.arange(rank, samples, processes) for rank in range(processes)])
-        return {name: values[dealt.argsort().to(values.device)] for name, values in rows.items()}
+        return {name: rows[dealt.argsort().to(rows.device)] for name, rows in gathered.items()}

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from eenet import __version__
 from eenet.calibration.points import policy_to_dict
 from eenet.errors import UserError
-from eenet.export import onnx_program, torch_program
+from eenet.exporting import onnx_program, torch_program
 from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits

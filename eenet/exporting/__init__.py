@@ -4,6 +4,6 @@ Here live the two forms in which a traced step is written, JSON for torch and ON
 `model.json`, `weights.safetensors` and one program per exit.
 """
 
-from eenet.export.folder import Description, export_network
+from eenet.exporting.folder import Description, export_network
 
 __all__ = ["Description", "export_network"]
