@@ -1,6 +1,7 @@
 """Choosing operating points of a classifier: a policy on every path, by what a validation split says."""
 
-from typing import Literal, NamedTuple, get_args
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,18 +23,35 @@ from eenet.calibration.search import (
     sweep,
     within_budget,
 )
+from eenet.calibration.stopping import fit_stopping
 from eenet.calibration.wishes import BUDGETS, WISHES, Wishes
 from eenet.errors import UnmetError, UserError
-from eenet.gates import ConfidenceGate, Gate
+from eenet.gates import ConfidenceGate, Gate, StoppingGate, TreeStoppingGate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
-from eenet.policies import Policy, PredictedErrors, RandomExits
+from eenet.policies import BestWay, Policy, PredictedErrors, RandomExits, Threshold
 from eenet.profile import Costs
 from eenet.reporting import gather_exits
 from eenet.tree import Path
 
-PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
-"""What decides: the network's own gates and policy, or a baseline that needs the exits' logits only."""
+Baseline = Literal["max_probability", "entropy", "margin", "patience", "scheduler", "random"]
+"""What needs the exits' logits on the validation split only."""
+
+Stopping = Literal["stopping", "stopping_stateless", "stopping_recall"]
+"""Optimal stopping, whose values are fitted to training samples."""
+
+PolicyName = Literal["own"] | Baseline | Stopping
+"""What decides: the network's own gates and policy, or what is chosen for its exits as they are."""
+
+POLICY_NAMES: tuple[str, ...] = ("own", *get_args(Baseline), *get_args(Stopping))
+
+
+STOPPING: dict[str, dict[str, Any]] = {
+    "stopping": {},
+    "stopping_stateless": {"memory": False},
+    "stopping_recall": {"recall": True},
+}
+"""Policies of optimal stopping, and what their gates are told."""
 
 
 class Split(NamedTuple):
@@ -44,12 +62,14 @@ class Split(NamedTuple):
         labels: `(samples,)`.
         scores: Of a gate that reads more than logits, as it gives them.
         held_out: Samples that had no part in that gate, which alone may choose its points; `None` for all.
+        training: Logits of all nodes on training samples, where the policy is fitted to them.
     """
 
     logits: Logits
     labels: Tensor
     scores: Tensor | None = None
     held_out: Tensor | None = None
+    training: Logits | None = None
 
 
 class Candidate(NamedTuple):
@@ -85,7 +105,7 @@ def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
         UserError: A wish or policy is for decoders or quantized networks, or a budget is above all that the network
             costs.
     """
-    if name not in get_args(PolicyName):
+    if name not in POLICY_NAMES:
         raise UserError("policy", name, "is for runs that trained exits on a decoder")
     columns = network.costs.columns
     if "bitops" not in columns:
@@ -95,6 +115,8 @@ def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
         raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
     if name == "random":
         wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
+    if name == "stopping_recall":
+        stopping_gate(network, name)
     if name in ("random", "scheduler") and network.tree.branches:
         raise UserError("policy", name, "is for networks of one path; take own, a confidence or patience")
     for wish, value in wishes:
@@ -137,7 +159,8 @@ class Chooser:
         self.num_classes = network.backbone.num_classes
         self.left_out: list[UnmetError] = []
         self.shares: dict[str, list[float]] = {}
-        self.candidates = candidates(network, own, name, split)
+        self._candidates = cache(lambda unit: candidates(network, own, name, split, unit))
+        self.candidates = self._candidates("macs")
 
     def point(self, wish: str, value: float) -> OperatingPoint:
         """The point that a wish asks for.
@@ -188,10 +211,14 @@ class Chooser:
 
     def _best(self, wish: str, value: float, rows: Tensor | None = None) -> tuple[Candidate, Policy]:
         unit = "bitops" if wish == "budget-bitops" else "macs"
-        splits = [candidate.in_unit(unit) for candidate in self.candidates]
+        tried = self.candidates
+        if self.name in STOPPING:
+            tried = self._candidates(unit)
+            tried = nearest(tried, unit, self.budget(wish, value)) if wish in BUDGETS else tried
+        splits = [candidate.in_unit(unit) for candidate in tried]
         splits = splits if rows is None else [scored.rows(rows) for scored in splits]
         found, unmet = [], []
-        for candidate, scored in zip(self.candidates, splits, strict=True):
+        for candidate, scored in zip(tried, splits, strict=True):
             try:
                 policy = self.setting(candidate.policy, scored, wish, value)
             except UnmetError as error:
@@ -209,6 +236,10 @@ class Chooser:
             best = max(found, key=lambda one: (one[0], -one[1]))
         return best[2:]
 
+    def budget(self, wish: str, value: float) -> float:
+        """What a wish for a budget allows, as a fraction of the full network's cost."""
+        return value / self.candidates[0].costs.full if wish == "budget-macs" else value
+
     def setting(self, policy: Policy, scored: Scored, wish: str, value: float) -> Policy:
         """The setting of a policy that meets a wish.
 
@@ -216,7 +247,7 @@ class Chooser:
             UnmetError: None does.
         """
         if wish in BUDGETS:
-            budget = value / self.candidates[0].costs.full if wish == "budget-macs" else value
+            budget = self.budget(wish, value)
             if self.name == "scheduler":
                 return fit_schedule(scored, budget)
             chosen = within_budget(policy, scored, budget, wish, self.wishes.dearest)
@@ -226,7 +257,9 @@ class Chooser:
         return policy_for_risk(policy, scored, value, self.wishes.delta)
 
 
-def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: Split) -> list[Candidate]:
+def candidates(
+    network: EarlyExitNetwork, own: Policy, name: PolicyName, split: Split, unit: str = "macs"
+) -> list[Candidate]:
     """The policies among whose settings wishes are met.
 
     Args:
@@ -234,7 +267,10 @@ def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: 
         own: The policy that it was trained with.
         name: What decides.
         split: The validation split.
+        unit: Of the costs that a policy is fitted to.
     """
+    if name in STOPPING:
+        return stopping_candidates(network, name, split, unit)
     tree, labels = network.tree, split.labels
     widest = tree.index[tree.full[0]]
     if name in ("own", "random") and isinstance(own, PredictedErrors):
@@ -263,6 +299,71 @@ def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: 
         own_path = path if tree.branches else None
         found.append(Candidate(policy, gate, own_path, scored, costs, known.true_scores[:, nodes], labels))
     return found
+
+
+def stopping_candidates(network: EarlyExitNetwork, name: PolicyName, split: Split, unit: str) -> list[Candidate]:
+    """Optimal stopping at several prices of the cost, fitted to training samples.
+
+    Args:
+        network: On the CPU.
+        name: One of `STOPPING`.
+        split: The validation split, and logits on training samples.
+        unit: Of the cost that is priced.
+
+    Raises:
+        UserError: There are too few training samples.
+    """
+    assert split.training is not None
+    gate, tree, labels = stopping_gate(network, name), network.tree, split.labels
+    costs = network.with_gate(gate).costs
+    values = fit_stopping(gate, split.training, costs.fractions(unit))
+    known = read_exits(split.logits, labels, values)
+    correct, found = known.predictions == labels.unsqueeze(1), []
+    policies: list[Policy] = [Threshold([0.0] * tree.num_early)]
+    if tree.branches:
+        policies = [BestWay(width, 0.0, tree.nodes) for width in dict.fromkeys(path[0] for path in tree.nodes)]
+    reference = correct[:, tree.index[tree.full[0]]]
+    for fitted, scores in zip(values.gates, known.scores.unbind(-1), strict=True):
+        scored = Scored(known.predictions, scores, correct, costs.fractions(), reference)
+        for policy in policies:
+            found.append(Candidate(policy, fitted, None, scored, costs, known.true_scores, labels))
+    return found
+
+
+def stopping_gate(network: EarlyExitNetwork, name: PolicyName) -> StoppingGate | TreeStoppingGate:
+    """The gate of one of `STOPPING`, before it is fitted.
+
+    Raises:
+        UserError: Something is to be remembered where the network's paths branch.
+    """
+    tree, classes = network.tree, network.backbone.num_classes
+    if not tree.branches:
+        return StoppingGate(tree.num_early, classes, **STOPPING[name])
+    if name == "stopping_recall":
+        raise UserError("policy", name, "is for networks of one path; take stopping")
+    return TreeStoppingGate(tree.nodes, classes)
+
+
+def nearest(candidates: list[Candidate], unit: str, budget: float) -> list[Candidate]:
+    """Of candidates at several prices those whose mean cost, as they are fitted, is nearest to a budget.
+
+    Labels have no part in it, so that no lucky price is taken.
+
+    Args:
+        candidates: Policies as they are fitted.
+        unit: Of the budget.
+        budget: Mean fraction of the full network's cost.
+
+    Returns:
+        One for every node at which some begin.
+    """
+    found: dict[int, tuple[float, Candidate]] = {}
+    for candidate in candidates:
+        distance = abs(candidate.in_unit(unit).cost(candidate.policy) - budget)
+        node = candidate.policy.first_node
+        if node not in found or distance < found[node][0]:
+            found[node] = distance, candidate
+    return [candidate for _, candidate in found.values()]
 
 
 def random_like(policy: Policy, scored: Scored) -> RandomExits:

@@ -2,23 +2,24 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from rich.table import Table
 
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
-from eenet.calibration.chooser import Chooser, PolicyName, check_wishes
+from eenet.calibration.chooser import POLICY_NAMES, STOPPING, Chooser, PolicyName, check_wishes, stopping_gate
 from eenet.calibration.points import CALIBRATION
+from eenet.calibration.stopping import most_samples
 from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, open_run, read_split
+from eenet.cli.runs import Run, add_checkpoint, open_run, read_split, read_training
 from eenet.cli.seen import check_unseen
 from eenet.decoding import DecoderNetwork
 from eenet.decoding.chooser import POLICIES as DECODER_POLICIES
 from eenet.decoding.chooser import TokenChooser, check_token_wishes
 from eenet.errors import NOT_MET, UserError, some
 from eenet.files import sha256
-from eenet.policies import PredictedErrors
+from eenet.policies import BestWay, PredictedErrors
 from eenet.reporting import make_console
 from eenet.tree import Tree, path_name
 from lightning_modules.checkpoints import WholeCheckpoints
@@ -78,7 +79,7 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--dearest", action="store_true", help="meet budgets by spending them, not by the most accurate setting within"
     )
-    policies = list(dict.fromkeys((*get_args(PolicyName), *DECODER_POLICIES)))
+    policies = list(dict.fromkeys((*POLICY_NAMES, *DECODER_POLICIES)))
     parser.add_argument("--policy", type=str, default="own", help=", ".join(policies) + " (decoders)")
     options = parser.parse_args(args)
     for field, known in (("policy", policies), ("quantile", RULES)):
@@ -137,6 +138,9 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
         samples, temperatures = chooser.chosen_on.samples, Temperatures.none(network.num_exits)
     else:
         split = read_split(run, "val")
+        if policy in STOPPING:
+            most = most_samples(stopping_gate(network, policy))
+            split = split._replace(training=read_training(run, most))
         called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
         samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
         chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
@@ -214,6 +218,8 @@ def widths_of(point: OperatingPoint) -> str:
     """The path of a point, or where its policy begins; nothing in a network of one path."""
     if isinstance(point.policy, PredictedErrors):
         return f"from {point.policy.first_width}, lambda {point.policy.tradeoff:g}"
+    if isinstance(point.policy, BestWay):
+        return f"from {point.policy.first_width}, threshold {point.policy.threshold:g}"
     return "" if point.path is None else path_name(point.path)
 
 

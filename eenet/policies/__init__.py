@@ -1,6 +1,7 @@
 """Policies turn gates into an exit distribution (soft, for training) and an exit decision (hard, for inference)."""
 
 from eenet.policies.base import Policy
+from eenet.policies.best_way import BestWay
 from eenet.policies.fixed import FixedExit
 from eenet.policies.patience import Patience
 from eenet.policies.predicted_errors import PredictedErrors
@@ -9,6 +10,7 @@ from eenet.policies.sequential import SequentialGates, conditional_exit_probabil
 from eenet.policies.threshold import Threshold
 
 __all__ = [
+    "BestWay",
     "FixedExit",
     "Patience",
     "Policy",
