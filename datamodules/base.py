@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.loader import make_loader
@@ -29,12 +29,16 @@ from datamodules.splits import (
     single_classes,
     stratified_split,
 )
+from eenet.backbones.base import to_device
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
-from eenet.network import EarlyExitNetwork
+from eenet.network import EarlyExitNetwork, ExitFeatures
 
 Split = Literal["train", "val", "test"]
+
+EXTRACTED = 12_000
+"""Training samples that the backbone runs on where policies are fitted to some and no store has their features."""
 
 TEST_FRACTION = 0.2
 """Share of a data set without a test split that becomes one, always with seed 0."""
@@ -193,6 +197,31 @@ class SplitData(RunData):
         from datamodules.features import FeatureLoaders
 
         self.kept = None if options is None else FeatureLoaders(self, network, options)
+
+    def training_features(
+        self, network: EarlyExitNetwork, options: FeatureOptions | None, most: int
+    ) -> Iterator[ExitFeatures]:
+        """Features of some training samples as an evaluation sees them, spread evenly, batch by batch.
+
+        Where features are kept on disk they come from the store, which is filled first where it is not; else the
+        backbone runs on at most `EXTRACTED` samples.
+
+        Args:
+            network: Whose exits read them.
+            options: Where features are kept; `None` for nowhere.
+            most: Samples at most.
+        """
+        from datamodules.features import FeatureLoaders
+
+        dataset, stored = self.dataset("train"), options is not None and options.store == "disk"
+        count = min(most, len(dataset), len(dataset) if stored else EXTRACTED)
+        rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
+        if stored:
+            table = FeatureLoaders(self, network, options).table("train")
+            yield from (to_device(table[part][0], network) for part in rows.split(self.eval_batch_size))
+            return
+        for inputs, _ in self.load(Subset(dataset, rows.tolist()), batch_size=self.eval_batch_size):
+            yield network.extract(to_device(inputs, network))
 
     @abstractmethod
     def read(self) -> tuple[Samples, Samples | None]:

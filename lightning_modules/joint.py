@@ -11,7 +11,7 @@ from torch import Tensor
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
-from eenet.gates import ConfidenceGate
+from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.objectives import (
@@ -104,7 +104,7 @@ class JointExits(ExitRoutine):
             if count < least:
                 raise UserError(f"model.{field}", count, f"must be at least {least}")
         self.require_early_exits()
-        if isinstance(network.gate, ConfidenceGate):
+        if isinstance(network.gate, ConfidenceGate | StoppingGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")
         self.method = method_name({"jei_dnn": joint, "decoupled_gates": not joint, "boosted": network.boosted})

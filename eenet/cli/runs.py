@@ -10,22 +10,15 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
-from torch.utils.data import Subset
 
 from datamodules import SplitData
-from datamodules.features import FeatureLoaders
-from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.chooser import Split
-from eenet.calibration.logits import spread
 from eenet.cli.configs import imports
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError, said
 from eenet.runs import RunFolder, check_trust, load_config, read_checkpoint
 from lightning_modules import ExitRoutine
-
-EXTRACTED = 12_000
-"""Training samples that policies are fitted to where no store has their features."""
 
 
 @dataclass
@@ -173,10 +166,7 @@ def read_split(run: Run, split: str) -> Split:
 
 @torch.no_grad()
 def read_training(run: Run, most: int) -> Tensor:
-    """All nodes' logits on some of the training samples, spread evenly, as their evaluation sees them.
-
-    Where the run keeps features on disk they come from its store, which is extracted first if it is not there; else the
-    backbone runs on at most `EXTRACTED` samples.
+    """All nodes' logits on some of the training samples, see `SplitData.training_features`.
 
     Args:
         run: The run.
@@ -185,16 +175,6 @@ def read_training(run: Run, most: int) -> Tensor:
     Returns:
         `(samples, nodes, classes)`.
     """
-    network, options, data = run.model.network, run.model.features, run.data
-    dataset, found = data.dataset("train"), []
-    stored = options is not None and options.store == "disk"
-    rows = spread(len(dataset), most if stored else min(most, EXTRACTED), torch.device("cpu")).nonzero().squeeze(1)
-    if stored:
-        table = FeatureLoaders(data, network, options).table("train")
-        extracted = (to_device(table[part][0], network) for part in rows.split(data.eval_batch_size))
-    else:
-        loader = data.load(Subset(dataset, rows.tolist()), batch_size=data.eval_batch_size)
-        extracted = (network.extract(to_device(inputs, network)) for inputs, _ in loader)
-    for features in extracted:
-        found.append(network.exit_logits(features).float().cpu())
-    return torch.cat(found)
+    network = run.model.network
+    features = run.data.training_features(network, run.model.features, most)
+    return torch.cat([network.exit_logits(extracted).float().cpu() for extracted in features])

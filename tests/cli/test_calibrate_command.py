@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eenet.calibration import Calibration
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.main import main
+from eenet.cli.runs import open_run, read_training
+from eenet.features import FeatureOptions
 from tests.cli.test_cli import QUIET, failure, mistake, tiny
 
 
@@ -149,3 +152,35 @@ def test_points_of_another_checkpoint_are_refused(
     assert "another checkpoint" in mistake(capsys, "test", *config, "--point", "all", "--ckpt_path", str(other))
     assert "point = 'nowhere'" in mistake(capsys, "test", *config, "--point", "nowhere")
     assert "eenet test" in mistake(capsys, "validate", *config, "--point", "all")
+
+
+def test_stopping_is_fitted_to_training_samples_and_used_as_any_policy(run: Path) -> None:
+    (run / CALIBRATION).unlink(missing_ok=True)
+    wishes = ["--budget", "0.6", "--budget-macs", "60000", "--max-accuracy-drop", "50", "--risk", "0.5"]
+    main(["calibrate", str(run), "--policy", "stopping", *wishes])
+    main(["calibrate", str(run), "--policy", "stopping_stateless", "--budget", "0.6"])
+    main(["calibrate", str(run), "--policy", "stopping_recall", "--budget", "0.6"])
+    main(["test", "--config", str(run / "config.yaml"), "--point", "all", *QUIET])
+    rows = {row["name"]: row for row in json.loads((run / "results.json").read_text())["operating_points"]}
+    assert len(rows) == 6
+    for row in rows.values():
+        assert abs(row["macs_fraction"] - row["got"]["macs_fraction"]) < 0.1
+        assert len(row["conformal"]) == 3
+    assert rows["stopping_recall-budget-0.6"]["got"]["macs_fraction"] <= 0.6
+
+
+def test_training_samples_come_from_the_store_or_the_backbone(run: Path, tmp_path: Path) -> None:
+    opened = open_run(str(run))
+    few = read_training(opened, 50)
+    opened.model.features = FeatureOptions("disk", folder=str(tmp_path))
+    torch.testing.assert_close(read_training(opened, 50), few, atol=1e-5, rtol=0)
+    assert len(read_training(opened, 10**6)) == len(opened.data.dataset("train")) > 1000
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 1
+
+
+def test_stopping_on_too_few_training_samples_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eenet.cli.calibrate.read_training", lambda run, most: read_training(run, 20))
+    said = failure(capsys, "calibrate", str(run), "--policy", "stopping", "--budget", "0.6")
+    assert "policy = 'stopping': needs more than 35 training samples for its regressions and has 20" in said
