@@ -213,11 +213,11 @@ class SplitData(RunData):
         """
         from datamodules.features import FeatureLoaders
 
-        dataset, stored = self.dataset("train"), options is not None and options.store == "disk"
-        count = min(most, len(dataset), len(dataset) if stored else EXTRACTED)
+        dataset, stored = self.dataset("train"), options if options is not None and options.store == "disk" else None
+        count = min(most, len(dataset), EXTRACTED if stored is None else len(dataset))
         rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
-        if stored:
-            table = FeatureLoaders(self, network, options).table("train")
+        if stored is not None:
+            table = FeatureLoaders(self, network, stored).table("train")
             yield from (to_device(table[part][0], network) for part in rows.split(self.eval_batch_size))
             return
         for inputs, _ in self.load(Subset(dataset, rows.tolist()), batch_size=self.eval_batch_size):

@@ -49,7 +49,8 @@ class JointExits(ExitRoutine):
         network: The network; its gate must be a learned one.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         tradeoff: lambda, the price of the full network's cost in units of the loss; larger leaves earlier.
-        gate_objective: Loss of the best exit: `ce`, `zero_one` or `prob` (minus the true class's probability). Under
+        gate_objective: Loss of the best exit: `ce`, `zero_one`, `prob` (minus the true class's probability) or
+            `prob_if_right` (the authors': that where the exit is right, else 0). Under
             `zero_one` lambda only breaks ties until its price of running on is an error, that is at least 1; a smaller
             one is warned of.
         optimizer: Makes the optimizer, from a group of the inference modules' parameters and one of the gates'.
@@ -61,6 +62,7 @@ class JointExits(ExitRoutine):
             optimizer step that its last batch takes part in.
         rescale: Rescale each sample's exit weights, see `eenet.objectives.exit_weighted_loss`.
         joint: Train the inference modules again after the warm-up; otherwise only the gates.
+        clip: How decisions read the gates, see `eenet.policies.SequentialGates`.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
             or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
         class_weights: Of the inference modules' losses, not the gates': `none`, `balanced` (inversely to the classes'
@@ -87,6 +89,7 @@ class JointExits(ExitRoutine):
         phase_batches: int = 200,
         rescale: bool = True,
         joint: bool = True,
+        clip: bool = True,
         features: Features = "off",
         class_weights: ClassWeights = "none",
     ) -> None:
@@ -111,6 +114,7 @@ class JointExits(ExitRoutine):
         self.tradeoff, self.gate_objective, self.rescale = tradeoff, gate_objective, rescale
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
         self.warmup_epochs, self.phase_batches, self.joint = warmup_epochs, phase_batches, joint
+        self.clip = clip
         self.num_gates = network.num_exits - 1
         self.early_stopping = EarlyStopping(self.num_gates, warmup_patience)
         self.warming_up = warmup_epochs > 0
@@ -136,7 +140,7 @@ class JointExits(ExitRoutine):
 
     def policies(self) -> dict[str, Policy]:
         """The learned gates."""
-        return {"learned": SequentialGates()}
+        return {"learned": SequentialGates(clip=self.clip)}
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the one that keeps the warm-up from callbacks that monitor routed figures."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles, conformal_quantiles
 from eenet.calibration.deciders import decider
+from eenet.calibration.geometric import fit_geometric
 from eenet.calibration.logits import Logits, read_exits
 from eenet.calibration.points import OperatingPoint, point_name
 from eenet.calibration.scheduler import fit_schedule, fit_scheduler
@@ -34,7 +35,7 @@ from eenet.profile import Costs
 from eenet.reporting import gather_exits
 from eenet.tree import Path
 
-Baseline = Literal["max_probability", "entropy", "margin", "patience", "scheduler", "random"]
+Baseline = Literal["max_probability", "entropy", "margin", "geometric", "patience", "scheduler", "random"]
 """What needs the exits' logits on the validation split only."""
 
 Stopping = Literal["stopping", "stopping_stateless", "stopping_recall"]
@@ -98,7 +99,7 @@ class Candidate(NamedTuple):
         return self.scored._replace(fractions=self.costs.fractions(unit))
 
 
-def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
+def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
     """Refuse what cannot be asked of a classifier, before anything runs.
 
     Raises:
@@ -111,13 +112,15 @@ def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
     if "bitops" not in columns:
         wishes.forbid(("budget-bitops",), "is for runs of QuEE or on a quantized backbone")
     wishes.require(WISHES, "is for runs that trained exits on a decoder")
-    if name == "scheduler" and wishes.dearest:
-        raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
+    if name in ("scheduler", "geometric") and wishes.dearest:
+        raise UserError("dearest", True, f"the {name} policy finds thresholds for a budget; leave it out")
     if name == "random":
         wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
+    if name == "geometric":
+        wishes.require(BUDGETS, "geometric exit fractions are those of a budget and have no other wish")
     if name == "stopping_recall":
         stopping_gate(network, name)
-    if name in ("random", "scheduler") and network.tree.branches:
+    if name in ("random", "scheduler", "geometric") and network.tree.branches:
         raise UserError("policy", name, "is for networks of one path; take own, a confidence or patience")
     for wish, value in wishes:
         full = columns["macs"].full
@@ -248,6 +251,8 @@ class Chooser:
         """
         if wish in BUDGETS:
             budget = self.budget(wish, value)
+            if self.name == "geometric":
+                return fit_geometric(scored, budget, wish)
             if self.name == "scheduler":
                 return fit_schedule(scored, budget)
             chosen = within_budget(policy, scored, budget, wish, self.wishes.dearest)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eenet.calibration.logits import Logits, spread, take
 from eenet.errors import UserError
-from eenet.gates import Gate, StoppingGate, TreeStoppingGate
+from eenet.gates import StoppingGate, TreeStoppingGate
 from eenet.gates.stopping import describe
 from eenet.tree import Tree
 
@@ -33,7 +33,7 @@ class StoppingValues:
         gates: One for each.
     """
 
-    def __init__(self, tradeoffs: Sequence[float], gates: Sequence[Gate]) -> None:
+    def __init__(self, tradeoffs: Sequence[float], gates: Sequence[Any]) -> None:
         self.tradeoffs, self.gates = list(tradeoffs), list(gates)
         self.num_gates = gates[0].num_gates
 
@@ -155,7 +155,7 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _read(
     gate: StoppingGate | TreeStoppingGate, logits: Tensor, losses: Tensor
-) -> tuple[Sequence[Tensor], list[tuple[Tensor, Tensor]]]:
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """What is known at each early node, `(samples, inputs)`.
 
     With recall also the weights and bias by which each exit's answer takes the place of the one before, and the losses
@@ -175,4 +175,4 @@ def _read(
             better.append((weight.squeeze(1), bias.squeeze(0)))
             losses[:, exit : exit + 1] = torch.where(takes, own, kept)
             memory = memory._replace(answer=torch.where(takes, logits[:, exit], memory.answer))
-    return known, better
+    return list(known), better

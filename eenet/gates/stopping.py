@@ -99,7 +99,7 @@ class StoppingGate(Gate):
         if not self.memory:
             return ()
         nothing = torch.full_like(logits[:, 0], -1, dtype=torch.long)
-        described = logits.new_zeros(len(logits), FIGURES + self.num_classes)
+        described = logits.new_zeros(logits.shape[0], FIGURES + self.num_classes)
         return Passed(described, nothing, torch.zeros_like(logits[:, 0]), logits if self.recall else ())
 
     def known(self, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

@@ -73,6 +73,15 @@ def test_conditional_probabilities_rebuild_the_distribution(logits: torch.Tensor
     torch.testing.assert_close(reach * conditional, distribution, atol=1e-6, rtol=0)
 
 
+@given(gate_logits)
+def test_without_the_clip_a_sample_leaves_where_a_gate_is_at_least_one_half(logits: torch.Tensor) -> None:
+    predictions = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.long)
+    halves = (logits.sigmoid() >= 0.5).tolist()
+    expected = [row.index(True) if any(row) else len(row) for row in halves]
+    assert SequentialGates(clip=False).exits(predictions, logits).tolist() == expected
+    assert SequentialGates(clip=False).turned(0.5).arguments() == {"shift": -0.5, "clip": False}
+
+
 @given(gate_logits, st.floats(0, 5))
 def test_a_larger_shift_never_leaves_later(logits: torch.Tensor, shift: float) -> None:
     predictions = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.long)

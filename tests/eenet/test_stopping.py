@@ -210,7 +210,7 @@ def test_what_cannot_be_fitted_is_refused(samples: int, exits: int, prices: list
 def test_a_way_that_is_not_there_is_never_taken() -> None:
     tree = Tree.of([(8, 8), (8, 4), (4, 4)])  # from 4 only 4 goes on
     _, logits = signals(500, tree)
-    values = fit_stopping(TreeStoppingGate(tree.nodes, 3), logits, torch.tensor([0.2, 0.1, 0.9, 0.5, 0.4]), [0.01, 0.3])
+    values = fit_stopping(TreeStoppingGate(tree.nodes, 3), logits, torch.tensor([0.2, 0.1, 0.9, 0.3, 0.4]), [0.01, 0.3])
     assert isinstance(values, StoppingValues)
     taken: dict[int, set[int]] = defaultdict(set)
     for scores in values(logits[:, : tree.num_early]).unbind(-1):
