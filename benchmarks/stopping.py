@@ -2,6 +2,7 @@
 
     python benchmarks/stopping.py --runs runs/stopping/* --rows runs/stopping/rows.jsonl
     python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --table
+    python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --speed
 
 Points are chosen on the validation split and judged on the test split, whose logits come from stored features; routing
 gives the same (a test). A row is written for each run and policy and not made again.
@@ -21,17 +22,23 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from datamodules.features import FeatureLoaders
-from eenet.calibration.chooser import STOPPING, Chooser, Split, stopping_gate
+from eenet.backbones import CifarResNet
+from eenet.calibration.candidates import STOPPING, Split, stopping_gate
+from eenet.calibration.chooser import Chooser
 from eenet.calibration.stopping import fit_stopping, leaving_losses
 from eenet.calibration.wishes import Wishes, grant
 from eenet.cli.runs import Run, open_run
 from eenet.features import feature_options
+from eenet.gates import ConfidenceGate, StoppingGate, UncertaintyGate
+from eenet.inference_modules import MLPHead
 from eenet.metrics import sample_statistics
 from eenet.metrics.statistics import summarise
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
 
 BUDGETS = [0.15, 0.25, 0.35, 0.5]
-POLICIES = ["max_probability", "entropy", "margin", "random", *STOPPING]
+POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", *STOPPING]
 
 
 @torch.no_grad()
@@ -86,11 +93,35 @@ def rows_of(folder: Path, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]
             fractions = point.network(network).costs.fractions()
             row["points"][point.asked["budget"]] = judge(answers, test[1], exits, fractions)
         row["seconds"] = time.process_time() - start
-        if name in STOPPING:
+        if name == "stopping":
             start = time.process_time()
             fit_stopping(stopping_gate(network, name), train[0], network.costs.fractions())  # type: ignore[arg-type]
             row |= {"fit_seconds": time.process_time() - start, "fit_samples": len(train[0])}
         yield row
+
+
+@torch.no_grad()
+def speed(rounds: int = 400) -> Iterator[str]:
+    """Processor time of routing one sample through all exits of a ResNet-14, paired with JEI-DNN's gates."""
+    network = EarlyExitNetwork(
+        CifarResNet(14, 10, 28, 1), inference_module=lambda dim, classes: MLPHead(dim, classes, 64)
+    )
+    gates = network.num_exits - 1
+    contenders: dict[str, tuple[Any, Policy]] = {"jei_dnn": (UncertaintyGate(gates), SequentialGates(-1e3))}
+    nobody = Threshold([float("inf")] * gates)
+    contenders["max_probability"] = ConfidenceGate(gates), nobody
+    contenders |= {name: (StoppingGate(gates, 10, **options), nobody) for name, options in STOPPING.items()}
+    image, times = torch.randn(1, 1, 28, 28), defaultdict(list)
+    networks = {name: (network.with_gate(gate).eval(), policy) for name, (gate, policy) in contenders.items()}
+    for _ in range(rounds):
+        for name, (routed, policy) in networks.items():
+            start = time.process_time()
+            assert routed.route(image, policy).exits.item() == gates
+            times[name].append(time.process_time() - start)
+    for name, found in times.items():
+        ratios = sorted(own / other for own, other in zip(found, times["jei_dnn"], strict=True))
+        quartiles = ", ".join(f"{ratios[len(ratios) * part // 4]:.3f}" for part in (1, 2, 3))
+        yield f"{name}: {1e3 * statistics.median(found):.2f} ms; against jei_dnn, quartiles {quartiles}"
 
 
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -141,6 +172,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=[], type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.is_file() else []
@@ -149,6 +181,8 @@ def main() -> None:
         for row in rows_of(folder, done):
             with options.rows.open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
+    if options.speed:
+        print("\n".join(speed()))
     if options.table:
         print("\n".join(tables(rows)))
 

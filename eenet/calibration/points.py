@@ -25,6 +25,7 @@ from eenet.gates import (
 from eenet.network import EarlyExitNetwork
 from eenet.policies import (
     BestWay,
+    ClassThresholds,
     FixedExit,
     Patience,
     Policy,
@@ -44,7 +45,7 @@ CALIBRATION = "calibration.json"
 
 POLICIES: dict[str, Any] = {
     cls.__name__: cls
-    for cls in (BestWay, FixedExit, Patience, PredictedErrors, RandomExits, SequentialGates, Threshold)
+    for cls in (BestWay, ClassThresholds, FixedExit, Patience, PredictedErrors, RandomExits, SequentialGates, Threshold)
 }
 GATES = {
     cls.__name__: cls

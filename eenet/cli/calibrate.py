@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
-from eenet.calibration.chooser import POLICY_NAMES, STOPPING, Chooser, PolicyName, check_wishes, stopping_gate
+from eenet.calibration.candidates import POLICY_NAMES, STOPPING, PolicyName, stopping_gate
+from eenet.calibration.chooser import Chooser, check_wishes
 from eenet.calibration.points import CALIBRATION
 from eenet.calibration.stopping import most_samples
 from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules import SplitData
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
-from eenet.calibration.chooser import Split
+from eenet.calibration.candidates import Split
 from eenet.cli.configs import imports
 from eenet.cli.lightning import EenetCLI
 from eenet.errors import UserError, said

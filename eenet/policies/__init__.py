@@ -2,6 +2,7 @@
 
 from eenet.policies.base import Policy
 from eenet.policies.best_way import BestWay
+from eenet.policies.class_thresholds import ClassThresholds
 from eenet.policies.fixed import FixedExit
 from eenet.policies.patience import Patience
 from eenet.policies.predicted_errors import PredictedErrors
@@ -11,6 +12,7 @@ from eenet.policies.threshold import Threshold
 
 __all__ = [
     "BestWay",
+    "ClassThresholds",
     "FixedExit",
     "Patience",
     "Policy",

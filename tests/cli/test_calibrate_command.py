@@ -61,6 +61,7 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
         (["--budget", "0.5", "--quantile", "median"], "quantile = 'median': must be one of jei_dnn, textbook"),
         (["--budget", "0.5", "--risk", "0.1", "--delta", "0"], "delta = 0.0"),
         (["--budget", "0.5", "--policy", "scheduler", "--dearest"], "dearest"),
+        (["--risk", "0.1", "--policy", "geometric"], "geometric exit fractions are those of a budget"),
         (["--max-accuracy-drop", "-1"], "max-accuracy-drop = -1"),
         (["--max-accuracy-drop", "1", "--policy", "random"], "random routing takes"),
         (["--budget-macs", "1e15"], "budget-macs = 1000000000000000.0: is more than"),
@@ -159,10 +160,11 @@ def test_stopping_is_fitted_to_training_samples_and_used_as_any_policy(run: Path
     wishes = ["--budget", "0.6", "--budget-macs", "60000", "--max-accuracy-drop", "50", "--risk", "0.5"]
     main(["calibrate", str(run), "--policy", "stopping", *wishes])
     main(["calibrate", str(run), "--policy", "stopping_stateless", "--budget", "0.6"])
-    main(["calibrate", str(run), "--policy", "stopping_recall", "--budget", "0.6"])
+    for policy in ("stopping_recall", "geometric", "per_class"):
+        main(["calibrate", str(run), "--policy", policy, "--budget", "0.6"])
     main(["test", "--config", str(run / "config.yaml"), "--point", "all", *QUIET])
     rows = {row["name"]: row for row in json.loads((run / "results.json").read_text())["operating_points"]}
-    assert len(rows) == 6
+    assert len(rows) == 8
     for row in rows.values():
         assert abs(row["macs_fraction"] - row["got"]["macs_fraction"]) < 0.1
         assert len(row["conformal"]) == 3
