@@ -138,12 +138,13 @@ class ThresholdExits(ExitRoutine):
         found = data.training_features(self.network, self.features, most_samples(gate))
         training = torch.cat([self.network.exit_logits(extracted).float().cpu() for extracted in found])
         values = fit_stopping(gate, training, fractions)
-        scores, as_fitted = values(logits[:, :-1].cpu()), Threshold([0.0] * gate.num_gates)
-        costs = [cost_of(as_fitted.exits(logits.argmax(-1), rows), fractions) for rows in scores.unbind(-1)]
+        scores, predictions = values(logits[:, :-1].cpu()), logits.argmax(-1).cpu()
+        as_fitted = Threshold([0.0] * gate.num_gates)
+        costs = [cost_of(as_fitted.exits(predictions, rows), fractions) for rows in scores.unbind(-1)]
         best = min(range(len(costs)), key=lambda price: abs(costs[price] - self.budgets[0]))
         gate.weight.copy_(values.gates[best].weight)
         gate.bias.copy_(values.gates[best].bias)
-        return scores[..., best]
+        return scores[..., best].to(logits)
 
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the values where the gate has some, and choose the thresholds."""

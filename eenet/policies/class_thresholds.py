@@ -56,6 +56,11 @@ class ClassThresholds(Policy):
         """The same offsets from another threshold."""
         return ClassThresholds(knob, self.offsets.tolist())
 
+    def departures(self, predictions: Tensor, scores: Tensor, knobs: Tensor) -> Tensor:
+        """Counted among the knobs, which the scores less their classes' offsets have to reach."""
+        found = scores.double() - self.offsets.to(scores.device)[predictions[:, : scores.shape[1]]]
+        return torch.searchsorted(knobs.to(found), found, right=True).cummax(1).values
+
     def start(self, scores: Tensor) -> Memory:
         """Nothing to remember."""
         return ()

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from eenet.calibration import Calibration
+from eenet.calibration.chooser import Chooser
 from eenet.calibration.points import CALIBRATION
+from eenet.calibration.wishes import Wishes
 from eenet.cli.main import main
-from eenet.cli.runs import open_run, read_training
+from eenet.cli.runs import open_run, read_split, read_training
 from eenet.features import FeatureOptions
+from eenet.policies import Threshold
 from tests.cli.test_cli import QUIET, failure, mistake, tiny
 
 
@@ -157,18 +160,36 @@ def test_points_of_another_checkpoint_are_refused(
 
 def test_stopping_is_fitted_to_training_samples_and_used_as_any_policy(run: Path) -> None:
     (run / CALIBRATION).unlink(missing_ok=True)
-    wishes = ["--budget", "0.6", "--budget-macs", "60000", "--max-accuracy-drop", "50", "--risk", "0.5"]
-    main(["calibrate", str(run), "--policy", "stopping", *wishes])
-    main(["calibrate", str(run), "--policy", "stopping_stateless", "--budget", "0.6"])
-    for policy in ("stopping_recall", "geometric", "per_class"):
-        main(["calibrate", str(run), "--policy", policy, "--budget", "0.6"])
+    main(
+        ["calibrate", str(run), "--policy", "stopping", "--budget", "0.6", "--max-accuracy-drop", "50", "--risk", "0.5"]
+    )
     main(["test", "--config", str(run / "config.yaml"), "--point", "all", *QUIET])
-    rows = {row["name"]: row for row in json.loads((run / "results.json").read_text())["operating_points"]}
-    assert len(rows) == 8
-    for row in rows.values():
+    rows = json.loads((run / "results.json").read_text())["operating_points"]
+    assert [row["name"] for row in rows] == [
+        f"stopping-{wish}" for wish in ("budget-0.6", "max-accuracy-drop-50", "risk-0.5")
+    ]
+    for row in rows:
         assert abs(row["macs_fraction"] - row["got"]["macs_fraction"]) < 0.1
         assert len(row["conformal"]) == 3
-    assert rows["stopping_recall-budget-0.6"]["got"]["macs_fraction"] <= 0.6
+
+
+@torch.no_grad()
+def test_what_a_point_got_is_what_is_routed(run: Path) -> None:
+    opened = open_run(str(run))
+    network, split = opened.model.network, read_split(opened, "val")._replace(training=read_training(opened, 2000))
+    inputs, _ = zip(*opened.batches("val"), strict=True)
+    wishes = Wishes({"budget": [0.6], "budget-macs": [0.6 * network.costs.full]}, modes=("common",))
+    for name in ("stopping", "stopping_stateless", "stopping_recall", "geometric", "per_class"):
+        chooser = Chooser(network, Threshold([0.0] * 3), name, wishes, split, opened.chosen_on(len(split.labels)))
+        for wish, value in wishes:
+            point = chooser.point(wish, value)
+            behind = point.network(network)
+            routed = [behind.route(batch, point.policy) for batch in inputs]
+            assert 0.3 < point.got["macs_fraction"] <= 0.6
+            macs = torch.cat([found.macs for found in routed]).double().mean().item()
+            assert macs == pytest.approx(point.got["macs_fraction"] * network.costs.full)
+            right = torch.cat([found.logits for found in routed]).argmax(-1) == split.labels
+            assert right.double().mean().item() == pytest.approx(point.got["accuracy"])
 
 
 def test_training_samples_come_from_the_store_or_the_backbone(run: Path, tmp_path: Path) -> None:
