@@ -67,7 +67,7 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
 
     Raises:
         UserError: Exits out of order or range, a head that reads feature maps on a backbone that has none, or a gate
-            that reads what the network does not have.
+            that reads what the network does not have, or is made for other classes.
 
     Attributes:
         gate_inputs: What gates can read.
@@ -99,6 +99,10 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         if self.gate.reads not in self.gate_inputs:
             kind = type(self.gate).__name__
             raise UserError("network.gate", kind, "is for decoders, eenet.decoding.network.DecoderNetwork")
+        classes = getattr(self.gate, "num_classes", backbone.num_classes)
+        if classes != backbone.num_classes:
+            remedy = f"is made for {classes} classes; the backbone has {backbone.num_classes}"
+            raise UserError("network.gate", type(self.gate).__name__, remedy)
         self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
         self.points: dict[str, Any] = {}
 

@@ -23,7 +23,7 @@ class DecoupledExits(ThresholdExits):
     `joint_finetuning`, `gradient_rescaling`, `boosted`, `deep_supervision_linear`, `self_distillation`.
 
     Args:
-        network: The network; its gate must be a `ConfidenceGate`.
+        network: The network; its gate must be a `ConfidenceGate`, or a `StoppingGate` (see `ThresholdExits`).
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         supervision: What teaches the exits, see `eenet.objectives.supervision`; `None` for the sum of all exits'
             cross-entropies.

@@ -9,7 +9,7 @@ from torch import Tensor
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
-from eenet.gates import ConfidenceGate
+from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.objectives import (
@@ -50,7 +50,8 @@ class JointExits(ExitRoutine):
         network: The network; its gate must be a learned one.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         tradeoff: lambda, the price of the full network's cost in units of the loss; larger leaves earlier.
-        gate_objective: Loss of the best exit: `ce`, `zero_one` or `prob` (minus the true class's probability). Under
+        gate_objective: Loss of the best exit: `ce`, `zero_one`, `prob` (minus the true class's probability) or
+            `prob_if_right` (the authors': that where the exit is right, else 0). Under
             `zero_one` lambda only breaks ties until its price of running on is an error, that is at least 1; a smaller
             one is warned of.
         optimizer: Makes the optimizer, from a group of the inference modules' parameters and one of the gates'.
@@ -62,6 +63,7 @@ class JointExits(ExitRoutine):
             optimizer step that its last batch takes part in.
         rescale: Rescale each sample's exit weights, see `eenet.objectives.exit_weighted_loss`.
         joint: Train the inference modules again after the warm-up; otherwise only the gates.
+        clip: How decisions read the gates, see `eenet.policies.SequentialGates`.
         features: `off`, `memory` or `disk`: run the frozen backbone once per sample and train from what its exits read;
             or a mapping of `store`, `views`, `dtype` and `folder`, see `eenet.features.FeatureOptions`.
         class_weights: Of the inference modules' losses, not the gates': `none`, `balanced` (inversely to the classes'
@@ -88,6 +90,7 @@ class JointExits(ExitRoutine):
         phase_batches: int = 200,
         rescale: bool = True,
         joint: bool = True,
+        clip: bool = True,
         features: Features = "off",
         class_weights: ClassWeights = "none",
     ) -> None:
@@ -105,13 +108,14 @@ class JointExits(ExitRoutine):
             if count < least:
                 raise UserError(f"model.{field}", count, f"must be at least {least}")
         self.require_early_exits()
-        if isinstance(network.gate, ConfidenceGate):
+        if isinstance(network.gate, ConfidenceGate | StoppingGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")
         self.method = method_name({"jei_dnn": joint, "decoupled_gates": not joint, "boosted": network.boosted})
         self.tradeoff, self.gate_objective, self.rescale = tradeoff, gate_objective, rescale
         self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
         self.warmup_epochs, self.phase_batches, self.joint = warmup_epochs, phase_batches, joint
+        self.clip = clip
         self.num_gates = network.num_exits - 1
         self.early_stopping = EarlyStopping(self.num_gates, warmup_patience)
         self.warming_up = warmup_epochs > 0
@@ -137,7 +141,7 @@ class JointExits(ExitRoutine):
 
     def policies(self) -> dict[str, Policy]:
         """The learned gates."""
-        return {"learned": SequentialGates()}
+        return {"learned": SequentialGates(clip=self.clip)}
 
     def configure_callbacks(self) -> "list[Callback]":
         """Add the one that keeps the warm-up from callbacks that monitor routed figures."""

@@ -1,17 +1,21 @@
-"""What is shared by routines whose samples leave where the confidence reaches a threshold."""
+"""What is shared by routines whose samples leave where the score of a gate reaches a threshold."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eenet.calibration import Scored, check_budget, policy_for_budget
+from eenet.calibration import OperatingPoint, Scored, check_budget, cost_of, policy_for_budget
+from eenet.calibration.stopping import fit_stopping, most_samples
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
-from eenet.gates import ConfidenceGate
-from eenet.network import EarlyExitNetwork
+from eenet.gates import ConfidenceGate, StoppingGate
+from eenet.metrics import Records
+from eenet.network import EarlyExitNetwork, ExitOutputs
 from eenet.policies import Policy, Threshold
+from eenet.reporting import Results
 from lightning_modules.routine import ExitRoutine
 
 
@@ -21,7 +25,8 @@ class ThresholdExits(ExitRoutine):
     A budget below the first exit's cost cannot be met: it is warned of, and its threshold stays infinite.
 
     Args:
-        network: The network; its gate must be a `ConfidenceGate`.
+        network: The network; its gate must be a `ConfidenceGate`, or a `StoppingGate`, whose values are fitted to
+            training samples at the validation of the final weights, at the price that is nearest to the first budget.
         freeze_backbone: Keep the backbone's weights and its normalisation statistics as they are.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         features: Where the features of a frozen backbone are kept for training and validation.
@@ -44,10 +49,15 @@ class ThresholdExits(ExitRoutine):
     ) -> None:
         super().__init__(network, freeze_backbone, backbone_checkpoint, features)
         self.require_early_exits()
-        if not isinstance(network.gate, ConfidenceGate):
+        if not isinstance(network.gate, ConfidenceGate | StoppingGate):
             kind = type(network.gate).__name__
-            raise UserError("model.network.gate", kind, "thresholds need eenet.gates.ConfidenceGate")
+            remedy = "thresholds need eenet.gates.ConfidenceGate, or StoppingGate"
+            raise UserError("model.network.gate", kind, remedy)
+        if isinstance(network.gate, StoppingGate) and network.gate.recall:
+            remedy = "is for finished runs: eenet calibrate --policy stopping_recall"
+            raise UserError("model.network.gate.recall", True, remedy)
         self.budgets = [check_budget(budget, "model.budgets") for budget in (budgets or [0.5])]
+        self._logits, self._validated = Records(["logits"]), torch.empty(0)
         self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
 
     def setup(self, stage: str) -> None:
@@ -76,8 +86,72 @@ class ThresholdExits(ExitRoutine):
             for budget, value in zip(self.budgets, self.thresholds.tolist(), strict=True)
         }
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the gate needs no values, or has them."""
+        return not isinstance(self.network.gate, StoppingGate) or bool(self.network.gate.weight.any())
+
+    @property
+    def too_early(self) -> str | None:
+        """A training's validations before its last epoch fit no values."""
+        stops = isinstance(self.network.gate, StoppingGate)
+        if not stops or self.trainer.state.fn != "fit" or self.current_epoch + 1 == self.trainer.max_epochs:
+            return None
+        return "values are fitted after the last epoch"
+
+    def own_points(self) -> dict[str, OperatingPoint]:
+        """As every routine; before values are fitted nothing has chosen them."""
+        return super().own_points() if self.fitted else {name: OperatingPoint(p) for name, p in self.policies().items()}
+
+    def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
+        """As every routine, and the logits where values are to be fitted."""
+        super().record(outputs, labels)
+        if isinstance(self.network.gate, StoppingGate):
+            self._logits.update(logits=outputs.logits)
+
+    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
+        """Before values are fitted, the mean accuracy of all exits."""
+        if self.fitted and self.too_early is None:
+            return super().watched(rows, records)
+        return {"accuracy": records["statistics"][..., 1].mean().item()}
+
+    def finish_validation(self, records: dict[str, Tensor]) -> None:
+        """Keep the logits of all samples where values are to be fitted."""
+        if isinstance(self.network.gate, StoppingGate):
+            self._validated = self._logits.compute()["logits"]
+            self._logits.reset()
+
+    def fit_values(self, gate: StoppingGate, logits: Tensor) -> Tensor:
+        """Fit the gate's values at the price whose cost on validation samples is nearest to the first budget.
+
+        Args:
+            gate: The network's.
+            logits: Of all exits on validation samples, `(samples, exits, classes)`.
+
+        Returns:
+            Its scores of the validation samples, `(samples, gates)`.
+        """
+        data, fractions = self.trainer.datamodule, self.network.costs.fractions()  # type: ignore[attr-defined]
+        if not hasattr(data, "training_features"):
+            remedy = "is fitted to training samples, which only a `SplitData` gives"
+            raise UserError("model.network.gate", type(gate).__name__, remedy)
+        found = data.training_features(self.network, self.features, most_samples(gate))
+        training = torch.cat([self.network.exit_logits(extracted).float().cpu() for extracted in found])
+        values = fit_stopping(gate, training, fractions)
+        scores, predictions = values(logits[:, :-1].cpu()), logits.argmax(-1).cpu()
+        as_fitted = Threshold([0.0] * gate.num_gates)
+        costs = [cost_of(as_fitted.exits(predictions, rows), fractions) for rows in scores.unbind(-1)]
+        best = min(range(len(costs)), key=lambda price: abs(costs[price] - self.budgets[0]))
+        gate.weight.copy_(values.gates[best].weight)
+        gate.bias.copy_(values.gates[best].bias)
+        return scores[..., best].to(logits)
+
     def choose_points(self, records: dict[str, Tensor]) -> None:
-        """Choose the thresholds."""
+        """Fit the values where the gate has some, and choose the thresholds."""
+        if isinstance(self.network.gate, StoppingGate) and self.trial() is None:
+            records["scores"] = self.fit_values(self.network.gate, self._validated)
+        if not self.fitted:
+            return
         predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))
         scored = Scored(predictions, scores, statistics[..., 1] > 0, self.network.costs.fractions())
         shared = Threshold([0.0] * scores.shape[1])

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eenet.api.opening import Run, opened, read_split
+from eenet.api.opening import Run, opened, read_split, read_training
 from eenet.api.seen import check_unseen
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
-from eenet.calibration.chooser import Chooser, PolicyName, check_wishes
+from eenet.calibration.candidates import POLICY_NAMES, STOPPING, PolicyName, stopping_gate
+from eenet.calibration.chooser import Chooser, check_wishes
 from eenet.calibration.chosen import warn_nobody_leaves
 from eenet.calibration.conformal import ConformalMode, QuantileRule
 from eenet.calibration.points import CALIBRATION
+from eenet.calibration.stopping import most_samples
 from eenet.calibration.wishes import Wishes, grant
 from eenet.decoding import DecoderNetwork
 from eenet.decoding.chooser import POLICIES, TokenChooser, check_token_wishes
@@ -18,7 +20,7 @@ from eenet.errors import UnmetError, UserError
 from eenet.files import sha256
 from eenet.runs import read_checkpoint, write_checkpoint
 
-NAMES = tuple(dict.fromkeys((*PolicyName.__args__, *POLICIES)))  # type: ignore[attr-defined]
+NAMES = tuple(dict.fromkeys((*POLICY_NAMES, *POLICIES)))
 """Policies of classifiers and decoders."""
 
 
@@ -126,6 +128,9 @@ def calibrate(
         samples, temperatures = chooser.chosen_on.samples, Temperatures.none(network.num_exits)
     else:
         split = read_split(run, "val")
+        if policy in STOPPING:
+            most = most_samples(stopping_gate(network, policy))
+            split = split._replace(training=read_training(run, most))
         called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
         samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
         chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
-from eenet.calibration.chooser import Split
+from eenet.calibration.candidates import Split
 from eenet.calibration.points import CALIBRATION
 from eenet.errors import UserError, said
 from eenet.late import Late, without
@@ -195,3 +195,19 @@ def read_split(run: Run, split: str) -> Split:
             scores.append(network.gate(network.known(extracted, found)).cpu())
     held_out = run.model.held_out(samples)
     return Split(logits, torch.cat(labels), torch.cat(scores) if scores else None, held_out)
+
+
+@torch.no_grad()
+def read_training(run: Run, most: int) -> Tensor:
+    """All nodes' logits on some of the training samples, see `SplitData.training_features`.
+
+    Args:
+        run: The run.
+        most: Samples at most.
+
+    Returns:
+        `(samples, nodes, classes)`.
+    """
+    network = run.model.network
+    features = run.data.training_features(network, run.model.features, most)
+    return torch.cat([network.exit_logits(extracted).float().cpu() for extracted in features])

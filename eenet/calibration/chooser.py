@@ -1,16 +1,26 @@
 """Choosing operating points of a classifier: a policy on every path, by what a validation split says."""
 
-from typing import Literal, NamedTuple, get_args
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eenet.calibration.candidates import (
+    POLICY_NAMES,
+    STOPPING,
+    Candidate,
+    PolicyName,
+    Split,
+    candidates,
+    nearest,
+    stopping_gate,
+)
 from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles, conformal_quantiles
-from eenet.calibration.deciders import decider
-from eenet.calibration.logits import Logits, read_exits
+from eenet.calibration.geometric import fit_geometric
 from eenet.calibration.points import OperatingPoint, point_name
-from eenet.calibration.scheduler import fit_schedule, fit_scheduler
+from eenet.calibration.scheduler import fit_schedule
 from eenet.calibration.search import (
     Scored,
     check_budget,
@@ -24,78 +34,34 @@ from eenet.calibration.search import (
 )
 from eenet.calibration.wishes import BUDGETS, WISHES, Wishes
 from eenet.errors import UnmetError, UserError
-from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
-from eenet.policies import Policy, PredictedErrors, RandomExits
-from eenet.profile import Costs
+from eenet.policies import Policy, RandomExits
 from eenet.reporting import gather_exits
-from eenet.tree import Path
-
-PolicyName = Literal["own", "max_probability", "entropy", "margin", "patience", "scheduler", "random"]
-"""What decides: the network's own gates and policy, or a baseline that needs the exits' logits only."""
 
 
-class Split(NamedTuple):
-    """What a network says of a validation split.
-
-    Attributes:
-        logits: Of all nodes, `(samples, nodes, classes)`.
-        labels: `(samples,)`.
-        scores: Of a gate that reads more than logits, as it gives them.
-        held_out: Samples that had no part in that gate, which alone may choose its points; `None` for all.
-    """
-
-    logits: Logits
-    labels: Tensor
-    scores: Tensor | None = None
-    held_out: Tensor | None = None
-
-
-class Candidate(NamedTuple):
-    """A policy with one knob, on a path or a tree, and what the split says of its nodes.
-
-    Attributes:
-        policy: Some setting of it.
-        gate: `None` for the network's own.
-        path: The path that it goes along, where the network has several.
-        scored: Predictions, scores and what is right.
-        costs: Of its nodes.
-        true_scores: Of the true classes, `(samples, nodes)`.
-        labels: `(samples,)`.
-    """
-
-    policy: Policy
-    gate: Gate | None
-    path: Path | None
-    scored: Scored
-    costs: Costs
-    true_scores: Tensor
-    labels: Tensor
-
-    def in_unit(self, unit: str) -> Scored:
-        """What is scored, with costs in another unit."""
-        return self.scored._replace(fractions=self.costs.fractions(unit))
-
-
-def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
+def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
     """Refuse what cannot be asked of a classifier, before anything runs.
 
     Raises:
         UserError: A wish or policy is for decoders or quantized networks, or a budget is above all that the network
             costs.
     """
-    if name not in get_args(PolicyName):
+    if name not in POLICY_NAMES:
         raise UserError("policy", name, "is for runs that trained exits on a decoder")
     columns = network.costs.columns
     if "bitops" not in columns:
         wishes.forbid(("budget-bitops",), "is for runs of QuEE or on a quantized backbone")
     wishes.require(WISHES, "is for runs that trained exits on a decoder")
-    if name == "scheduler" and wishes.dearest:
-        raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
+    if name in ("scheduler", "geometric") and wishes.dearest:
+        raise UserError("dearest", True, f"the {name} policy finds thresholds for a budget; leave it out")
     if name == "random":
         wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
-    if name in ("random", "scheduler") and network.tree.branches:
+    if name == "geometric":
+        wishes.require(BUDGETS, "geometric exit fractions are those of a budget and have no other wish")
+    if name == "stopping_recall":
+        stopping_gate(network, name)
+    if name in ("random", "scheduler", "geometric") and network.tree.branches:
         raise UserError("policy", name, "is for networks of one path; take own, a confidence or patience")
     for wish, value in wishes:
         full = columns["macs"].full
@@ -137,7 +103,8 @@ class Chooser:
         self.num_classes = network.backbone.num_classes
         self.left_out: list[UnmetError] = []
         self.shares: dict[str, list[float]] = {}
-        self.candidates = candidates(network, own, name, split)
+        self._candidates = cache(lambda unit: candidates(network, own, name, split, unit))
+        self.candidates = self._candidates("macs")
 
     def point(self, wish: str, value: float) -> OperatingPoint:
         """The point that a wish asks for.
@@ -188,10 +155,14 @@ class Chooser:
 
     def _best(self, wish: str, value: float, rows: Tensor | None = None) -> tuple[Candidate, Policy]:
         unit = "bitops" if wish == "budget-bitops" else "macs"
-        splits = [candidate.in_unit(unit) for candidate in self.candidates]
+        tried = self.candidates
+        if self.name in STOPPING:
+            tried = self._candidates(unit)
+            tried = nearest(tried, unit, self.budget(wish, value)) if wish in BUDGETS else tried
+        splits = [candidate.in_unit(unit) for candidate in tried]
         splits = splits if rows is None else [scored.rows(rows) for scored in splits]
         found, unmet = [], []
-        for candidate, scored in zip(self.candidates, splits, strict=True):
+        for candidate, scored in zip(tried, splits, strict=True):
             try:
                 policy = self.setting(candidate.policy, scored, wish, value)
             except UnmetError as error:
@@ -209,6 +180,10 @@ class Chooser:
             best = max(found, key=lambda one: (one[0], -one[1]))
         return best[2:]
 
+    def budget(self, wish: str, value: float) -> float:
+        """What a wish for a budget allows, as a fraction of the full network's cost."""
+        return value / self.candidates[0].costs.full if wish == "budget-macs" else value
+
     def setting(self, policy: Policy, scored: Scored, wish: str, value: float) -> Policy:
         """The setting of a policy that meets a wish.
 
@@ -216,7 +191,9 @@ class Chooser:
             UnmetError: None does.
         """
         if wish in BUDGETS:
-            budget = value / self.candidates[0].costs.full if wish == "budget-macs" else value
+            budget = self.budget(wish, value)
+            if self.name == "geometric":
+                return fit_geometric(scored, budget, wish)
             if self.name == "scheduler":
                 return fit_schedule(scored, budget)
             chosen = within_budget(policy, scored, budget, wish, self.wishes.dearest)
@@ -224,45 +201,6 @@ class Chooser:
         if wish == "max-accuracy-drop":
             return policy_for_accuracy(policy, scored, value)
         return policy_for_risk(policy, scored, value, self.wishes.delta)
-
-
-def candidates(network: EarlyExitNetwork, own: Policy, name: PolicyName, split: Split) -> list[Candidate]:
-    """The policies among whose settings wishes are met.
-
-    Args:
-        network: On the CPU.
-        own: The policy that it was trained with.
-        name: What decides.
-        split: The validation split.
-    """
-    tree, labels = network.tree, split.labels
-    widest = tree.index[tree.full[0]]
-    if name in ("own", "random") and isinstance(own, PredictedErrors):
-        assert split.scores is not None
-        known, rows = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)), split.held_out
-        correct = known.predictions == labels.unsqueeze(1)
-        scored = Scored(known.predictions, split.scores, correct, network.costs.fractions(), correct[:, widest])
-        rows = torch.arange(len(labels)) if rows is None else rows
-        rest = (scored.rows(rows), network.costs, known.true_scores[rows], labels[rows])
-        return [Candidate(policy, None, None, *rest) for policy in own.variants()]
-    gate, policy = decider(name, tree.num_early, own, lambda: fit_scheduler(split.logits, labels))
-    known = read_exits(split.logits, labels, network.gate if gate is None else gate)
-    correct, found = known.predictions == labels.unsqueeze(1), []
-    for path in tree.full:
-        nodes = tree.along(path)
-        if tree.branches:
-            gate, policy = decider(name, len(nodes) - 1, own)
-        costs = (network if gate is None else network.along(path, gate)).costs
-        scored = Scored(
-            known.predictions[:, nodes],
-            known.scores[:, nodes[:-1]],
-            correct[:, nodes],
-            costs.fractions(),
-            correct[:, widest],
-        )
-        own_path = path if tree.branches else None
-        found.append(Candidate(policy, gate, own_path, scored, costs, known.true_scores[:, nodes], labels))
-    return found
 
 
 def random_like(policy: Policy, scored: Scored) -> RandomExits:

@@ -12,7 +12,8 @@ def decider(
     """The gate, and some setting of the policy; no gate for the network's own.
 
     Args:
-        name: `own`, `random` (routed like `own`), `patience`, `scheduler`, `saturation` or a confidence.
+        name: `own`, `random` (routed like `own`), `patience`, `scheduler`, `saturation`, `geometric`, `per_class`, or a
+            confidence.
         num_gates: Early exits.
         own: The policy that the run was trained with; of a threshold that all exits share its value is of no account.
         fit_scheduler: Makes the gate of `scheduler`.
@@ -29,4 +30,8 @@ def decider(
     thresholds = Threshold([0.0] * num_gates)
     if name == "scheduler" and fit_scheduler is not None:
         return fit_scheduler(), thresholds
+    if name == "per_class":
+        return ConfidenceGate(num_gates), thresholds
+    if name == "geometric":
+        return ConfidenceGate(num_gates, "max_logit"), thresholds
     return SaturationGate(num_gates) if name == "saturation" else ConfidenceGate(num_gates, name), thresholds  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from eenet.calibration.conformal import true_class_scores
 from eenet.errors import UserError
 from eenet.files import size
-from eenet.gates import Gate
 
 BLOCK_BYTES = 2**20
 """Bytes of the blocks in which logits are read; they and what is computed of them stay in a processor's cache."""
@@ -132,7 +131,7 @@ class KnownExits(NamedTuple):
 
     Attributes:
         predictions: Predicted classes, `(samples, nodes)`.
-        scores: Gate scores, `(samples, early nodes)`.
+        scores: What the gate gives, `(samples, early nodes, ...)`.
         true_scores: Of the true classes, from `true_class_scores`, `(samples, nodes)`.
     """
 
@@ -141,8 +140,20 @@ class KnownExits(NamedTuple):
     true_scores: Tensor
 
 
+class Scores(Protocol):
+    """What scores early nodes: a `Gate`, or several at once."""
+
+    num_gates: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Scores, `(batch, gates, ...)`, from the early nodes' logits, `(batch, gates, classes)`."""
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What samples are answered with there, `(batch, gates, classes)`."""
+
+
 @torch.no_grad()
-def read_exits(logits: Logits, labels: Tensor, gate: Gate) -> KnownExits:
+def read_exits(logits: Logits, labels: Tensor, gate: Scores) -> KnownExits:
     """What is known of every sample at every node, in one pass over its logits.
 
     Args:
@@ -152,13 +163,13 @@ def read_exits(logits: Logits, labels: Tensor, gate: Gate) -> KnownExits:
     """
     samples, exits = logits.shape[:2]
     device = labels.device
-    found = KnownExits(
-        torch.empty(samples, exits, dtype=torch.long, device=device),
-        torch.empty(samples, gate.num_gates, device=device),
-        torch.empty(samples, exits, device=device),
-    )
+    predictions = torch.empty(samples, exits, dtype=torch.long, device=device)
+    scores, true_scores = torch.empty(0), torch.empty(samples, exits, device=device)
     for rows, block in blocks(logits):
-        found.predictions[rows] = block.argmax(-1)
-        found.scores[rows] = gate(block[:, : gate.num_gates])
-        found.true_scores[rows] = true_class_scores(block.softmax(-1), labels[rows])
-    return found
+        early = block[:, : gate.num_gates]
+        given, answers = gate(early), torch.cat([gate.answers(early), block[:, gate.num_gates :]], dim=1)
+        if not rows.start:
+            scores = torch.empty(samples, *given.shape[1:], device=device)
+        predictions[rows], scores[rows] = answers.argmax(-1), given
+        true_scores[rows] = true_class_scores(answers.softmax(-1), labels[rows])
+    return KnownExits(predictions, scores, true_scores)

@@ -13,9 +13,27 @@ from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles
 from eenet.errors import UserError, command
 from eenet.files import sha256
-from eenet.gates import ConfidenceGate, Gate, SaturationGate, SchedulerGate, UncertaintyGate
+from eenet.gates import (
+    ConfidenceGate,
+    Gate,
+    SaturationGate,
+    SchedulerGate,
+    StoppingGate,
+    TreeStoppingGate,
+    UncertaintyGate,
+)
 from eenet.network import EarlyExitNetwork
-from eenet.policies import FixedExit, Patience, Policy, PredictedErrors, RandomExits, SequentialGates, Threshold
+from eenet.policies import (
+    BestWay,
+    ClassThresholds,
+    FixedExit,
+    Patience,
+    Policy,
+    PredictedErrors,
+    RandomExits,
+    SequentialGates,
+    Threshold,
+)
 from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
 from eenet.tree import Path as TreePath
@@ -26,9 +44,13 @@ CALIBRATION = "calibration.json"
 """File of a run folder that `eenet calibrate` writes for the last checkpoint; see `eenet.runs.RunFolder.file`."""
 
 POLICIES: dict[str, Any] = {
-    cls.__name__: cls for cls in (FixedExit, Patience, PredictedErrors, RandomExits, SequentialGates, Threshold)
+    cls.__name__: cls
+    for cls in (BestWay, ClassThresholds, FixedExit, Patience, PredictedErrors, RandomExits, SequentialGates, Threshold)
 }
-GATES = {cls.__name__: cls for cls in (ConfidenceGate, SaturationGate, SchedulerGate, UncertaintyGate)}
+GATES = {
+    cls.__name__: cls
+    for cls in (ConfidenceGate, SaturationGate, SchedulerGate, StoppingGate, TreeStoppingGate, UncertaintyGate)
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ WISHES = (
     *("max-disagreement", "max-perplexity-increase", "max-rouge-drop"),
 )
 MODES = "whose quantiles, some of common,per_exit,per_exit_all,per_class"
-POLICIES = "own, max_probability, entropy, margin, patience, scheduler, random, saturation (decoders)"
+POLICIES = (
+    "own, max_probability, entropy, margin, per_class, patience, scheduler, geometric, random, stopping, "
+    "stopping_stateless, stopping_recall, saturation (decoders)"
+)
 
 
 def main(args: list[str]) -> None:

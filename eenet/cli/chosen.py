@@ -9,7 +9,7 @@ from eenet.api.calibrating import Calibrated
 from eenet.calibration import OperatingPoint
 from eenet.decoding import DecoderNetwork
 from eenet.errors import some
-from eenet.policies import PredictedErrors
+from eenet.policies import BestWay, PredictedErrors
 from eenet.reporting import make_console
 from eenet.tree import Tree, path_name
 
@@ -63,6 +63,8 @@ def widths_of(point: OperatingPoint) -> str:
     """The path of a point, or where its policy begins; nothing in a network of one path."""
     if isinstance(point.policy, PredictedErrors):
         return f"from {point.policy.first_width}, lambda {point.policy.tradeoff:g}"
+    if isinstance(point.policy, BestWay):
+        return f"from {point.policy.first_width}, threshold {point.policy.threshold:g}"
     return "" if point.path is None else path_name(point.path)
 
 

@@ -67,3 +67,16 @@ class Gate(Described, nn.Module, ABC):
         Returns:
             Scores `(batch,)` and the new memory.
         """
+
+    def answer(self, logits: Tensor, memory: Memory) -> Tensor:
+        """Logits that a sample is answered with where it leaves, `(batch, classes)`: the exit's own by default.
+
+        Args:
+            logits: The exit's.
+            memory: What `at` returned there.
+        """
+        return logits
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """The same at every gate, `(batch, gates, classes)`."""
+        return logits

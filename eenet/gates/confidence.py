@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from eenet.errors import UserError
 from eenet.gates.base import Gate, Memory
 
-Measure = Literal["max_probability", "entropy", "margin"]
+Measure = Literal["max_probability", "entropy", "margin", "max_logit"]
 
 
 def confidence(logits: Tensor, measure: Measure = "max_probability") -> Tensor:
@@ -17,7 +17,7 @@ def confidence(logits: Tensor, measure: Measure = "max_probability") -> Tensor:
     Args:
         logits: `(..., classes)`.
         measure: `max_probability`; `entropy` for minus the entropy in nats; `margin` for the top probability minus
-            the second.
+            the second; `max_logit` for the largest logit as it is.
 
     Returns:
         `(...,)`.
@@ -30,6 +30,8 @@ def confidence(logits: Tensor, measure: Measure = "max_probability") -> Tensor:
     if measure == "entropy":
         log_p = F.log_softmax(logits, dim=-1)
         return (log_p.exp() * log_p).sum(-1)
+    if measure == "max_logit":
+        return logits.amax(-1)
     p = logits.softmax(-1)
     if measure == "max_probability":
         return p.amax(-1)
@@ -42,7 +44,7 @@ class ConfidenceGate(Gate):
 
     Args:
         num_gates: One per exit but the last.
-        measure: `max_probability`, `entropy` or `margin`.
+        measure: `max_probability`, `entropy`, `margin` or `max_logit`.
 
     Raises:
         UserError: Unknown measure.

@@ -207,3 +207,46 @@ def per_class(correct: Tensor, labels: Tensor, num_classes: int) -> dict[str, li
     right = torch.bincount(labels, weights=correct.double(), minlength=num_classes)
     accuracy = [share if count else None for share, count in zip((right / support).tolist(), support, strict=True)]
     return {"support": support.tolist(), "accuracy": accuracy}
+
+
+def auroc(scores: Tensor, happened: Tensor) -> float | None:
+    """Area under the ROC curve, from the order of the scores alone.
+
+    Args:
+        scores: Higher where it is likelier to happen, on any scale, `(samples,)`: logits, as a sigmoid in float32 makes
+            different scores equal. Of equal ones each pair counts half.
+        happened: 0 or 1, `(samples,)`.
+
+    Returns:
+        `None` if everything or nothing happened, or a score is NaN, which has no place in an order.
+
+    Example:
+        >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
+        1.0
+    """
+    if scores.isnan().any() or not 0 < happened.sum() < len(happened):
+        return None
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
+    places = scores.unique(return_inverse=True)[1]  # infinite scores, which roc_auc_score refuses, have one too
+    return float(roc_auc_score(happened.cpu().numpy(), places.cpu().numpy()))
+
+
+def failure_auroc(statistics: Tensor, last: Tensor) -> float | None:
+    """How well an exit's confidence tells where the full network will disagree (arXiv 2508.21495).
+
+    Args:
+        statistics: Of the exit, `(samples, 6)`.
+        last: Of the full network.
+
+    Returns:
+        The area under the ROC curve of minus the confidence; `None` if they agree everywhere or nowhere.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+        >>> statistics = sample_statistics(logits, torch.tensor([0, 1]))
+        >>> failure_auroc(statistics[:, 0], statistics[:, 1])
+        1.0
+    """
+    confidence, prediction = (STATISTICS.index(name) for name in ("confidence", "prediction"))
+    return auroc(-statistics[:, confidence], (statistics[:, prediction] != last[:, prediction]).double())

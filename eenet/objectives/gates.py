@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from eenet.objectives.losses import cross_entropies
 
-GateObjective = Literal["ce", "zero_one", "prob"]
-"""What the best exit is best at: cross-entropy, 0/1 loss, or minus the true class's probability."""
+GateObjective = Literal["ce", "zero_one", "prob", "prob_if_right"]
+"""What the best exit is best at: cross-entropy, 0/1 loss, minus the true class's probability, or that only where the
+exit is right and else 0, as JEI-DNN's authors have it."""
 
 
 def best_exits(
@@ -34,6 +35,8 @@ def best_exits(
     else:
         index = labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
         losses = -logits.softmax(-1).gather(2, index).squeeze(2)
+        if objective == "prob_if_right":
+            losses = losses * (logits.argmax(-1) == labels.unsqueeze(1))
     return (losses + tradeoff * costs).argmin(1)
 
 

@@ -1,6 +1,8 @@
 """Policies turn gates into an exit distribution (soft, for training) and an exit decision (hard, for inference)."""
 
 from eenet.policies.base import Policy
+from eenet.policies.best_way import BestWay
+from eenet.policies.class_thresholds import ClassThresholds
 from eenet.policies.fixed import FixedExit
 from eenet.policies.patience import Patience
 from eenet.policies.predicted_errors import PredictedErrors
@@ -9,6 +11,8 @@ from eenet.policies.sequential import SequentialGates, conditional_exit_probabil
 from eenet.policies.threshold import Threshold
 
 __all__ = [
+    "BestWay",
+    "ClassThresholds",
     "FixedExit",
     "Patience",
     "Policy",

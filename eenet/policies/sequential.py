@@ -56,20 +56,22 @@ class SequentialGates(Policy):
 
     Args:
         shift: Added to every gate logit; above 0 samples leave earlier.
+        clip: Take what the gates before have taken from a gate's mass, as the paper does. Gates learn to leave here *or
+            before*; without the clip each is read as that: leave where it is at least one half. [inferred]
 
     Raises:
         UserError: The shift is not a finite number.
     """
 
-    def __init__(self, shift: float = 0.0) -> None:
+    def __init__(self, shift: float = 0.0, clip: bool = True) -> None:
         super().__init__()
         if not abs(shift) < float("inf"):
             raise UserError("policy.shift", shift, "must be a finite number")
-        self.shift = shift
+        self.shift, self.clip = shift, clip
 
     def arguments(self) -> dict[str, Any]:
-        """The shift."""
-        return {"shift": self.shift}
+        """The shift, and whether it clips."""
+        return {"shift": self.shift, "clip": self.clip}
 
     def knobs(self, scores: Tensor) -> Tensor:
         """Minus the shifts that matter for these gate logits, 2,001 of them."""
@@ -78,7 +80,7 @@ class SequentialGates(Policy):
 
     def turned(self, knob: float) -> "SequentialGates":
         """The gates shifted by minus the knob."""
-        return SequentialGates(-knob)
+        return SequentialGates(-knob, self.clip)
 
     def start(self, scores: Tensor) -> Memory:
         """Probability mass not yet taken, `(batch,)`."""
@@ -87,4 +89,4 @@ class SequentialGates(Policy):
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Compare the exit's share of the remaining mass, `min(g, rest) / rest`, with one half."""
         g = (scores + self.shift).sigmoid()
-        return 2 * g >= memory, (memory - g).clamp_min(0)
+        return 2 * g >= memory, (memory - g).clamp_min(0) if self.clip else memory

@@ -15,7 +15,7 @@ from eenet.backbones.base import State
 from eenet.costs import count_macs
 from eenet.errors import UserError
 from eenet.exits import find_exits
-from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known
+from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known, TreeStoppingGate
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
 from eenet.policies import PredictedErrors
@@ -142,12 +142,12 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
     @cached_property
     def costs(self) -> Costs:
         """MACs, counted on the float model, and BitOPs."""
-        if not isinstance(self.gate, ErrorGate):
+        if not isinstance(self.gate, ErrorGate | TreeStoppingGate):
             if type(self.gate) not in self._counted:
                 self._counted[type(self.gate)] = count_costs(self)
             return replace(self._counted[type(self.gate)], stage_bitops=self._stage_bitops(self.tree.full[0]))
         profiles = {
-            path: replace(self.parts, gates=self._predictors_passed(path), stage_bitops=self._stage_bitops(path))
+            path: replace(self.parts, gates=self._gates_passed(path), stage_bitops=self._stage_bitops(path))
             for path in self.tree.full
         }
         return TreeCosts.of(self.tree, profiles)
@@ -163,7 +163,9 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         widths = [width for width, stages in zip(path, self.segments, strict=True) for _ in stages]
         return tuple(part.bitops(width) for part, width in zip(self.stage_layers, widths, strict=True))
 
-    def _predictors_passed(self, path: Path) -> tuple[int, ...]:
+    def _gates_passed(self, path: Path) -> tuple[int, ...]:
+        if isinstance(self.gate, TreeStoppingGate):
+            return (self.gate.weight[0].numel(),) * (self.num_exits - 1)
         return tuple(self._macs_of_predictors[node] for node in self.tree.along(path)[:-1])
 
     @cached_property

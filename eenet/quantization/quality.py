@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.gates import ErrorGate, Known
-from eenet.metrics.statistics import reliability_bins
+from eenet.metrics.statistics import auroc, reliability_bins
 from eenet.quantization.predictors import brier
 from eenet.tree import Tree, path_name
 
@@ -123,29 +123,6 @@ def other_predictions(
             scores[:, node, reachable] = errors[:, reachable] if name == "oracle" else getattr(model, name)(rows)
         found[name] = scores
     return found
-
-
-def auroc(scores: Tensor, happened: Tensor) -> float | None:
-    """Area under the ROC curve, from the order of the scores alone.
-
-    Args:
-        scores: Higher where it is likelier to happen, on any scale, `(samples,)`: logits, as a sigmoid in float32 makes
-            different scores equal. Of equal ones each pair counts half.
-        happened: 0 or 1, `(samples,)`.
-
-    Returns:
-        `None` if everything or nothing happened, or a score is NaN, which has no place in an order.
-
-    Example:
-        >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
-        1.0
-    """
-    from sklearn.metrics import roc_auc_score
-
-    if scores.isnan().any() or not 0 < happened.sum() < len(happened):
-        return None
-    places = scores.unique(return_inverse=True)[1]  # infinite scores, which roc_auc_score refuses, have one too
-    return float(roc_auc_score(happened.cpu().numpy(), places.cpu().numpy()))
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float | None]:

@@ -3,7 +3,8 @@
 Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split`, `operating_points`, `exits`,
 `versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `balanced_accuracy` (the mean over
 classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width
-bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve),
+bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve), of
+early exits `failure_auroc` (of minus the confidence as a sign that the last disagrees; `null` where none or all do),
 `macs` (mean per sample), `macs_fraction` (of the plain backbone), the same of `bitops` where something is quantized,
 `stages_mean`, `exit_fractions` and `bins` (the reliability diagram); `paths`, the share of the samples by path, where
 they branch. After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.files import sha256, whole
-from eenet.metrics import choice_shares, summarise
+from eenet.metrics import choice_shares, failure_auroc, summarise
 from eenet.policies import Policy
 from eenet.profile import Costs, TreeCosts, mean_cost
 from eenet.tree import path_name
@@ -64,13 +65,18 @@ def evaluate(
 def static_exits(statistics: Tensor, costs: Costs, nodes: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """A row for each static exit: a network cut there, which runs no other head and no gate.
 
+    Early ones say as `failure_auroc` how well their confidence tells where the last exit will disagree.
+
     Args:
         statistics: Of every node, `(samples, nodes, 6)`.
         costs: Of the network's nodes.
         nodes: One for each exit, where there are others; the widest by default.
     """
     nodes, shares = nodes or widest_nodes(costs), torch.eye(len(costs.node_exits))
-    return [_row(f"exit {exit}", statistics[:, node], shares[node], costs, True) for exit, node in enumerate(nodes)]
+    rows = [_row(f"exit {exit}", statistics[:, node], shares[node], costs, True) for exit, node in enumerate(nodes)]
+    for row, node in zip(rows[:-1], nodes, strict=False):
+        row["failure_auroc"] = failure_auroc(statistics[:, node], statistics[:, nodes[-1]])
+    return rows
 
 
 def widest_nodes(costs: Costs) -> list[int]:

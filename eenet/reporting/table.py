@@ -15,12 +15,15 @@ def make_console() -> Console:
 
 
 def results_table(results: Results) -> Table:
-    """Accuracy, also with classes counted alike (balanced, macro F1), calibration and cost of every row."""
+    """Accuracy, also with classes counted alike (balanced, macro F1), calibration and cost of every row.
+
+    AUROC is of an exit's confidence as a sign that the last exit will disagree.
+    """
     table = Table(title=f"{results['method']} on {results['data']}, {results['split']} split, seed {results['seed']}")
     table.add_column("", overflow="fold")
     quantized = ["BitOPs %"] if any("bitops_fraction" in row for row in results["operating_points"]) else []
-    headings = ["accuracy %", "balanced %", "F1 %", "NLL", "ECE %", "Brier", "MACs", "MACs %", *quantized, "stages"]
-    headings.append("leaving at each exit %")
+    headings = ["accuracy %", "balanced %", "F1 %", "NLL", "ECE %", "AUROC %", "Brier", "MACs", "MACs %", *quantized]
+    headings += ["stages", "leaving at each exit %"]
     for heading in headings:
         table.add_column(heading, justify="right")
     if uncounted := results.get("costs", {}).get("uncounted"):
@@ -105,6 +108,7 @@ def _cells(row: dict[str, Any], shares: str) -> list[str]:
         *(f"{100 * row[key]:.2f}" for key in ("accuracy", "balanced_accuracy", "macro_f1")),
         f"{row['nll']:.3f}",
         f"{100 * row['ece']:.2f}",
+        "" if row.get("failure_auroc") is None else f"{100 * row['failure_auroc']:.1f}",
         f"{row['brier']:.3f}",
         si(row["macs"]),
         f"{100 * row['macs_fraction']:.1f}",

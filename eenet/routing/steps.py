@@ -156,6 +156,6 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
     leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
     return (
         Carried(state, logits if network.boosted else (), leave if network.tree.branches else gate, memory),
-        logits,
+        network.gate.answer(logits, gate),
         leave,
     )

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from eenet.cli.runs import open_run, read_split, read_training
 
 from eenet.calibration import Calibration
+from eenet.calibration.chooser import Chooser
 from eenet.calibration.points import CALIBRATION
+from eenet.calibration.wishes import Wishes
 from eenet.cli.main import main
+from eenet.features import FeatureOptions
+from eenet.policies import Threshold
 from tests.cli.test_cli import QUIET, failure, mistake, tiny
 
 
@@ -55,6 +61,7 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
         (["--budget", "0.5", "--quantile", "median"], "quantile = 'median': must be one of jei_dnn, textbook"),
         (["--budget", "0.5", "--risk", "0.1", "--delta", "0"], "delta = 0.0"),
         (["--budget", "0.5", "--policy", "scheduler", "--dearest"], "dearest"),
+        (["--risk", "0.1", "--policy", "geometric"], "geometric exit fractions are those of a budget"),
         (["--max-accuracy-drop", "-1"], "max-accuracy-drop = -1"),
         (["--max-accuracy-drop", "1", "--policy", "random"], "random routing takes"),
         (["--budget-macs", "1e15"], "budget-macs = 1000000000000000.0: is more than"),
@@ -146,3 +153,54 @@ def test_points_of_another_checkpoint_are_refused(
     assert "another checkpoint" in mistake(capsys, "test", *config, "--point", "all", "--ckpt_path", str(other))
     assert "point = 'nowhere'" in mistake(capsys, "test", *config, "--point", "nowhere")
     assert "eenet test" in mistake(capsys, "validate", *config, "--point", "all")
+
+
+def test_stopping_is_fitted_to_training_samples_and_used_as_any_policy(run: Path) -> None:
+    (run / CALIBRATION).unlink(missing_ok=True)
+    main(
+        ["calibrate", str(run), "--policy", "stopping", "--budget", "0.6", "--max-accuracy-drop", "50", "--risk", "0.5"]
+    )
+    main(["test", "--config", str(run / "config.yaml"), "--point", "all", *QUIET])
+    rows = json.loads((run / "results.json").read_text())["operating_points"]
+    assert [row["name"] for row in rows] == [
+        f"stopping-{wish}" for wish in ("budget-0.6", "max-accuracy-drop-50", "risk-0.5")
+    ]
+    for row in rows:
+        assert abs(row["macs_fraction"] - row["got"]["macs_fraction"]) < 0.1
+        assert len(row["conformal"]) == 3
+
+
+@torch.no_grad()
+def test_what_a_point_got_is_what_is_routed(run: Path) -> None:
+    opened = open_run(str(run))
+    network, split = opened.model.network, read_split(opened, "val")._replace(training=read_training(opened, 2000))
+    inputs, _ = zip(*opened.batches("val"), strict=True)
+    wishes = Wishes({"budget": [0.6], "budget-macs": [0.6 * network.costs.full]}, modes=("common",))
+    for name in ("stopping", "stopping_stateless", "stopping_recall", "geometric", "per_class"):
+        chooser = Chooser(network, Threshold([0.0] * 3), name, wishes, split, opened.chosen_on(len(split.labels)))
+        for wish, value in wishes:
+            point = chooser.point(wish, value)
+            behind = point.network(network)
+            routed = [behind.route(batch, point.policy) for batch in inputs]
+            assert 0.3 < point.got["macs_fraction"] <= 0.6
+            macs = torch.cat([found.macs for found in routed]).double().mean().item()
+            assert macs == pytest.approx(point.got["macs_fraction"] * network.costs.full)
+            right = torch.cat([found.logits for found in routed]).argmax(-1) == split.labels
+            assert right.double().mean().item() == pytest.approx(point.got["accuracy"])
+
+
+def test_training_samples_come_from_the_store_or_the_backbone(run: Path, tmp_path: Path) -> None:
+    opened = open_run(str(run))
+    few = read_training(opened, 50)
+    opened.model.features = FeatureOptions("disk", folder=str(tmp_path))
+    torch.testing.assert_close(read_training(opened, 50), few, atol=1e-5, rtol=0)
+    assert len(read_training(opened, 10**6)) == len(opened.data.dataset("train")) > 1000
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 1
+
+
+def test_stopping_on_too_few_training_samples_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eenet.cli.calibrate.read_training", lambda run, most: read_training(run, 20))
+    said = failure(capsys, "calibrate", str(run), "--policy", "stopping", "--budget", "0.6")
+    assert "policy = 'stopping': needs more than 35 training samples for its regressions and has 20" in said

@@ -14,6 +14,7 @@ from eenet.calibration.logits import blocks
 from eenet.calibration.wishes import Wishes
 from eenet.cli.main import main
 from eenet.files import sha256
+from tests.cli.test_cli import failure
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,18 @@ def test_a_budget_in_bitops_is_chosen_on_validation_and_tested(run: Path) -> Non
     assert [found["mode"] for found in row["conformal"]] == ["common", "per_exit", "per_exit_all"]
     exits = json.loads((run / "results.json").read_text())["exits"]
     assert all(exit["calibrated"]["temperature"] > 0 for exit in exits)
+
+
+def test_stopping_chooses_widths_and_exits_within_a_budget_in_bitops(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["calibrate", str(run), "--policy", "stopping", "--budget-bitops", "0.12"])
+    main(["test", "--config", str(run / "config.yaml"), "--point", "stopping-budget-bitops-0.12"])
+    (row,) = json.loads((run / "results.json").read_text())["operating_points"]
+    assert row["got"]["bitops_fraction"] <= 0.12
+    assert abs(row["bitops_fraction"] - row["got"]["bitops_fraction"]) < 0.02
+    assert row["chosen"]
+    assert failure(capsys, "calibrate", str(run), "--policy", "stopping_recall", "--budget", "0.5").count("of one path")
 
 
 def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_path: Path) -> None:

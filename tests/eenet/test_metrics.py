@@ -26,6 +26,7 @@ from eenet.metrics import (
     area_under_risk_coverage,
     class_figures,
     equal_mass_calibration_error,
+    failure_auroc,
     per_class,
     sample_statistics,
     summarise,
@@ -212,3 +213,15 @@ def test_predictions_and_labels_of_a_vocabulary_are_exact() -> None:
     statistics = sample_statistics(logits, labels)
     assert statistics[:, 4].tolist() == statistics[:, 5].tolist() == labels.tolist()
     assert summarise(statistics)["macro_f1"] == 1
+
+
+def test_early_exits_say_how_well_they_foresee_the_last_ones_disagreement() -> None:
+    statistics = sample_statistics(torch.randn(300, 3, 4), torch.randint(4, (300,)))
+    statistics[:, 0, 0] = statistics[:, 0, 0].round(decimals=1)  # ties count half
+    for exit in range(2):
+        disagrees = statistics[:, exit, 4] != statistics[:, 2, 4]
+        sure = statistics[:, exit, 0]
+        pairs = (sure[~disagrees][:, None] > sure[disagrees]).double()
+        pairs += (sure[~disagrees][:, None] == sure[disagrees]).double() / 2
+        assert failure_auroc(statistics[:, exit], statistics[:, 2]) == pytest.approx(pairs.mean().item())
+    assert failure_auroc(statistics[:, 2], statistics[:, 2]) is None

@@ -103,7 +103,7 @@ def test_weighted_sum_loss_is_linear_in_its_weights(logits: torch.Tensor, labels
 
 
 @pytest.mark.parametrize("tradeoff", [0.0, 0.3, 2.0, 100.0])
-@pytest.mark.parametrize("objective", ["ce", "zero_one", "prob"])
+@pytest.mark.parametrize("objective", ["ce", "zero_one", "prob", "prob_if_right"])
 def test_best_exits_and_targets_by_brute_force(
     objective: str, tradeoff: float, logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
@@ -116,6 +116,7 @@ def test_best_exits_and_targets_by_brute_force(
                 "ce": literal_ce(exit, label),
                 "zero_one": float(exit.index(max(exit)) != label),
                 "prob": -probabilities(exit)[label],
+                "prob_if_right": -max(probabilities(exit)) if exit.index(max(exit)) == label else 0.0,
             }[objective]
             totals.append(loss + tradeoff * cost)
         best.append(totals.index(min(totals)))

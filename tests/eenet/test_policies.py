@@ -1,13 +1,16 @@
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from eenet.calibration.class_thresholds import class_offsets
 from eenet.errors import UserError
 from eenet.policies import (
+    ClassThresholds,
     FixedExit,
     Patience,
     Policy,
@@ -71,6 +74,43 @@ def test_conditional_probabilities_rebuild_the_distribution(logits: torch.Tensor
     conditional = conditional_exit_probabilities(distribution)
     reach = torch.cat([torch.ones(len(logits), 1), (1 - conditional[:, :-1]).cumprod(1)], dim=1)
     torch.testing.assert_close(reach * conditional, distribution, atol=1e-6, rtol=0)
+
+
+@given(gate_logits)
+def test_without_the_clip_a_sample_leaves_where_a_gate_is_at_least_one_half(logits: torch.Tensor) -> None:
+    predictions = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.long)
+    halves = (logits.sigmoid() >= 0.5).tolist()
+    expected = [row.index(True) if any(row) else len(row) for row in halves]
+    assert SequentialGates(clip=False).exits(predictions, logits).tolist() == expected
+    assert SequentialGates(clip=False).turned(0.5).arguments() == {"shift": -0.5, "clip": False}
+
+
+def test_per_class_thresholds_by_brute_force_at_every_setting() -> None:
+    predictions, scores = torch.randint(3, (40, 4)), torch.rand(40, 3)
+    policy = ClassThresholds(0.4, [0.0, 0.1, 0.3])
+    knobs = policy.knobs(scores)[::50]
+    departures = policy.departures(predictions, scores, knobs)
+    for place, knob in enumerate(knobs.tolist()):
+        expected = []
+        for classes, row in zip(predictions.tolist(), scores.double().tolist(), strict=True):
+            reached = [row[exit] - policy.offsets[classes[exit]].item() >= knob for exit in range(3)]
+            expected.append(reached.index(True) if any(reached) else 3)
+        assert policy.turned(knob).exits(predictions, scores).tolist() == expected
+        assert [int((row <= place).sum()) for row in departures] == expected
+    assert set(policy.turned(knobs[0].item()).exits(predictions, scores).tolist()) == {0}
+
+
+def test_classes_that_are_told_apart_more_clearly_have_lower_thresholds() -> None:
+    logits, labels = torch.randn(90, 2, 3), torch.arange(3).repeat(30)
+    logits[torch.arange(90), :, labels] += torch.tensor([3.0, 0.5, 1.5])[labels].unsqueeze(1)
+    p = torch.softmax(logits, -1).double().numpy().mean(1)
+    clear = []
+    for label in range(3):
+        top = np.sort(p[(labels == label).numpy()].mean(0))
+        clear.append(top[-1] - top[-2])
+    expected = [(max(clear) - value) / (max(clear) - min(clear)) for value in clear]
+    assert class_offsets(logits, labels).tolist() == pytest.approx(expected, abs=1e-6)
+    assert expected.index(0.0) == 0
 
 
 @given(gate_logits, st.floats(0, 5))

@@ -14,6 +14,7 @@ from eenet.calibration import (
     policy_for_risk,
     standard_error,
 )
+from eenet.calibration.geometric import fit_geometric, geometric_shares, thresholds_for_shares
 from eenet.errors import UnmetError, UserError
 from eenet.policies import FixedExit, Patience, Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
@@ -157,3 +158,17 @@ def test_the_scheduler_beats_random_order_and_keeps_its_budget() -> None:
     assert scheduled.right(policy).float().mean() > at_random + 0.05
     again = fit_scheduler(logits, labels, steps=100)
     assert all(torch.equal(a, b) for a, b in zip(gate.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.8])
+def test_geometric_shares_spend_the_budget_and_the_next_ratio_breaks_it(budget: float) -> None:
+    scored = make_scored(torch.randn(4000, 2))
+    policy = fit_geometric(scored, budget)
+    shares = (scored.exits(policy).bincount(minlength=3) / 4000).double()
+    ratio = (shares[2] / shares[1]).item()
+    assert shares[1] / shares[0] == pytest.approx(ratio, rel=0.05)
+    assert scored.cost(policy) <= budget
+    dearer = thresholds_for_shares(scored.scores, geometric_shares(ratio * 1.1, 3))
+    assert scored.cost(dearer) > budget
+    with pytest.raises(UnmetError, match=r"geometric shares cost at least 0\.25"):
+        fit_geometric(scored, 0.2)

@@ -10,9 +10,9 @@ from torch import Tensor
 from eenet.calibration.curves import Point, point_for_budget
 from eenet.errors import UserError
 from eenet.gates import ErrorPredictor, Known, uncertainty_statistics
+from eenet.metrics import auroc
 from eenet.quantization import SimplePredictors, fit_predictor
 from eenet.quantization.predictors import brier, cluster_rates, cluster_targets
-from eenet.quantization.quality import auroc
 
 RATES = torch.tensor([[0.02, 0.05, 0.3], [0.9, 0.1, 0.2], [0.5, 0.6, 0.05], [0.1, 0.9, 0.8]])
 """Error rates of three paths in four groups of samples."""

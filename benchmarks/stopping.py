@@ -1,0 +1,191 @@
+"""Optimal stopping against thresholds and learned gates, on finished runs that keep their features on disk.
+
+    python benchmarks/stopping.py --runs runs/stopping/* --rows runs/stopping/rows.jsonl
+    python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --table
+    python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --speed
+
+Points are chosen on the validation split and judged on the test split, whose logits come from stored features; routing
+gives the same (a test). A row is written for each run and policy and not made again.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from eenet.cli.runs import Run, open_run
+from scipy.stats import t as student
+from torch import Tensor
+
+from datamodules.features import FeatureLoaders
+from eenet.backbones import CifarResNet
+from eenet.calibration.candidates import STOPPING, Split, stopping_gate
+from eenet.calibration.chooser import Chooser
+from eenet.calibration.stopping import fit_stopping, leaving_losses
+from eenet.calibration.wishes import Wishes, grant
+from eenet.features import feature_options
+from eenet.gates import ConfidenceGate, StoppingGate, UncertaintyGate
+from eenet.inference_modules import MLPHead
+from eenet.metrics import sample_statistics
+from eenet.metrics.statistics import summarise
+from eenet.network import EarlyExitNetwork
+from eenet.policies import Policy, SequentialGates, Threshold
+from eenet.reporting import gather_exits
+
+BUDGETS = [0.15, 0.25, 0.35, 0.5]
+POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", *STOPPING]
+
+
+@torch.no_grad()
+def read(run: Run, split: str) -> tuple[Tensor, Tensor]:
+    """All exits' logits, `(samples, exits, classes)`, and labels of a split."""
+    table = FeatureLoaders(run.data, run.model.network, feature_options("disk")).table(split)  # type: ignore[arg-type]
+    batches = [table[rows] for rows in torch.arange(len(table)).split(4096)]
+    logits = torch.cat([run.model.network.exit_logits(extracted) for extracted, _ in batches])
+    return logits, torch.cat([labels for _, labels in batches])
+
+
+def judge(logits: Tensor, labels: Tensor, exits: Tensor, fractions: Tensor) -> dict[str, float]:
+    """Figures of samples that leave at some exits with some answers."""
+    rows = gather_exits(sample_statistics(logits, labels), exits)
+    found = summarise(rows)
+    return {key: found[key] for key in ("accuracy", "nll", "ece")} | {"cost": fractions[exits].mean().item()}
+
+
+def clairvoyant(logits: Tensor, fractions: Tensor, tradeoff: float) -> Tensor:
+    """The exits of least loss of leaving plus priced cost, of a router that sees all logits and no label."""
+    return (leaving_losses(logits) + tradeoff * fractions).argmin(1)
+
+
+def rows_of(folder: Path, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """A row for each policy of a run that has none yet."""
+    run = open_run(str(folder))
+    network, own = run.model.network, next(iter(run.model.policies().values()))
+    names = [*POLICIES, *(["own"] if run.model.method == "jei_dnn" else []), "clairvoyant"]
+    names = [name for name in names if (str(folder), name) not in done]
+    if not names:
+        return
+    train, val, test = (read(run, split) for split in ("train", "val", "test"))
+    split, wishes = Split(*val, training=train[0]), Wishes({"budget": BUDGETS}, alphas=[])
+    for name in names:
+        row: dict[str, Any] = {"run": str(folder), "policy": name, "points": {}}
+        start = time.process_time()
+        if name == "clairvoyant":
+            fractions = network.costs.fractions()
+            for budget in BUDGETS:
+                prices = torch.logspace(-4, 1, 400).tolist()
+                kept = [p for p in prices if fractions[clairvoyant(val[0], fractions, p)].mean() <= budget]
+                row["points"][budget] = judge(*test, clairvoyant(test[0], fractions, min(kept)), fractions)
+            yield row
+            continue
+        chooser = Chooser(network, own, name, wishes, split, run.chosen_on(len(val[1])))  # type: ignore[arg-type]
+        for point in grant(name, wishes, chooser.point).points.values():
+            gate = point.network(network).gate
+            early = test[0][:, :-1]
+            with torch.no_grad():
+                scores, answers = gate(early), torch.cat([gate.answers(early), test[0][:, -1:]], dim=1)
+            exits = point.policy.exits(answers.argmax(-1), scores)
+            fractions = point.network(network).costs.fractions()
+            row["points"][point.asked["budget"]] = judge(answers, test[1], exits, fractions)
+        row["seconds"] = time.process_time() - start
+        if name == "stopping":
+            start = time.process_time()
+            fit_stopping(stopping_gate(network, name), train[0], network.costs.fractions())  # type: ignore[arg-type]
+            row |= {"fit_seconds": time.process_time() - start, "fit_samples": len(train[0])}
+        yield row
+
+
+@torch.no_grad()
+def speed(rounds: int = 400) -> Iterator[str]:
+    """Processor time of routing one sample through all exits of a ResNet-14, paired with JEI-DNN's gates."""
+    network = EarlyExitNetwork(
+        CifarResNet(14, 10, 28, 1), inference_module=lambda dim, classes: MLPHead(dim, classes, 64)
+    )
+    gates = network.num_exits - 1
+    contenders: dict[str, tuple[Any, Policy]] = {"jei_dnn": (UncertaintyGate(gates), SequentialGates(-1e3))}
+    nobody = Threshold([float("inf")] * gates)
+    contenders["max_probability"] = ConfidenceGate(gates), nobody
+    contenders |= {name: (StoppingGate(gates, 10, **options), nobody) for name, options in STOPPING.items()}
+    image, times = torch.randn(1, 1, 28, 28), defaultdict(list)
+    networks = {name: (network.with_gate(gate).eval(), policy) for name, (gate, policy) in contenders.items()}
+    for _ in range(rounds):
+        for name, (routed, policy) in networks.items():
+            start = time.process_time()
+            assert routed.route(image, policy).exits.item() == gates
+            times[name].append(time.process_time() - start)
+    for name, found in times.items():
+        ratios = sorted(own / other for own, other in zip(found, times["jei_dnn"], strict=True))
+        quartiles = ", ".join(f"{ratios[len(ratios) * part // 4]:.3f}" for part in (1, 2, 3))
+        yield f"{name}: {1e3 * statistics.median(found):.2f} ms; against jei_dnn, quartiles {quartiles}"
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Figures of every method and policy over its seeds, and differences from the best threshold, paired over seeds."""
+    groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        method, _, seed = row["run"].rpartition("_seed")
+        groups[Path(method).name][row["policy"]][seed] = row["points"]
+    for method, policies in groups.items():
+        yield f"\n{method}: accuracy % (cost %), NLL"
+        yield "| policy | " + " | ".join(f"{budget:g}" for budget in BUDGETS) + " |"
+        yield "| --- |" + " --- |" * len(BUDGETS)
+        for name, seeds in policies.items():
+            cells = []
+            for budget in map(str, BUDGETS):
+                points = [points[budget] for points in seeds.values() if budget in points]
+                cells.append(cell(points) if points else "cannot be met")
+            yield f"| {name} | " + " | ".join(cells) + " |"
+        for rival in ("max_probability", "entropy", "margin", "own"):
+            for name in STOPPING:
+                if rival in policies and name in policies:
+                    yield f"{name} less {rival}: " + "; ".join(difference(policies, name, rival, b) for b in BUDGETS)
+
+
+def cell(points: list[dict[str, float]]) -> str:
+    """Mean and standard deviation over seeds."""
+    accuracy = [100 * point["accuracy"] for point in points]
+    spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+    mean = {key: statistics.mean(point[key] for point in points) for key in ("cost", "nll", "ece")}
+    return f"{statistics.mean(accuracy):.2f}{spread} ({100 * mean['cost']:.1f}), {mean['nll']:.3f}"
+
+
+def difference(policies: dict[str, dict[str, Any]], name: str, rival: str, budget: float) -> str:
+    """Points of accuracy and NLL between two policies, with the 95 % interval of the mean over seeds."""
+    said, seeds = [], [seed for seed in policies[name] if seed in policies[rival]]
+    for key, scale in (("accuracy", 100), ("nll", 1)):
+        values = [
+            scale * (policies[name][seed][str(budget)][key] - policies[rival][seed][str(budget)][key]) for seed in seeds
+        ]
+        half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+        said.append(f"{key} {statistics.mean(values):+.3f} ± {half:.3f}")
+    return f"{budget:g}: {', '.join(said)}"
+
+
+def main() -> None:
+    """Make the rows that are missing, or print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="*", default=[], type=Path)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.is_file() else []
+    done = {(row["run"], row["policy"]) for row in rows}
+    for folder in options.runs:
+        for row in rows_of(folder, done):
+            with options.rows.open("a") as file:
+                print(json.dumps(row), file=file, flush=True)
+    if options.speed:
+        print("\n".join(speed()))
+    if options.table:
+        print("\n".join(tables(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Optimal stopping with learned values: at which exits leaving costs less than the best way on, without labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet.calibration.logits import Logits, spread, take
+from eenet.errors import UserError
+from eenet.gates import StoppingGate, TreeStoppingGate
+from eenet.gates.stopping import describe
+from eenet.tree import Tree
+
+TRADEOFFS: list[float] = torch.logspace(-2.6, 0.2, 26, dtype=torch.float64).tolist()
+"""Values of lambda that are compared: prices of the full network's cost in units of the loss of leaving."""
+
+RIDGE = 1e-3
+"""Added to the diagonal of the inputs' correlations."""
+
+NEVER = 1e9
+"""Score of a way on that is not there."""
+
+FIT_BYTES = 2**28
+"""Bytes of what is known of the samples at all exits, above which values are fitted to some of the samples."""
+
+
+class StoppingValues:
+    """Gates for several values of lambda, all fitted to the same samples.
+
+    Args:
+        tradeoffs: The values of lambda.
+        gates: One for each.
+    """
+
+    def __init__(self, tradeoffs: Sequence[float], gates: Sequence[Any]) -> None:
+        self.tradeoffs, self.gates = list(tradeoffs), list(gates)
+        self.num_gates = gates[0].num_gates
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """What all gates say, the last axis being the lambdas, from `(batch, gates, classes)`."""
+        first = self.gates[0]
+        if not isinstance(first, StoppingGate):
+            return torch.stack([gate(logits) for gate in self.gates], dim=-1)
+        memory, scores = first.start(logits[:, 0]), []
+        for exit in range(self.num_gates):  # what is known is the same for all
+            known, passed = first.known(logits[:, exit], memory)
+            found = [gate.score(exit, logits[:, exit], known, passed) for gate in self.gates]
+            scores.append(torch.stack([score for score, _ in found], dim=-1))
+            memory = found[0][1]
+        return torch.stack(scores, dim=1)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What a sample is answered with at every exit; no lambda changes it."""
+        return self.gates[0].answers(logits)
+
+
+def most_samples(gate: StoppingGate | TreeStoppingGate) -> int:
+    """How many samples `fit_stopping` reads at most."""
+    return max(1, FIT_BYTES // (4 * max(1, gate.num_gates) * gate.num_inputs))
+
+
+def leaving_losses(logits: Tensor, best: int = -1) -> Tensor:
+    """Loss of leaving at each node, without labels: one minus the full network's probability of the node's prediction.
+
+    Args:
+        logits: `(samples, nodes, classes)`.
+        best: The node of the full network.
+
+    Returns:
+        Float64 `(samples, nodes)`.
+
+    Example:
+        >>> logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
+        >>> leaving_losses(logits).tolist()
+        [[0.5, 0.5, 0.5]]
+    """
+    return 1 - logits[:, best].double().softmax(-1).gather(1, logits.argmax(-1))
+
+
+def fit_stopping(
+    gate: StoppingGate | TreeStoppingGate, logits: Logits, costs: Tensor, tradeoffs: Sequence[float] = TRADEOFFS
+) -> StoppingValues:
+    """Fit values by backward induction, for several prices of the cost at once.
+
+    A node's value is what the best way on from it costs: loss of leaving somewhere plus priced cost. From the last
+    early node to the first a ridge regression on what is known there predicts for each way on how much dearer it is
+    than leaving; samples for which all are at least 0 leave, the others go the best way, and what they pay is their
+    value for the nodes before.
+
+    Args:
+        gate: What is known at a node; its weights are of no account.
+        logits: Of all nodes on training samples, `(samples, nodes, classes)`; above `most_samples` some stand for all.
+        costs: Of leaving at each node as fractions of the full network's, in any unit, `(nodes,)`.
+        tradeoffs: Values of lambda.
+
+    Raises:
+        UserError: The features are of another network, there are no more samples than inputs, or a lambda is no price.
+    """
+    tree = gate.tree if isinstance(gate, TreeStoppingGate) else Tree.chain(gate.num_gates + 1)
+    samples, nodes, classes = logits.shape
+    if (nodes, classes) != (len(tree.nodes), gate.num_classes) or nodes != len(costs):
+        own = f"this one has {len(tree.nodes)} of {gate.num_classes} classes, and {len(costs)} costs"
+        raise UserError("features", f"{nodes} exits of {classes} classes", f"are of another network; {own}")
+    if not tradeoffs or not all(0 <= price < float("inf") for price in tradeoffs):
+        raise UserError("tradeoffs", list(tradeoffs), "must be one or more prices of at least 0")
+    if samples <= gate.num_inputs:
+        problem = f"needs more than {gate.num_inputs} training samples for its regressions and has {samples}"
+        raise UserError("policy", "stopping", f"{problem}; use --policy max_probability")
+    chosen = take(logits, spread(samples, most_samples(gate), torch.device("cpu")))
+    losses = leaving_losses(chosen, tree.index[tree.full[0]])
+    known, better = _read(gate, chosen, losses)
+    leaving = losses.unsqueeze(2) + torch.tensor(list(tradeoffs), dtype=torch.float64) * costs.double().unsqueeze(1)
+    values = {node: leaving[:, node] for node in range(tree.num_early, nodes)}
+    gates: list[Any] = [type(gate)(**gate.arguments()).eval() for _ in tradeoffs]
+    for node in reversed(range(tree.num_early)):
+        ways = tree.children(node)
+        found = [ridge(known[node], values[way] - leaving[:, node]) for way in ways]
+        scores = torch.stack([known[node].double() @ weight + bias for weight, bias in found])
+        best, way = scores.min(0)
+        on = torch.stack([values.pop(way) for way in ways]).gather(0, way.unsqueeze(0)).squeeze(0)
+        values[node] = torch.where(best >= 0, leaving[:, node], on)
+        for number, fitted in enumerate(gates):
+            rows = [(weight[:, number], bias[number]) for weight, bias in found] + better[node : node + 1]
+            fitted.weight[node, : len(rows)] = torch.stack([weight for weight, _ in rows])
+            fitted.bias[node] = NEVER
+            fitted.bias[node, : len(rows)] = torch.stack([bias for _, bias in rows])
+    return StoppingValues(tradeoffs, gates)
+
+
+def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge regression on standardised inputs, whose weights are given for the inputs as they are.
+
+    Args:
+        inputs: `(samples, inputs)`; one that never changes gets no weight.
+        targets: Float64 `(samples, outputs)`.
+
+    Returns:
+        Float64 weights `(inputs, outputs)` and biases `(outputs,)`.
+
+    Example:
+        >>> weight, bias = ridge(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]], dtype=torch.float64))
+        >>> round(weight.item(), 3), round(bias.item(), 3)
+        (1.998, 1.001)
+    """
+    x = inputs.double()
+    mean, spread = x.mean(0), x.std(0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, float("inf"))
+    x = (x - mean) / spread
+    correlations = x.T @ x / len(x)
+    correlations.diagonal().add_(RIDGE)
+    weight = torch.linalg.solve(correlations, x.T @ (targets - targets.mean(0)) / len(x)) / spread.unsqueeze(1)
+    return weight, targets.mean(0) - mean @ weight
+
+
+def _read(
+    gate: StoppingGate | TreeStoppingGate, logits: Tensor, losses: Tensor
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """What is known at each early node, `(samples, inputs)`.
+
+    With recall also the weights and bias by which each exit's answer takes the place of the one before, and the losses
+    become those of the answers.
+    """
+    better = list[tuple[Tensor, Tensor]]()
+    if isinstance(gate, TreeStoppingGate):
+        return [describe(logits[:, node]) for node in range(gate.num_gates)], better
+    known, memory = torch.empty(gate.num_gates, len(logits), gate.num_inputs), gate.start(logits[:, 0])
+    for exit in range(gate.num_gates):
+        known[exit], memory = gate.known(logits[:, exit], memory)
+        if gate.recall:
+            own = losses[:, exit : exit + 1]
+            kept = 1 - logits[:, -1].double().softmax(-1).gather(1, memory.answer.argmax(-1, keepdim=True))
+            weight, bias = ridge(known[exit], kept - own)
+            takes = known[exit].double() @ weight + bias >= 0
+            better.append((weight.squeeze(1), bias.squeeze(0)))
+            losses[:, exit : exit + 1] = torch.where(takes, own, kept)
+            memory = memory._replace(answer=torch.where(takes, logits[:, exit], memory.answer))
+    return list(known), better
