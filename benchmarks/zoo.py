@@ -59,9 +59,17 @@ PICKED = {
 SHRUNK = {
     "timm:deepseek_vit_412m": {"img_size": 224, "depth": 4}, "timm:gemma4_vit_167m": {"img_size": 224, "depth": 4},
     "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 256},
-    "timm:sam2_hiera_tiny": {"img_size": 256},
+    "timm:sam2_hiera_tiny": {"img_size": 256}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
 }  # fmt: skip
 """Arguments of models that are large at any name."""
+
+PIXELS = {
+    "timm:naflexvit_base_patch16_gap": 128,
+    "timm:csatv2": 256,
+    "timm:nasnetalarge": 224,
+    "timm:pnasnet5large": 224,
+}
+"""Sides of images of models that take any."""
 
 
 def models() -> dict[str, int]:
@@ -116,8 +124,10 @@ def measure(name: str, weight: int, part: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name, "weight": weight, "part": part}
     begin = time.process_time()
     try:
+        wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
+        shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
         with source(name) as (model, options):
-            backbone = Traced(model, arguments=options, exits_at={"fractions": list(FRACTIONS)}, example_tokens=16)
+            backbone = Traced(model, input_shape=shape, arguments=options, **wish)
         row |= {"attach": attached, "training": trained, "onnx": exported}[part](backbone.eval())
     except UserError as error:
         row["refused"] = str(error)
@@ -275,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=Path("zoo.jsonl"), help="file of one JSON row per model")
     parser.add_argument("--model", help="measure this one and print its row")
-    parser.add_argument("--seconds", type=int, default=300, help="processor time for one model")
+    parser.add_argument("--seconds", type=int, default=120, help="processor time for one model")
     parser.add_argument("--gigabytes", type=int, default=14, help="memory for one model")
     parser.add_argument("--part", choices=["attach", "training", "onnx"], default="attach", help="what is measured")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")

@@ -10,6 +10,7 @@ import torch
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.traced import Traced
+from eenet.backbones.traced.models import FORMS
 from eenet.cli.configs import find_config
 from eenet.cli.parsing import Parser
 from eenet.errors import UserError
@@ -41,6 +42,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--formats", type=bool, default=True, help="try every format of `eenet export`")
     options = parser.parse_args(args)
     config = find_config(options.model)
+    if config is None and ":" not in options.model:
+        raise UserError("model", options.model, f"is no configuration that is there; a model must be {FORMS}")
     if config is not None:
         backbone = backbone_of(config, options.weights)
     else:
