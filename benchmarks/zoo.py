@@ -16,11 +16,11 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import resource
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -144,8 +144,10 @@ def attached(backbone: Any) -> dict[str, Any]:
     inputs, reached = backbone.samples(), stage_fractions(backbone)
     with torch.no_grad():
         exact = torch.equal(original(backbone, inputs), backbone(inputs))
+    written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
     return {
         "exact": exact,
+        "operators": sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written))),
         "exits": backbone.num_stages,
         "far": round(max(abs(found - wish) for found, wish in zip(reached, FRACTIONS, strict=False)), 4),
         "live": max(len(point.shapes) for point in backbone.plan.points[:-1]),
@@ -254,30 +256,76 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table of the docs."""
-    heads = (
-        "source",
-        "tried",
-        "attach",
-        "by entrypoints",
-        "bit for bit",
-        "rows dropped",
-        "training",
-        "within 8 %",
-        "ONNX",
+    """The tables of the docs: a summary by library, what is refused, and a line for each model."""
+    models = merged(rows)
+    heads = ["library", "models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "become ONNX"]
+    yield from lines(heads, (summary(library, models) for library in ("timm", "torchvision", "transformers")))
+    yield ""
+    rest = [(name, parts) for name, parts in models.items() if "exact" not in parts["attach"]]
+    reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
+    yield from lines(["does not attach", "reason"], reasons)
+    yield ""
+    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX"]
+    yield from lines(heads, (line(name, parts) for name, parts in models.items() if "exact" in parts["attach"]))
+
+
+def merged(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of each model by their part, where it was tried at all."""
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        models.setdefault(row["model"], {})[row["part"]] = row
+    return {name: parts for name, parts in sorted(models.items()) if "attach" in parts}
+
+
+def summary(library: str, models: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Counts of one library."""
+    own = [parts for name, parts in models.items() if name.startswith(f"{library}:")]
+    fit = [parts for parts in own if parts["attach"].get("exits", 0) > len(FRACTIONS)]
+    weights, fitting = (sum(parts["attach"]["weight"] for parts in some) for some in (own, fit))
+    exact, near = (
+        sum(test(parts["attach"]) for parts in fit)
+        for test in (lambda row: row["exact"], lambda row: row["far"] <= NEAR)
     )
+    trains = [alike(parts["training"]) for parts in fit if "training" in parts]
+    onnx = [not said(parts["onnx"]) for parts in fit if "onnx" in parts]
+    share = f"{fitting} of {weights} ({100 * fitting / max(weights, 1):.1f} %)"
+    counts = (len(fit), exact, near, f"{sum(trains)} of {len(trains)}", f"{sum(onnx)} of {len(onnx)}")
+    return [library, str(len(own)), str(counts[0]), share, *map(str, counts[1:])]
+
+
+def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
+    """What was measured of one model; empty where it was not."""
+    row = parts["attach"]
+    trains = "training" in parts and ("yes" if alike(parts["training"]) else said(parts["training"]) or "no")
+    onnx = "onnx" in parts and (said(parts["onnx"]) or "yes")
+    after = ", ".join(f"`{stage}`" for stage in row["names"][:-1])
+    return [
+        f"`{name}`",
+        str(row["weight"]),
+        after,
+        f"{100 * row['far']:.1f}",
+        str(row["live"]),
+        trains or "",
+        onnx or "",
+    ]
+
+
+def alike(row: dict[str, Any]) -> bool:
+    """Whether logits in training are the model's, and gradients reach the same parameters."""
+    return row.get("exact") is True and row.get("gradients") is True
+
+
+def said(row: dict[str, Any]) -> str:
+    """Why something did not work."""
+    return next((row[key] for key in ("refused", "crashed", "problem") if row.get(key)), "")
+
+
+def lines(heads: list[str], cells: Iterable[list[str]]) -> Iterator[str]:
+    """A table of Markdown."""
     yield f"| {' | '.join(heads)} |"
     yield "| --- " * len(heads) + "|"
-    for source, count in Counter(row["model"].partition(":")[0] for row in rows).items():
-        own = [row for row in rows if row["model"].startswith(f"{source}:")]
-        fit = [row for row in own if "exact" in row]
-        weights, fitting = (sum(row["weight"] for row in part) for part in (own, fit))
-        near = sum(row["far"] <= NEAR for row in fit)
-        exact, kept, trained = (sum(row[key] is True for row in fit) for key in ("exact", "rows", "training"))
-        tried = [row["onnx"] == "" for row in fit if "onnx" in row]
-        onnx = f"{sum(tried)} of {len(tried)}"
-        cells = (count, len(fit), f"{fitting}/{weights}", exact, kept, trained, near, onnx)
-        yield f"| {source} | " + " | ".join(map(str, cells)) + " |"
+    for row in cells:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
 
 
 def main() -> None:
