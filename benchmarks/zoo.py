@@ -144,15 +144,20 @@ def attached(backbone: Any) -> dict[str, Any]:
     inputs, reached = backbone.samples(), stage_fractions(backbone)
     with torch.no_grad():
         exact = torch.equal(original(backbone, inputs), backbone(inputs))
-    written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
     return {
         "exact": exact,
-        "operators": sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written))),
         "exits": backbone.num_stages,
         "far": round(max(abs(found - wish) for found, wish in zip(reached, FRACTIONS, strict=False)), 4),
         "live": max(len(point.shapes) for point in backbone.plan.points[:-1]),
         "names": backbone.stage_names,
+        "operators": operators(backbone),
     }
+
+
+def operators(backbone: Any) -> list[str]:
+    """The operators of the captured graph."""
+    written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
+    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written)))
 
 
 def trained(backbone: Any) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def exported(backbone: Any) -> dict[str, Any]:
     from eenet.network import EarlyExitNetwork
 
     network = EarlyExitNetwork(backbone, gate=ConfidenceGate).eval()
-    return {"problem": exportable(network, example_of(backbone), "onnx")}
+    return {"problem": exportable(network, example_of(backbone), "onnx"), "operators": operators(backbone)}
 
 
 @contextmanager

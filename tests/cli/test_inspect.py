@@ -64,7 +64,7 @@ model:
       init_args:
         backbone:
           class_path: eenet.backbones.Traced
-          init_args: {model: "mine.py:Net", num_classes: 5, input_shape: [1, 8, 8]}
+          init_args: {model: "mine.py:Net", num_classes: 10, input_shape: [1, 8, 8]}
         exits: [0]
         gate: {class_path: eenet.gates.ConfidenceGate}
 data: {class_path: datamodules.Digits}
@@ -75,7 +75,7 @@ def test_a_configuration_is_inspected_before_its_run_exists(here: Path, capsys: 
     Path("mine.yaml").write_text(CONFIG)
     main(["inspect", "mine.yaml"])
     said = capsys.readouterr().out
-    assert f"{64 * 9 * 4 + 64 * 9 * 16 + 256 * 5:,} MACs in all" in said
+    assert f"{64 * 9 * 4 + 64 * 9 * 16 + 256 * 10:,} MACs in all" in said
     assert "export as torch: yes" in said
     assert "export as onnx: yes" in said
 
