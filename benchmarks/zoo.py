@@ -1,23 +1,27 @@
-"""Put exits on the models of timm, torchvision and transformers, one process each, and count what attaches.
+"""Put exits on the models of timm, torchvision and transformers, one at a time, and count what attaches.
 
-    python benchmarks/zoo.py --rows zoo.jsonl                 # goes on where it was stopped
-    python benchmarks/zoo.py --rows zoo.jsonl --table         # prints the table of the docs
-    python benchmarks/zoo.py --rows zoo.jsonl --model timm:resnet18
+    python benchmarks/zoo.py --rows zoo.jsonl                   # goes on where it was stopped
+    python benchmarks/zoo.py --rows zoo.jsonl --part training   # or `onnx`, of those that attach
+    python benchmarks/zoo.py --rows zoo.jsonl --table           # prints the tables of the docs
+    python benchmarks/zoo.py --model timm:resnet18
 
-The smallest model (by name of size) of each module of timm stands for the module's entrypoints, whose number is its
-weight. Weights are random. Each row says whether the stages equal the model bit for bit, in evaluation and in training
-with the same seed, whether gradients reach every parameter that the model's own do, whether rows can be dropped, how
-far the cuts are from a quarter, half and three quarters of the MACs, and with `--onnx` whether ONNX takes the exits.
+One small model of each module of timm and torchvision stands for the module's entrypoints, whose number is its weight;
+models of transformers are saved as a folder and read from there. Weights are random. Each row says whether the stages
+equal the model bit for bit, how far the cuts are from a quarter, half and three quarters of the MACs; with `training`
+whether logits are the model's with the same seed and gradients reach the same parameters; with `onnx` whether ONNX
+takes the exits. Every model runs on one thread, in a process that is bounded in processor time and memory.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import re
+import resource
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -41,30 +45,53 @@ NAMES = {
 }
 
 
+PICKED = {
+    "byobnet": "mobileone_s0", "cspnet": "cs3darknet_focus_s", "efficientnet": "efficientnet_b0",
+    "fasternet": "fasternet_t0", "iformer": "iformer_s", "nfnet": "nf_regnet_b0", "regnet": "regnetx_002",
+    "resnet": "resnet18",
+    "sequencer": "sequencer2d_s", "tresnet": "tresnet_m", "vision_transformer": "vit_tiny_patch16_224",
+    "vision_transformer_relpos": "vit_relpos_small_patch16_224",
+    "torchvision.models.swin_transformer": "swin_t", "torchvision.models.vision_transformer": "vit_b_16",
+    "torchvision.models.regnet": "regnet_x_400mf", "torchvision.models.mnasnet": "mnasnet0_5",
+}  # fmt: skip
+"""Stand for their module where no name says which is smallest."""
+
+SHRUNK = {
+    "timm:deepseek_vit_412m": {"img_size": 224, "depth": 4}, "timm:gemma4_vit_167m": {"img_size": 224, "depth": 4},
+    "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 256},
+    "timm:sam2_hiera_tiny": {"img_size": 256}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
+}  # fmt: skip
+"""Arguments of models that are large at any name."""
+
+PIXELS = {
+    "timm:naflexvit_base_patch16_gap": 128,
+    "timm:csatv2": 256,
+    "timm:nasnetalarge": 224,
+    "timm:pnasnet5large": 224,
+}
+"""Sides of images of models that take any."""
+
+
 def models() -> dict[str, int]:
-    """What is tried, the smallest first, and how many entrypoints each stands for."""
+    """What is tried, what stands for most first, and how many entrypoints each stands for."""
     import timm
     import torchvision
 
-    found: dict[str, tuple[float, int]] = {}
-    for module in timm.list_modules():
-        names = timm.list_models(module=module)
-        if names:
-            smallest = min(names, key=_size)
-            found[f"timm:{smallest}"] = (_size(smallest), len(names))
-    families: dict[str, list[str]] = {}
+    families = {("timm", module): timm.list_models(module=module) for module in timm.list_modules()}
     for name in torchvision.models.list_models(torchvision.models):
-        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
-    for names in families.values():
-        smallest = min(names, key=_size)
-        found[f"torchvision:{smallest}"] = (_size(smallest), len(names))
-    found |= {f"transformers:{name}": (-1.0, 1) for name in (*TEXTS, *IMAGES)}
-    return {name: weight for name, (_, weight) in sorted(found.items(), key=lambda item: item[1][0])}
+        module = torchvision.models.get_model_builder(name).__module__
+        families.setdefault(("torchvision", module), []).append(name)
+    found = {f"transformers:{name}": 1 for name in (*TEXTS, *IMAGES)}
+    for (source, module), names in families.items():
+        if names:
+            real = [name for name in names if not name.startswith("test_")] or names
+            found[f"{source}:{PICKED.get(module) or min(real, key=_size)}"] = len(names)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _size(name: str) -> float:
     """How large a model is, by its name."""
-    words = ("femto", "atto", "pico", "nano", "test", "micro", "xxs", "xs", "tiny", "mini", "small", "b0", "lite", "s")
+    words = ("femto", "atto", "pico", "nano", "micro", "xxs", "xs", "tiny", "mini", "small", "b0", "lite", "s")
     ranks = [rank for rank, word in enumerate(words) if word in name.split("_") or word in name]
     digits = [int(part) for part in "".join(c if c.isdigit() else " " for c in name.split("patch")[0]).split()]
     return min(ranks, default=len(words)) + sum(digits) / 1000
@@ -74,7 +101,7 @@ def arguments(name: str) -> dict[str, Any]:
     """Arguments of a model, so that those of transformers are small."""
     source, _, kind = name.partition(":")
     if source != "transformers":
-        return {}
+        return SHRUNK.get(name, {})
     if kind in IMAGES and kind not in PLAIN:
         return {"num_labels": 5}
     if kind in PLAIN:
@@ -85,93 +112,147 @@ def arguments(name: str) -> dict[str, Any]:
     return {**{key: SMALL[key] for key in ("vocab_size", "pad_token_id", "num_labels")}, **own}
 
 
-def measure(name: str, weight: int, onnx: bool) -> dict[str, Any]:
-    """The row of one model; exporting it to ONNX takes longer than all else."""
+def measure(name: str, weight: int, part: str) -> dict[str, Any]:
+    """The row of one model: whether it attaches, trains as it did, or becomes ONNX."""
     import torch
-    from torch.utils import _pytree as pytree
 
-    from eenet.backbones.base import select
-    from eenet.backbones.proofs import close
     from eenet.backbones.traced import Traced
-    from eenet.backbones.traced.backbone import original
     from eenet.errors import UserError
-    from eenet.exits import stage_fractions
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"model": name, "weight": weight}
-    begin = time.perf_counter()
+    row: dict[str, Any] = {"model": name, "weight": weight, "part": part}
+    begin = time.process_time()
     try:
-        backbone = Traced(name, arguments=arguments(name), exits_at={"fractions": list(FRACTIONS)}, example_tokens=16)
+        wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
+        shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
+        with source(name) as (model, options):
+            backbone = Traced(model, input_shape=shape, arguments=options, **wish)
+        row |= {"attach": attached, "training": trained, "onnx": exported}[part](backbone.eval())
     except UserError as error:
-        return {**row, "refused": str(error), "seconds": time.perf_counter() - begin}
-    row["seconds"] = time.perf_counter() - begin
-    inputs = backbone.samples()
-    backbone.eval()
+        row["refused"] = str(error)
+    return {**row, "seconds": round(time.process_time() - begin, 1)}
+
+
+def attached(backbone: Any) -> dict[str, Any]:
+    """Whether the stages are the model, and where they end."""
+    import torch
+
+    from eenet.backbones.traced.backbone import original
+    from eenet.exits import stage_fractions
+
+    inputs, reached = backbone.samples(), stage_fractions(backbone)
     with torch.no_grad():
-        expected, state = original(backbone, inputs), backbone.embed(inputs)
-        row["exact"] = torch.equal(expected, backbone(inputs))
-        keep = torch.tensor([3, 1])
-        for stage in range(backbone.num_stages):
-            state = backbone.run_stage(stage, select(state, keep) if stage == 1 else state)
-        row["rows"] = close(backbone.classify(state), expected[keep])
-    reached = stage_fractions(backbone)
-    row["far"] = max(abs(found - wish) for found, wish in zip(reached, FRACTIONS, strict=False))
-    row["live"] = max(len(point.shapes) for point in backbone.plan.points[:-1])
-    row["places"] = backbone.plan.places
-    try:
-        staged, plain = deepcopy(backbone).train(), deepcopy(backbone).train()
-        torch.manual_seed(1)
-        one = original(plain, inputs)
-        torch.manual_seed(1)
-        other = staged(inputs)
-        row["training"] = torch.equal(one, other)
-        one.sum().backward()
-        other.sum().backward()
-        pairs = zip(plain.parameters(), staged.parameters(), strict=True)
-        row["gradients"] = all((p.grad is None) == (q.grad is None) for p, q in pairs)
-    except UserError as error:
-        row["training"] = str(error)
-    except (RuntimeError, ValueError) as error:
-        row["training"] = f"{type(error).__name__}: {error}".partition("\n")[0]
-    if onnx:
-        example = pytree.tree_map(lambda rows: rows[:1].expand(3, *rows.shape[1:]).contiguous(), inputs)
-        row["onnx"] = exported(backbone, example)
-    return row
+        exact = torch.equal(original(backbone, inputs), backbone(inputs))
+    return {
+        "exact": exact,
+        "exits": backbone.num_stages,
+        "far": round(max(abs(found - wish) for found, wish in zip(reached, FRACTIONS, strict=False)), 4),
+        "live": max(len(point.shapes) for point in backbone.plan.points[:-1]),
+        "names": backbone.stage_names,
+        "operators": operators(backbone),
+    }
 
 
-def exported(backbone: Any, example: Any) -> str:
-    """Empty where every step of a network with exits becomes ONNX, else why not."""
-    from eenet.cli.stages import exportable
+def operators(backbone: Any) -> list[str]:
+    """The operators of the captured graph."""
+    written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
+    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written)))
+
+
+def trained(backbone: Any) -> dict[str, Any]:
+    """Whether logits in training are the model's with the same seed, and depend on the same parameters."""
+    import torch
+
+    from eenet.backbones.base import select
+    from eenet.backbones.traced.backbone import original
+
+    staged, plain = deepcopy(backbone).train(), deepcopy(backbone).train()
+    inputs = select(backbone.samples(), torch.tensor([0, 1]))
+    torch.manual_seed(1)
+    expected = original(plain, inputs)
+    torch.manual_seed(1)
+    found = staged(inputs)
+    one, other = (reached(logits, module) for logits, module in ((expected, plain), (found, staged)))
+    return {"exact": torch.equal(expected, found), "gradients": one == other}
+
+
+def reached(logits: Any, module: Any) -> set[str]:
+    """The parameters on which logits depend, of the graph that backward walks."""
+    waiting, seen = [logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    leaves = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in leaves}
+
+
+def exported(backbone: Any) -> dict[str, Any]:
+    """Why a step of a network with exits has no form in ONNX, empty where every one has."""
+    from eenet.cli.stages import example_of, exportable
     from eenet.gates import ConfidenceGate
     from eenet.network import EarlyExitNetwork
 
-    return exportable(EarlyExitNetwork(backbone, gate=ConfidenceGate).eval(), example, "onnx")
+    network = EarlyExitNetwork(backbone, gate=ConfidenceGate).eval()
+    return {"problem": exportable(network, example_of(backbone), "onnx"), "operators": operators(backbone)}
 
 
-def sweep(rows: Path, limit: float, onnx: bool) -> None:
-    """Measure what has no row yet."""
-    done = {row["model"] for row in read(rows)}
-    for name, weight in models().items():
+@contextmanager
+def source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What names a model, and its arguments; one of transformers is saved as a folder first."""
+    library, _, kind = name.partition(":")
+    if library != "transformers":
+        yield name, arguments(name)
+        return
+    from eenet.backbones.traced.models import Wish, make_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_model(name, Wish(kind, None, None, False, arguments(name), 16))
+        made.model.save_pretrained(folder)  # type: ignore[operator]
+        yield f"transformers:{folder}", {}
+
+
+def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], part: str) -> None:
+    """Measure what has no row yet, each in a process of its own, so that one model's end is not the sweep's."""
+    import timm  # noqa: F401  # here, once, rather than in every process
+    import torch.onnx
+    import torchvision  # noqa: F401
+    import transformers  # noqa: F401
+
+    import eenet.cli.inspect  # noqa: F401
+
+    os.nice(10)
+    torch.set_num_threads(1)
+    done = {row["model"] for row in read(rows) if row["part"] == part}
+    for name, weight in names.items():
         if name in done:
             continue
-        command = [sys.executable, __file__, "--model", name, "--weight", str(weight), *(["--onnx"] if onnx else [])]
-        try:
-            ended = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, check=False, preexec_fn=_nice
-            )
-            lines = ended.stdout.strip().splitlines()
-            failed = {"model": name, "weight": weight, "crashed": ended.stderr.strip().splitlines()[-1:]}
-            row = json.loads(lines[-1]) if ended.returncode == 0 and lines else failed
-        except subprocess.TimeoutExpired:
-            row = {"model": name, "weight": weight, "timeout": limit}
-        with rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        process = multiprocessing.get_context("fork").Process(target=bounded, args=(rows, name, weight, limits, part))
+        process.start()
+        process.join()
+        if process.exitcode:
+            write(rows, {"model": name, "weight": weight, "part": part, "crashed": f"status {process.exitcode}"})
 
 
-def _nice() -> None:
-    os.nice(10)
+def bounded(rows: Path, name: str, weight: int, limits: tuple[int, int], part: str) -> None:
+    """Write the row of one model, or what ended it."""
+    seconds, gigabytes = limits
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+    try:
+        row = measure(name, weight, part)
+    except Exception as error:  # a crash is a row, too
+        row = {"model": name, "weight": weight, "part": part, "crashed": f"{type(error).__name__}: {error}"[:300]}
+    write(rows, row)
+
+
+def write(rows: Path, row: dict[str, Any]) -> None:
+    """Add a row, and print it."""
+    with rows.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def read(rows: Path) -> list[dict[str, Any]]:
@@ -180,30 +261,76 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table of the docs."""
-    heads = (
-        "source",
-        "tried",
-        "attach",
-        "by entrypoints",
-        "bit for bit",
-        "rows dropped",
-        "training",
-        "within 8 %",
-        "ONNX",
+    """The tables of the docs: a summary by library, what is refused, and a line for each model."""
+    models = merged(rows)
+    heads = ["library", "models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "become ONNX"]
+    yield from lines(heads, (summary(library, models) for library in ("timm", "torchvision", "transformers")))
+    yield ""
+    rest = [(name, parts) for name, parts in models.items() if "exact" not in parts["attach"]]
+    reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
+    yield from lines(["does not attach", "reason"], reasons)
+    yield ""
+    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX"]
+    yield from lines(heads, (line(name, parts) for name, parts in models.items() if "exact" in parts["attach"]))
+
+
+def merged(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of each model by their part, where it was tried at all."""
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        models.setdefault(row["model"], {})[row["part"]] = row
+    return {name: parts for name, parts in sorted(models.items()) if "attach" in parts}
+
+
+def summary(library: str, models: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Counts of one library."""
+    own = [parts for name, parts in models.items() if name.startswith(f"{library}:")]
+    fit = [parts for parts in own if parts["attach"].get("exits", 0) > len(FRACTIONS)]
+    weights, fitting = (sum(parts["attach"]["weight"] for parts in some) for some in (own, fit))
+    exact, near = (
+        sum(test(parts["attach"]) for parts in fit)
+        for test in (lambda row: row["exact"], lambda row: row["far"] <= NEAR)
     )
+    trains = [alike(parts["training"]) for parts in fit if "training" in parts]
+    onnx = [not said(parts["onnx"]) for parts in fit if "onnx" in parts]
+    share = f"{fitting} of {weights} ({100 * fitting / max(weights, 1):.1f} %)"
+    counts = (len(fit), exact, near, f"{sum(trains)} of {len(trains)}", f"{sum(onnx)} of {len(onnx)}")
+    return [library, str(len(own)), str(counts[0]), share, *map(str, counts[1:])]
+
+
+def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
+    """What was measured of one model; empty where it was not."""
+    row = parts["attach"]
+    trains = "training" in parts and ("yes" if alike(parts["training"]) else said(parts["training"]) or "no")
+    onnx = "onnx" in parts and (said(parts["onnx"]) or "yes")
+    after = ", ".join(f"`{stage}`" for stage in row["names"][:-1])
+    return [
+        f"`{name}`",
+        str(row["weight"]),
+        after,
+        f"{100 * row['far']:.1f}",
+        str(row["live"]),
+        trains or "",
+        onnx or "",
+    ]
+
+
+def alike(row: dict[str, Any]) -> bool:
+    """Whether logits in training are the model's, and gradients reach the same parameters."""
+    return row.get("exact") is True and row.get("gradients") is True
+
+
+def said(row: dict[str, Any]) -> str:
+    """Why something did not work."""
+    return next((row[key] for key in ("refused", "crashed", "problem") if row.get(key)), "")
+
+
+def lines(heads: list[str], cells: Iterable[list[str]]) -> Iterator[str]:
+    """A table of Markdown."""
     yield f"| {' | '.join(heads)} |"
     yield "| --- " * len(heads) + "|"
-    for source, count in Counter(row["model"].partition(":")[0] for row in rows).items():
-        own = [row for row in rows if row["model"].startswith(f"{source}:")]
-        fit = [row for row in own if "exact" in row]
-        weights, fitting = (sum(row["weight"] for row in part) for part in (own, fit))
-        near = sum(row["far"] <= NEAR for row in fit)
-        exact, kept, trained = (sum(row[key] is True for row in fit) for key in ("exact", "rows", "training"))
-        tried = [row["onnx"] == "" for row in fit if "onnx" in row]
-        onnx = f"{sum(tried)} of {len(tried)}"
-        cells = (count, len(fit), f"{fitting}/{weights}", exact, kept, trained, near, onnx)
-        yield f"| {source} | " + " | ".join(map(str, cells)) + " |"
+    for row in cells:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
 
 
 def main() -> None:
@@ -211,17 +338,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=Path("zoo.jsonl"), help="file of one JSON row per model")
     parser.add_argument("--model", help="measure this one and print its row")
-    parser.add_argument("--weight", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=600, help="seconds for one model")
-    parser.add_argument("--onnx", action="store_true", help="export each as ONNX, too")
-    parser.add_argument("--table", action="store_true", help="print the table of the rows")
+    parser.add_argument("--seconds", type=int, default=120, help="processor time for one model")
+    parser.add_argument("--gigabytes", type=int, default=14, help="memory for one model")
+    parser.add_argument("--part", choices=["attach", "training", "onnx"], default="attach", help="what is measured")
+    parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     options = parser.parse_args()
-    if options.model:
-        print(json.dumps(measure(options.model, options.weight, options.onnx)))
-    elif options.table:
+    if options.table:
         print("\n".join(table(read(options.rows))))
+    elif options.model:
+        print(json.dumps(measure(options.model, models().get(options.model, 1), options.part)))
     else:
-        sweep(options.rows, options.limit, options.onnx)
+        names = models()
+        if options.part != "attach":
+            names = {row["model"]: row["weight"] for row in read(options.rows) if row.get("exact")}
+        sweep(options.rows, names, (options.seconds, options.gigabytes), options.part)
 
 
 if __name__ == "__main__":

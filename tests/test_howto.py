@@ -75,6 +75,12 @@ def test_what_is_added_is_short(page: str) -> None:
     assert all(len(text.splitlines()) < MOST_LINES + 1 for text in written)
 
 
+def test_exits_on_ones_own_network_take_eight_lines() -> None:
+    (text,) = [text for language, name, text in blocks("howto/attach.md") if language == "python" and not name]
+    assert len([line for line in text.splitlines() if line]) <= 8
+    assert "network.route" in text
+
+
 def test_configurations_that_pages_name_are_there() -> None:
     pages = {path: path.read_text() for path in DOCS.rglob("*.md")}
     named = {(path, name) for path, text in pages.items() for name in re.findall(r"configs/[\w/-]+\.yaml", text)}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
 from eenet.parsing.shipped import find_config
 
@@ -23,9 +24,12 @@ def main(args: list[str]) -> None:
     parser.add_argument("--formats", type=bool, default=True, help="try every format of `eenet export`")
     options = parser.parse_args(args)
     from eenet.backbones.traced import Traced
+    from eenet.backbones.traced.models import FORMS
     from eenet.cli.stages import backbone_of, show
 
     config = find_config(options.model)
+    if config is None and ":" not in options.model:
+        raise UserError("model", options.model, f"is no configuration that is there; a model must be {FORMS}")
     if config is not None:
         backbone = backbone_of(config, options.weights)
     else:

@@ -54,6 +54,32 @@ def test_stages_and_costs_are_printed(here: Path, capsys: pytest.CaptureFixture[
     assert "proposal: exits: [0]" in said
 
 
+CONFIG = """
+model:
+  class_path: lightning_modules.DecoupledExits
+  init_args:
+    backbone_checkpoint: runs/nobody_trained_this
+    network:
+      class_path: eenet.network.EarlyExitNetwork
+      init_args:
+        backbone:
+          class_path: eenet.backbones.Traced
+          init_args: {model: "mine.py:Net", num_classes: 10, input_shape: [1, 8, 8]}
+        exits: [0]
+        gate: {class_path: eenet.gates.ConfidenceGate}
+data: {class_path: datamodules.Digits}
+"""
+
+
+def test_a_configuration_is_inspected_before_its_run_exists(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(CONFIG)
+    main(["inspect", "mine.yaml"])
+    said = capsys.readouterr().out
+    assert f"{64 * 9 * 4 + 64 * 9 * 16 + 256 * 10:,} MACs in all" in said
+    assert "export as torch: yes" in said
+    assert "export as onnx: yes" in said
+
+
 def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
     network = attach(nn.Sequential(*layers), torch.randn(4, 8), exits=["0"]).eval()
@@ -66,6 +92,9 @@ def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPa
     ("args", "message"),
     [
         (["nothing"], "must be timm:NAME"),
+        (["digits/nothing"], "is no configuration that is there"),
+        (["no_model.yaml"], "has no `model`"),
+        (["mine.yaml", "--weights", "wrong.pth"], "in a configuration set the backbone's `pretrained`"),
         (["timm:resnet1"], "timm has no such model"),
         (["torchvision:resnet1"], "near it: resnet1"),
         (["mine.py:Nett", "--input-shape", "[1,8,8]"], "near it: Net"),
@@ -76,7 +105,10 @@ def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPa
 )
 def test_mistakes_are_one_line(args: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), "wrong.pth")
+    Path("mine.yaml").write_text(CONFIG)
+    Path("no_model.yaml").write_text("data: {class_path: datamodules.Digits}")
     with pytest.raises(SystemExit) as end:
         main(["inspect", *args])
     assert end.value.code == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line

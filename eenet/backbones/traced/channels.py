@@ -10,6 +10,8 @@ from eenet.errors import UserError
 
 _SECOND = ("conv", "batch_norm", "group_norm", "instance_norm", "avg_pool", "max_pool", "adaptive", "upsample", "prelu")
 _LAST = ("linear", "layer_norm", "rms_norm", "embedding")
+_EACH = ("mul", "add", "sub", "div", "addcmul")
+_SHOWN = ("view", "reshape", "unsqueeze")
 _FAR = 40
 """Operations to look through."""
 
@@ -48,10 +50,27 @@ def _name(node: fx.Node) -> str:
 def _own(node: fx.Node, ndim: int) -> int | None:
     """The channels' axis of what an operation with weights takes or gives."""
     name = _name(node)
+    if name in _EACH:
+        axes = {axis for source in node.all_input_nodes if (axis := _scaled(source, ndim)) is not None}
+        return axes.pop() if len(axes) == 1 else None
     if any(name.startswith(part) for part in _SECOND):
         return 1
     several = name.startswith("layer_norm") and len(node.args[1]) > 1  # type: ignore[arg-type]
     return ndim - 1 if any(name.startswith(part) for part in _LAST) and not several else None
+
+
+def _scaled(node: fx.Node, ndim: int) -> int | None:
+    """The axis along which a weight, shown as a vector, scales or shifts a tensor of so many axes."""
+    source = node
+    while source.op == "call_function" and _name(source) in _SHOWN:
+        source = source.all_input_nodes[0]
+    value = node.meta.get("val")
+    if source.op != "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    wide = [axis for axis, size in enumerate(value.shape) if size != 1]
+    if value.ndim > ndim or len(wide) != 1 or not isinstance(value.shape[wide[0]], int):
+        return None
+    return ndim - value.ndim + wide[0]
 
 
 def _before(node: fx.Node, far: int) -> int | None:
@@ -74,7 +93,8 @@ def _after(node: fx.Node, far: int) -> int | None:
     for user in node.users:
         if user.op != "call_function" or not isinstance(user.meta.get("val"), Tensor):
             continue
-        if node is user.all_input_nodes[0] and (own := _own(user, _tensor(node).ndim)) is not None:
+        first = node is user.all_input_nodes[0] or _name(user) in _EACH
+        if first and (own := _own(user, _tensor(node).ndim)) is not None:
             return own
         if (axis := _after(user, far - 1)) is not None and (found := _moved(user, node, axis, False)) is not None:
             return found

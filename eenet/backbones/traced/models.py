@@ -127,6 +127,10 @@ def _transformers(wish: Wish) -> Made:
         raise UserError(
             "model", wish.name, f"is no model's folder and no model type of transformers ({said})"
         ) from error
+    if getattr(config, "is_decoder", False):
+        raise UserError(
+            "model", wish.name, "has is_decoder: true, so tokens see only what is before them; set it to false"
+        )
     images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
     kind = library.AutoModelForImageClassification if images else library.AutoModelForSequenceClassification
     try:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from eenet.backbones.base import select
 from eenet.backbones.bert import Bert
+from eenet.backbones.traced import Traced
 from eenet.errors import UserError
 
 SMALL = {
@@ -128,3 +129,10 @@ def test_minilm_gives_the_published_sentence_embeddings() -> None:
     embeddings = torch.nn.functional.normalize(bert.features(5, state))
     published = torch.as_tensor(package.load_model("cpu").encode(SENTENCES))
     torch.testing.assert_close(embeddings, published, atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_that_is_a_decoder_is_refused() -> None:
+    with pytest.raises(UserError, match="is_decoder"):
+        Bert(4, overrides={**SMALL, "is_decoder": True})
+    with pytest.raises(UserError, match="is_decoder"):
+        Traced("transformers:bert", arguments={**SMALL, "is_decoder": True})

@@ -109,8 +109,9 @@ def test_copies_have_their_own_weights_and_casts_are_followed(net: Traced) -> No
     assert torch.equal(stored(IMAGES), net(IMAGES))
     other.load_state_dict(net.state_dict())
     assert torch.equal(other(IMAGES), net(IMAGES))
-    double = other.double()
-    assert torch.equal(double(IMAGES.double()), double.model(IMAGES.double()))
+    for dtype in (torch.float64, torch.bfloat16):
+        cast, images = other.to(dtype), IMAGES.to(dtype)
+        assert torch.equal(cast(images), cast.model(images))
 
 
 @torch.no_grad()
@@ -123,6 +124,10 @@ def test_routing_is_gathering_and_macs_add_up() -> None:
     assert len(exits.unique()) > 1
     torch.testing.assert_close(network.route(IMAGES, policy).logits, logits[torch.arange(5), exits])
     assert network.costs.full == count_macs(network.backbone.model, IMAGES[:1])[0]
+    stored = pickle.loads(pickle.dumps(network))
+    again, before = stored.route(IMAGES, policy), network.route(IMAGES, policy)
+    assert torch.equal(again.logits, before.logits)
+    assert torch.equal(again.exits, before.exits)
 
 
 def test_exits_by_cost_name_and_number(net: Traced) -> None:
@@ -184,8 +189,9 @@ class FromPython(Net):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_what_cannot_have_exits_is_refused(model: nn.Module, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         traced(model)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -201,8 +207,9 @@ def test_what_cannot_have_exits_is_refused(model: nn.Module, message: str) -> No
     ],
 )
 def test_exits_that_are_nowhere_are_refused(exits_at: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         traced(Net(), exits_at=exits_at)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @torch.no_grad()
@@ -215,6 +222,28 @@ def test_writes_through_views_are_kept() -> None:
 def test_randomness_outside_of_torch_is_refused_in_training() -> None:
     with pytest.raises(UserError, match="outside of torch"):
         traced(FromPython()).train()(IMAGES)
+
+
+class Scaled(nn.Module):
+    """Mixes places between two scales of the channels, as ResMLP does: products alone would disagree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.widen = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+        self.scale, self.fc = nn.Parameter(torch.rand(3, 1, 1, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        for mix, widen, scale in zip(self.mix, self.widen, self.scale.unbind(), strict=True):
+            x = x + mix((x * scale).transpose(1, 2)).transpose(1, 2)
+            x = F.gelu(widen(x))
+        return self.fc(x.mean(1))
+
+
+def test_a_vector_of_weights_says_where_channels_are() -> None:
+    with pytest.raises(UserError, match="give channels: first or last"):
+        traced(Scaled(), exits_at=["widen.0"])
+    assert traced(Scaled(), exits_at=["widen.0"], channels="last").feature_dims == [8, 8]
 
 
 class Second(nn.Module):
