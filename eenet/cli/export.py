@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, chosen_point, class_names, open_run
 from eenet.errors import UserError
-from eenet.export import Description, export_network
-from eenet.runtime.manifest import Format
+from eenet.export import Description, export_network, set_rules
+from eenet.runtime.manifest import WEIGHTS, Format
 
 
 def main(args: list[str]) -> None:
@@ -26,6 +26,8 @@ def main(args: list[str]) -> None:
     add_checkpoint(parser)
     parser.add_argument("--out", type=str, required=True, help="new folder")
     parser.add_argument("--format", type=str, default="torch", help=", ".join(get_args(Format)))
+    parser.add_argument("--one", action="store_true", help="onnx: a second file for batches of one")
+    parser.add_argument("--sets", action="store_true", help="onnx: return the point's conformal sets, too")
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
     options = parser.parse_args(args)
     if options.format not in get_args(Format):
@@ -43,10 +45,11 @@ def main(args: list[str]) -> None:
     if chosen.temperatures is not None:
         about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
     prepared = getattr(run.data, "preprocessing", None)
-    description = Description(None if names is None else tuple(names), about, prepared)
-    manifest = export_network(network, chosen.point.policy, out, example(run), options.format, description)
-    size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{len(manifest.programs)} programs at {chosen.name}, {size / 1e6:.1f} MB: {out}")
+    sets = set_rules(chosen.point, about.get("temperatures")) if options.sets else {}
+    description = Description(None if names is None else tuple(names), about, prepared, sets)
+    manifest = export_network(network, chosen.point.policy, out, example(run), options.format, description, options.one)
+    size, programs = sum(path.stat().st_size for path in out.iterdir()), set(manifest.files) - {WEIGHTS}
+    print(f"{len(programs)} program{'s'[: len(programs) > 1]} at {chosen.name}, {size / 1e6:.1f} MB: {out}")
     print(f"use it with: eenet.runtime.load({str(out)!r})")
 
 
