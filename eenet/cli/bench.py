@@ -10,13 +10,17 @@ from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
+from eenet.cli.export import example
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
+from eenet.export.contenders import onnx_contenders
 from eenet.reporting import SCHEMA, make_console, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure, speed_table
 from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
+
+RUNTIMES = ("torch", "onnx")
 
 
 def main(args: list[str]) -> None:
@@ -34,6 +38,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads of an operator")
     parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="compile what is timed")
+    parser.add_argument("--runtime", type=str, default="torch", help="torch, or onnx: ONNX Runtime for all of them")
     parser.add_argument("--point", type=str, default="all", help="points of `eenet calibrate`, as budget-0.5; or `all`")
     parser.add_argument("--samples", type=int, default=256, help="test samples of each round, as far as there are any")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
@@ -42,10 +47,16 @@ def main(args: list[str]) -> None:
     for field in ("threads", "samples", "rounds"):
         if options[field] < 1:
             raise UserError(field, options[field], "must be at least 1")
+    if options.runtime not in RUNTIMES:
+        raise UserError("runtime", options.runtime, f"must be one of {', '.join(RUNTIMES)}")
+    if options.compile and options.runtime == "onnx":
+        raise UserError(
+            "compile", True, "compiles torch's steps; ONNX Runtime has its own, so leave one of the two out"
+        )
     sizes = batch_sizes(options.batch_size)
     torch.set_num_threads(options.threads)
     run = open_run(options.run, checkpoint=options.ckpt_path)
-    bench = measure(run, sizes, options.compile, options.point, options.samples, options.rounds)
+    bench = measure(run, sizes, options.compile, options.point, options.samples, options.rounds, options.runtime)
     results, figure = (
         Path(options.out, name) if options.out else run.file(name) for name in ("bench.json", "bench.png")
     )
@@ -57,7 +68,9 @@ def main(args: list[str]) -> None:
     print(f"results: {results}\nfigure: {figure}")
 
 
-def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int, rounds: int) -> Bench:
+def measure(
+    run: Run, sizes: list[int], compile: bool, names: str, samples: int, rounds: int, runtime: str = "torch"
+) -> Bench:
     """Time a run; see `eenet.reporting.speed` for what is returned.
 
     Args:
@@ -67,6 +80,7 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
         names: Operating points, see `operating_points`.
         samples: Test samples of a round, as far as there are any.
         rounds: Rounds that count.
+        runtime: `torch` or `onnx`.
 
     Raises:
         UserError: The run is no classifier with early exits, there is no such point, or a batch needs more samples than
@@ -80,7 +94,14 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
-    entrants = contenders(run, operating_points(run, names), compile)
+    points = operating_points(run, names)
+    if runtime == "onnx":
+        network.cpu().eval()
+        pairs = {name: (point.network(network), point.policy) for name, point in points.items()}
+        entrants = onnx_contenders(network, pairs, example(run))
+        run.device = torch.device("cpu")
+    else:
+        entrants = contenders(run, points, compile)
     found = []
     for size in sizes:
         batches = sample_batches(run.data, rows, size, run.device)
@@ -97,6 +118,7 @@ def measure(run: Run, sizes: list[int], compile: bool, names: str, samples: int,
         "threads": torch.get_num_threads(),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "runtime": runtime,
         "compiled": compile,
         "rounds": rounds,
         "warm_up_rounds": 1,

@@ -1,8 +1,8 @@
 """What `eenet bench` found, as a table and a figure.
 
-Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `dtype`, `torch`, `compiled`, `rounds`,
-`warm_up_rounds` and `batches`, one for each batch size: `batch_size`, `samples`, `overhead` (time of the routed
-network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
+Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `dtype`, `torch`, `runtime`, `compiled`,
+`rounds`, `warm_up_rounds` and `batches`, one for each batch size: `batch_size`, `samples`, `overhead` (time of the
+routed network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ Bench = dict[str, Any]
 
 def speed_table(bench: Bench) -> Table:
     """Latency, throughput and speed-up of every contender at every batch size."""
-    compiled = "compiled" if bench["compiled"] else "eager"
+    compiled = "ONNX Runtime" if bench["runtime"] == "onnx" else "compiled" if bench["compiled"] else "eager"
     table = Table(
         title=f"{bench['run']} on {bench['data']}, {bench['split']} split, {bench['rounds']} rounds\n"
         f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"

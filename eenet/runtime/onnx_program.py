@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +54,12 @@ class OnnxProgram:
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
 
 
-def make_session(model: Path | bytes) -> Any:
+def make_session(model: Path | bytes, sizes: Mapping[str, int] | None = None) -> Any:
     """An ONNX Runtime session on the processor, with torch's number of threads.
+
+    Args:
+        model: Its file, or the file's content.
+        sizes: Lengths of named axes that are always the same.
 
     Raises:
         UserError: ONNX Runtime refuses the file.
@@ -63,6 +67,8 @@ def make_session(model: Path | bytes) -> Any:
     runtime: Any = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     given = model if isinstance(model, bytes) else str(model)
     try:
         return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
