@@ -36,7 +36,7 @@ from datamodules import BBCNews, FashionMNIST, SplitData
 from eenet.backbones import Bert, CifarResNet, StagedBackbone, ViT
 from eenet.cli.bench import device_name, sample_batches, sample_rows
 from eenet.export.contenders import onnx_contenders
-from eenet.gates import ConfidenceGate
+from eenet.gates import ConfidenceGate, Gate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime import EarlyExitRuntime, RebatchingQueue, Routed
@@ -59,17 +59,16 @@ BACKBONES: dict[str, Callable[[], StagedBackbone]] = {
 }
 
 
-def data_of(name: str) -> SplitData:
-    data = BBCNews(max_length=128) if name.startswith("minilm") else FashionMNIST(augment=False)
-    data.prepare_data()
-    return data
-
-
-def prepare(name: str, budget: float) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
+def prepare(
+    name: str, budget: float, exits: Any = "all", gate: Callable[[int], Gate] = UncertaintyGate
+) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
     """A network with exits after every block, thresholds that cost about the budget, and the data."""
     torch.manual_seed(0)
-    data = data_of(name)
-    network = EarlyExitNetwork(BACKBONES[name]()).eval()
+    data = BBCNews(max_length=128) if name.startswith("minilm") else FashionMNIST(augment=False)
+    data.prepare_data()
+    backbone = BACKBONES[name]()
+    exits = list(range(1, backbone.num_stages - 1, 2)) if exits == "second" else exits
+    network = EarlyExitNetwork(backbone, exits, gate=gate).eval()
     return network, thresholds_near(network, data, budget), data
 
 
@@ -172,17 +171,13 @@ def onnx(
     """
     found = {}
     for name in networks or ["vit_8x128_17_tokens", "cifar_resnet_14"]:
-        torch.manual_seed(0)
-        backbone = BACKBONES[name]()
-        chosen = list(range(1, backbone.num_stages - 1, 2)) if exits is None else exits
-        network = EarlyExitNetwork(backbone, chosen, gate=ConfidenceGate).eval()
-        data = data_of(name)
-        policy, rows = thresholds_near(network, data, budget), sample_rows(data, samples)
+        network, policy, data = prepare(name, budget, exits or "second", ConfidenceGate)
+        rows = sample_rows(data, samples)
         example = pytree.tree_map(lambda inputs: inputs[:3], sample_batches(data, rows, 3, CPU)[0])
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
         contenders = onnx_contenders(network, {"one file": (network, policy)}, example)
-        found[name] = {"exits": chosen}
+        found[name] = {"exits": network.exit_stages}
         for size in batches or [1, 32, 256]:
             timed = race(contenders, sample_batches(data, rows, size, CPU), size, rounds, CPU)
             parts = [one.run.length for one in contenders]

@@ -1,5 +1,6 @@
 """Choosing operating points of a classifier: a policy on every path, by what a validation split says."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,7 +29,7 @@ from eenet.gates import ConfidenceGate, Gate
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, PredictedErrors, RandomExits
-from eenet.profile import Costs
+from eenet.profile import Costs, Seconds
 from eenet.reporting import gather_exits
 from eenet.tree import Path
 
@@ -95,6 +96,8 @@ def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
         raise UserError("dearest", True, "the scheduler learns thresholds for a budget; leave it out")
     if name == "random":
         wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
+    if wishes.values.get("budget-ms") and (network.tree.branches or name == "random"):
+        raise UserError("budget-ms", wishes.values["budget-ms"], "is for policies on a chain of exits, random aside")
     if name in ("random", "scheduler") and network.tree.branches:
         raise UserError("policy", name, "is for networks of one path; take own, a confidence or patience")
     for wish, value in wishes:
@@ -103,6 +106,22 @@ def check_wishes(network: EarlyExitNetwork, name: str, wishes: Wishes) -> None:
             raise UserError(wish, value, f"is more than the full network's {full:g}; ask for at most those")
         if wish == "budget-bitops" and not network.tree.branches:
             check_budget(value, wish)
+
+
+class Clock(NamedTuple):
+    """How budgets in milliseconds are met.
+
+    Attributes:
+        profile: What the network's parts take.
+        routed: Milliseconds per sample that a point takes, measured.
+    """
+
+    profile: Seconds
+    routed: Callable[[OperatingPoint], float]
+
+
+ATTEMPTS = 5
+"""Points of which the clock is asked before a budget in milliseconds is given up."""
 
 
 class Chooser:
@@ -118,6 +137,7 @@ class Chooser:
         wishes: What is asked for.
         split: The validation split.
         chosen_on: What the points are chosen on.
+        clock: For budgets in milliseconds.
 
     Attributes:
         left_out: Why modes of conformal sets are left out.
@@ -132,8 +152,9 @@ class Chooser:
         wishes: Wishes,
         split: Split,
         chosen_on: ChosenOn,
+        clock: Clock | None = None,
     ) -> None:
-        self.name, self.wishes, self.chosen_on = name, wishes, chosen_on
+        self.name, self.wishes, self.chosen_on, self.clock = name, wishes, chosen_on, clock
         self.num_classes = network.backbone.num_classes
         self.left_out: list[UnmetError] = []
         self.shares: dict[str, list[float]] = {}
@@ -145,7 +166,27 @@ class Chooser:
         Raises:
             UnmetError: No setting meets it.
         """
-        candidate, policy = self.choose(wish, value)
+        if wish != "budget-ms":
+            return self._point(wish, value, value)
+        assert self.clock is not None
+        aim = value
+        for _ in range(ATTEMPTS):
+            try:
+                point = self._point(wish, value, aim)
+            except UnmetError as error:
+                least = 1000 * self.clock.profile.per_sample[0]
+                problem = f"cannot be met: a sample that leaves at the first exit takes {least:.3g} ms"
+                raise UnmetError(wish, value, problem) from error
+            point.got["ms"] = taken = self.clock.routed(point)
+            if taken <= value:
+                return point
+            aim *= 0.98 * value / taken  # rows of a batch share what a step costs whatever its size
+        problem = f"the clock said {taken:.3g} ms of the last of {ATTEMPTS} settings that should have kept it"
+        raise UnmetError(wish, value, problem)
+
+    def _point(self, wish: str, value: float, aim: float) -> OperatingPoint:
+        """The point for a wish when choosing aims at another value of it."""
+        candidate, policy = self.choose(wish, aim)
         nodes = candidate.scored.exits(policy)
         right = gather_exits(candidate.scored.correct, nodes)
         got = {"accuracy": right.double().mean().item(), "accuracy_se": standard_error(right)}
@@ -189,6 +230,9 @@ class Chooser:
     def _best(self, wish: str, value: float, rows: Tensor | None = None) -> tuple[Candidate, Policy]:
         unit = "bitops" if wish == "budget-bitops" else "macs"
         splits = [candidate.in_unit(unit) for candidate in self.candidates]
+        if wish == "budget-ms":
+            assert self.clock is not None
+            splits = [scored._replace(fractions=self.clock.profile.fractions()) for scored in splits]
         splits = splits if rows is None else [scored.rows(rows) for scored in splits]
         found, unmet = [], []
         for candidate, scored in zip(self.candidates, splits, strict=True):
@@ -217,6 +261,9 @@ class Chooser:
         """
         if wish in BUDGETS:
             budget = value / self.candidates[0].costs.full if wish == "budget-macs" else value
+            if wish == "budget-ms" and self.clock is not None:
+                profile = self.clock.profile
+                budget = value / 1000 * profile.batch_size / profile.full
             if self.name == "scheduler":
                 return fit_schedule(scored, budget)
             chosen = within_budget(policy, scored, budget, wish, self.wishes.dearest)

@@ -10,17 +10,16 @@ from datamodules import SplitData
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.cli.calibrate import numbers
-from eenet.cli.export import example
+from eenet.cli.clocks import check_runtime, device_name, measure_profile
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, open_run
+from eenet.cli.runs import Run, add_checkpoint, example, open_run
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.export.contenders import onnx_contenders
 from eenet.reporting import SCHEMA, make_console, save_figure, write_json
-from eenet.reporting.speed import Bench, speed_figure, speed_table
+from eenet.reporting.speed import Bench, profile_table, speed_figure, speed_table
+from eenet.runs.clocked import PROFILE
 from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
-
-RUNTIMES = ("torch", "onnx")
 
 
 def main(args: list[str]) -> None:
@@ -42,13 +41,13 @@ def main(args: list[str]) -> None:
     parser.add_argument("--point", type=str, default="all", help="points of `eenet calibrate`, as budget-0.5; or `all`")
     parser.add_argument("--samples", type=int, default=256, help="test samples of each round, as far as there are any")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
+    parser.add_argument("--profile", action="store_true", help="time the network's parts, for --budget-ms, and no more")
     parser.add_argument("--out", type=str, help="folder of bench.json and bench.png; the run's by default")
     options = parser.parse_args(args)
     for field in ("threads", "samples", "rounds"):
         if options[field] < 1:
             raise UserError(field, options[field], "must be at least 1")
-    if options.runtime not in RUNTIMES:
-        raise UserError("runtime", options.runtime, f"must be one of {', '.join(RUNTIMES)}")
+    check_runtime(options.runtime)
     if options.compile and options.runtime == "onnx":
         raise UserError(
             "compile", True, "compiles torch's steps; ONNX Runtime has its own, so leave one of the two out"
@@ -56,6 +55,11 @@ def main(args: list[str]) -> None:
     sizes = batch_sizes(options.batch_size)
     torch.set_num_threads(options.threads)
     run = open_run(options.run, checkpoint=options.ckpt_path)
+    if options.profile:
+        for size in sizes:
+            make_console().print(profile_table(measure_profile(run, size, options.runtime, options.rounds)))
+        print(f"profile: {run.file(PROFILE)}\nuse it with: eenet calibrate {run.folder} --budget-ms MS")
+        return
     bench = measure(run, sizes, options.compile, options.point, options.samples, options.rounds, options.runtime)
     results, figure = (
         Path(options.out, name) if options.out else run.file(name) for name in ("bench.json", "bench.png")
@@ -179,10 +183,3 @@ def batch_sizes(text: str) -> list[int]:
     if not values or any(value < 1 or value % 1 for value in values) or len(set(values)) < len(values):
         raise UserError("batch-size", text, "must be different whole numbers from 1, as 1,32,256")
     return [int(value) for value in values]
-
-
-def device_name(device: torch.device) -> str:
-    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
+import torch
 from rich.table import Table
 
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
-from eenet.calibration.chooser import Chooser, PolicyName, check_wishes
+from eenet.calibration.chooser import Chooser, Clock, PolicyName, check_wishes
 from eenet.calibration.points import CALIBRATION
 from eenet.calibration.wishes import DECODER_WISHES, MODES, RULES, WISHES, Granted, Wishes, grant
+from eenet.cli.clocks import check_runtime, clock_of
 from eenet.cli.parsing import Parser
 from eenet.cli.runs import Run, add_checkpoint, open_run, read_split
 from eenet.cli.seen import check_unseen
@@ -53,6 +55,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
+    parser.add_argument("--budget-ms", type=str, default="", help="mean milliseconds per sample by the clock, as 0.3,1")
+    parser.add_argument("--batch-size", type=int, default=1, help="of --budget-ms: samples that are routed together")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of --budget-ms")
+    parser.add_argument("--runtime", type=str, default="torch", help="of --budget-ms: torch, or onnx")
     parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
     parser.add_argument("--max-disagreement", type=str, default="", help="decoders: share of other tokens, as 0.1")
     parser.add_argument("--max-perplexity-increase", type=str, default="", help="decoders: percent, as 5,10")
@@ -97,14 +103,19 @@ def main(args: list[str]) -> None:
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
     run = open_run(options.run, checkpoint=options.ckpt_path)
     check_unseen(run)
-    granted = calibrate(run, options.policy, wishes)
+    clock = None
+    if wishes.values["budget-ms"]:
+        check_runtime(options.runtime)
+        torch.set_num_threads(options.threads)
+        clock = clock_of(run, options.batch_size, options.runtime)
+    granted = calibrate(run, options.policy, wishes, clock)
     for problem in dict.fromkeys(str(error) for error in granted.unmet):
         print(f"{NOT_MET}{problem}", file=sys.stderr)
     if granted.unmet:
         raise SystemExit(1)
 
 
-def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
+def calibrate(run: Run, policy: PolicyName, wishes: Wishes, clock: Clock | None = None) -> Granted:
     """Choose points and add them to the run's calibration file; a point of the same name is replaced.
 
     Predictors that training came to no whole validation to fit are fitted first, and put into the checkpoint.
@@ -113,6 +124,7 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
         run: The run.
         policy: What decides.
         wishes: What is asked for.
+        clock: For budgets in milliseconds.
 
     Raises:
         UserError: The validation split is the test split, or the run's network has no such wish or policy.
@@ -139,7 +151,7 @@ def calibrate(run: Run, policy: PolicyName, wishes: Wishes) -> Granted:
         split = read_split(run, "val")
         called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
         samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
-        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
+        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples), clock)
     granted = grant(policy, wishes, chooser.point)
     if granted.points:
         warn_nobody_leaves(chooser.shares)
@@ -202,10 +214,13 @@ def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
     widths = {name: widths_of(point) for name, point in points.items()}
     columns = ["widths"] if any(widths.values()) else []
     costs = [f"validation {name} %" for name in units.values()]
-    found = Table("point", "asked", *columns, "validation accuracy %", *costs, title=f"{samples} validation samples")
+    timed = ["ms by the clock"] if any("ms" in point.got for point in points.values()) else []
+    headings = ("point", "asked", *columns, "validation accuracy %", *costs, *timed)
+    found = Table(*headings, title=f"{samples} validation samples")
     for name, point in points.items():
         accuracy, error = 100 * point.got["accuracy"], 100 * point.got["accuracy_se"]
         shares = [f"{100 * point.got[key]:.1f}" for key in units]
+        shares += [f"{point.got['ms']:.3g}" if "ms" in point.got else "" for _ in timed]
         found.add_row(name, asked(point), *[widths[name]] * len(columns), f"{accuracy:.2f} ± {error:.2f}", *shares)
     return found
 

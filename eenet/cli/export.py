@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from torch.utils import _pytree as pytree
+from typing import get_args
 
 from eenet.cli.parsing import Parser
-from eenet.cli.runs import Run, add_checkpoint, chosen_point, class_names, open_run
+from eenet.cli.runs import add_checkpoint, chosen_point, class_names, example, open_run
 from eenet.errors import UserError
 from eenet.export import Description, export_network, set_rules
 from eenet.runtime.manifest import WEIGHTS, Format
@@ -51,11 +48,3 @@ def main(args: list[str]) -> None:
     size, programs = sum(path.stat().st_size for path in out.iterdir()), set(manifest.files) - {WEIGHTS}
     print(f"{len(programs)} program{'s'[: len(programs) > 1]} at {chosen.name}, {size / 1e6:.1f} MB: {out}")
     print(f"use it with: eenet.runtime.load({str(out)!r})")
-
-
-def example(run: Run, rows: int = 3) -> Any:
-    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
-    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
-    if isinstance(inputs, dict):
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-    return inputs

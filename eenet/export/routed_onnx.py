@@ -243,6 +243,33 @@ class _Chain:
         return graph.op("Concat", logits, graph.op("Add", graph.op("Mul", missing, marks[0]), marks[1]), axis=1)
 
 
+def cut(step: Any, places: Sequence[int] | None) -> Any:
+    """A step that returns only some of its outputs, and computes nothing else; all of them for `None`."""
+    if places is None:
+        return step
+    outputs = [step.graph.output[place] for place in places]
+    nodes, read = _alive(step.graph, [info.name for info in outputs])
+    inputs = [info for info in step.graph.input if info.name in read]
+    weights = [weight for weight in step.graph.initializer if weight.name in read]
+    graph = _helper().make_graph(nodes, "part", inputs, outputs, weights)
+    return _helper().make_model(graph, opset_imports=step.opset_import, ir_version=IR_VERSION)
+
+
+def never(steps: Sequence[Any]) -> list[Any]:
+    """The same steps, whose gates are computed and let nobody leave."""
+    found = []
+    for step in steps[:-1]:
+        copy = type(step)()
+        copy.CopyFrom(step)
+        name = copy.graph.output[-1].name
+        off = import_module("onnx").numpy_helper.from_array(np.array(False), f"{name}_off")
+        copy.graph.initializer.append(off)
+        copy.graph.node.append(_helper().make_node("And", [name, off.name], [f"{name}_never"]))
+        copy.graph.output[-1].name = f"{name}_never"
+        found.append(copy)
+    return [*found, steps[-1]]
+
+
 def _answer(top: Builder, result: str, classes: int, macs: Sequence[int], sets: Mapping[str, SetRule]) -> list[Any]:
     """Add what is returned, and say what it is."""
     logits, column = top.ops("Split", 2, result, top.constant([classes, 1]), axis=1)

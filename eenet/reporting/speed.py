@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from eenet.profile import Seconds
+
 Bench = dict[str, Any]
 """Plain JSON values with the fields above."""
 
@@ -44,6 +46,21 @@ def speed_table(bench: Bench) -> Table:
                 f"{row['ratio']:.3f}",
                 style="bold" if row["kind"] == "routed" else "",
             )
+    return table
+
+
+def profile_table(found: Seconds) -> Table:
+    """What each part takes, and what a sample that leaves at each exit takes."""
+    conditions = f"{found.device}, {found.runtime}, {found.threads} threads"
+    full = f"the full network takes {1000 * found.full:.3f}"
+    table = Table(title=f"milliseconds of a batch of {found.batch_size}: {conditions}; {full}")
+    for heading in ("exit", "stages", "head", "gate", "hand-over", "leaving there, per sample"):
+        table.add_column(heading, justify="right")
+    last = len(found.segments) - 1
+    for exit, (segment, whole) in enumerate(zip(found.segments, found.per_sample, strict=True)):
+        early = (found.heads, found.gates, found.hand_overs)
+        parts = [segment, *([part[exit] for part in early] if exit < last else [None] * 3), whole]
+        table.add_row(str(exit), *("" if part is None else f"{1000 * part:.4f}" for part in parts))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +46,21 @@ class RoutedOnnx(Exported):
         super().__init__(manifest)
         self.network, self.source = ExportedNetwork(manifest, [torch.empty(0)]), str(folder)
         behind = manifest.costs.num_exits - 1
-        path = inside(folder, ROUTED)
-        check(path, LARGEST_FILE, lambda graph: flat_branches(graph, behind))
-        self._any = self._one = make_session(path)
-        if ROUTED_ONE in manifest.files:
-            path = inside(folder, ROUTED_ONE)
-            check(path, LARGEST_FILE, lambda graph: nested_branches(graph, behind))
-            self._one = make_session(path)
-        self.outputs = [entry.name for entry in self._any.get_outputs()]
         self._inputs = [spec.name or INPUT for spec in manifest.inputs]
-        for session in (self._any, self._one):
-            inputs, outputs = (
-                [entry.name for entry in found] for found in (session.get_inputs(), session.get_outputs())
-            )
-            if inputs != self._inputs or outputs != self.outputs or outputs[:3] != [LOGITS, EXIT, COST]:
-                wanted = f"{', '.join(self._inputs)} to {LOGITS}, {EXIT}, {COST}"
-                raise UserError(
-                    "export", str(path), f"goes from {', '.join(inputs)} to {', '.join(outputs)}, not {wanted}"
-                )
+        self._any = self._one = self._open(inside(folder, ROUTED), lambda graph: flat_branches(graph, behind))
+        self.outputs = [entry.name for entry in self._any.get_outputs()]
+        if ROUTED_ONE in manifest.files:
+            self._one = self._open(inside(folder, ROUTED_ONE), lambda graph: nested_branches(graph, behind))
+
+    def _open(self, path: Path, branches: Callable[[Any], str]) -> Any:
+        check(path, LARGEST_FILE, branches)
+        session = make_session(path)
+        inputs, outputs = ([entry.name for entry in ends] for ends in (session.get_inputs(), session.get_outputs()))
+        first = [LOGITS, EXIT, COST]
+        if inputs != self._inputs or outputs[:3] != first or getattr(self, "outputs", outputs) != outputs:
+            found, wanted = f"{', '.join(inputs)} to {', '.join(outputs)}", f"{', '.join(self._inputs)} to {first}"
+            raise UserError("export", str(path), f"goes from {found}, not {wanted}")
+        return session
 
     def __call__(self, inputs: Any) -> Routed:
         """Logits, exits, nodes and costs of a batch, in its order; see `run` for what else the file returns.

@@ -39,6 +39,10 @@ def between_scores(network: EarlyExitNetwork, inputs: Any) -> Threshold:
     return Threshold([middle[row : row + 2, exit].mean().item() for exit, row in enumerate(widest.tolist())])
 
 
+def branch_of(node: Any, name: str) -> Any:
+    return next(attribute.g for attribute in node.attribute if attribute.name == name)
+
+
 @pytest.fixture(scope="module")
 def network() -> EarlyExitNetwork:
     torch.manual_seed(0)
@@ -83,9 +87,9 @@ def test_the_file_is_one_and_holds_its_weights(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == ["model.json", "model.onnx", "model_one.onnx"]
     model = onnx.load(exported / "model.onnx")
     onnx.checker.check_model(model)
-    branches = [node for node in model.graph.node if node.op_type == "If"]
+    branches = [branch_of(node, "then_branch") for node in model.graph.node if node.op_type == "If"]
     assert len(branches) == 2
-    assert all(any(len(w.dims) == 2 for w in node.attribute[0].g.initializer) for node in branches)
+    assert all(any(len(weight.dims) == 2 for weight in branch.initializer) for branch in branches)
     assert str(Path.cwd()).encode() not in (exported / "model.onnx").read_bytes()
 
 
@@ -142,7 +146,7 @@ def loop(graph: Any) -> None:
 
 def within(graph: Any) -> None:
     outer = next(node for node in graph.node if node.op_type == "If")
-    outer.attribute[0].g.node.append(outer)
+    branch_of(outer, "then_branch").node.append(outer)
 
 
 def more(graph: Any) -> None:
@@ -155,7 +159,7 @@ def renamed(graph: Any) -> None:
 
 def busy(graph: Any) -> None:
     outer = next(node for node in graph.node if node.op_type == "If")
-    outer.attribute[0].g.node.append(outer.attribute[1].g.node[0])
+    branch_of(outer, "then_branch").node.append(branch_of(outer, "else_branch").node[0])
 
 
 @pytest.mark.parametrize(
