@@ -2,6 +2,7 @@
 
     python benchmarks/runtime.py speed              # realised against theoretical speed-up near 60 % of the MACs
     python benchmarks/runtime.py speed --compile true
+    python benchmarks/runtime.py onnx               # the same against the full network, all on ONNX Runtime
     python benchmarks/runtime.py queue              # a refilled queue against batches that only shrink
     python benchmarks/runtime.py soak --minutes 10  # the queue, full all the time
 
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from torch.utils import _pytree as pytree
 from datamodules import BBCNews, FashionMNIST, SplitData
 from eenet.api.benchmarking import device_name, sample_batches, sample_rows
 from eenet.backbones import Bert, CifarResNet, StagedBackbone, ViT
+from eenet.exporting.contenders import onnx_contenders
+from eenet.gates import ConfidenceGate, Gate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime import EarlyExitRuntime, RebatchingQueue, Routed
@@ -55,12 +59,16 @@ BACKBONES: dict[str, Callable[[], StagedBackbone]] = {
 }
 
 
-def prepare(name: str, budget: float) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
+def prepare(
+    name: str, budget: float, exits: Any = "all", gate: Callable[[int], Gate] = UncertaintyGate
+) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
     """A network with exits after every block, thresholds that cost about the budget, and the data."""
     torch.manual_seed(0)
     data = BBCNews(max_length=128) if name.startswith("minilm") else FashionMNIST(augment=False)
     data.prepare_data()
-    network = EarlyExitNetwork(BACKBONES[name]()).eval()
+    backbone = BACKBONES[name]()
+    exits = list(range(1, backbone.num_stages - 1, 2)) if exits == "second" else exits
+    network = EarlyExitNetwork(backbone, exits, gate=gate).eval()
     return network, thresholds_near(network, data, budget), data
 
 
@@ -139,6 +147,43 @@ def speed(
         }
     conditions = {"device": device_name(CPU), "compiled": compile, "budget": budget, "rounds": rounds}
     finish({**conditions, "samples": samples, "networks": found}, output)
+
+
+def onnx(
+    networks: list[str] | None = None,
+    exits: list[int] | None = None,
+    batches: list[int] | None = None,
+    budget: float = 0.6,
+    samples: int = 256,
+    rounds: int = 15,
+    output: Path | None = None,
+) -> None:
+    """One routed ONNX file against the full network, both on ONNX Runtime, each in the parts of a batch that suit it.
+
+    Args:
+        networks: Of the benchmark's networks, the ViT-8 and the ResNet-14 by default.
+        exits: Stages after which an exit reads; every second by default.
+        batches: As for `speed`.
+        budget: As for `speed`.
+        samples: Test samples of a round.
+        rounds: Interleaved rounds.
+        output: JSON file.
+    """
+    found = {}
+    for name in networks or ["vit_8x128_17_tokens", "cifar_resnet_14"]:
+        network, policy, data = prepare(name, budget, exits or "second", ConfidenceGate)
+        rows = sample_rows(data, samples)
+        example = pytree.tree_map(lambda inputs: inputs[:3], sample_batches(data, rows, 3, CPU)[0])
+        if isinstance(example, dict):
+            example["attention_mask"] = torch.ones_like(example["attention_mask"])
+        contenders = onnx_contenders(network, {"one file": (network, policy)}, example)
+        found[name] = {"exits": network.exit_stages}
+        for size in batches or [1, 32, 256]:
+            timed = race(contenders, sample_batches(data, rows, size, CPU), size, rounds, CPU)
+            parts = [one.run.length for one in contenders]
+            found[name][f"batch_{size}"] = [{**row, "part": part} for row, part in zip(timed, parts, strict=True)]
+    conditions = {"device": device_name(CPU), "budget": budget, "rounds": rounds, "samples": samples}
+    finish({**conditions, "onnxruntime": version("onnxruntime"), "networks": found}, output)
 
 
 def speed_contenders(network: EarlyExitNetwork, policy: Threshold, compile: bool) -> list[Contender]:
@@ -351,4 +396,4 @@ def soak(
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    auto_cli({"speed": speed, "queue": queue_speed, "soak": soak})
+    auto_cli({"speed": speed, "onnx": onnx, "queue": queue_speed, "soak": soak})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eenet.api.benchmarking import bench
     from eenet.api.calibrating import calibrate
+    from eenet.api.clocks import time_parts
     from eenet.api.comparing import compare
     from eenet.api.exporting import export
     from eenet.api.inferring import infer, predict
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from eenet.attaching import attach
     from eenet.errors import UserError
     from eenet.network import EarlyExitNetwork
-    from eenet.runtime import load
+    from eenet.runtime.load import load
     from lightning_modules.training import evaluate, train
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "eenet.runtime",
     "open_run": "eenet.api.opening",
     "predict": "eenet.api.inferring",
+    "time_parts": "eenet.api.clocks",
     "train": "lightning_modules.training",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "open_run",
     "predict",
+    "time_parts",
     "train",
 ]
 

@@ -24,7 +24,7 @@ def bitops(macs: int, weight_bits: int = FLOAT, activation_bits: int = FLOAT) ->
 
 
 class Column(NamedTuple):
-    """What leaving at each node costs in one unit; the nodes of a plain network are its exits.
+    """What leaving at each node costs in one unit, MACs, BitOPs or seconds; the nodes of a plain network are its exits.
 
     Attributes:
         routed: Of a sample that leaves there: stages, inference modules and gates passed, its own included.
@@ -254,6 +254,78 @@ class TreeCosts(Costs):
         )
         tree = Tree(tuple(map(tuple, values["nodes"])))
         return cls(tree, tuple(values["stages"]), macs, bitops, tuple(values["uncounted"]))
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What the parts of a chain of exits take by the clock, in seconds for a whole batch, measured on one device.
+
+    Attributes:
+        device: Where it was measured.
+        runtime: `torch` or `onnx`.
+        threads: Of the processor.
+        batch_size: Samples of the batch.
+        segments: The stages up to each exit; the first with what comes before, the last with the backbone's own head.
+        heads: What each early exit reads and its inference module.
+        gates: Each gate and its decision.
+        hand_overs: What follows when somebody stays: picking the rows and handing them on.
+        full: The plain backbone as a whole.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    batch_size: int
+    segments: tuple[float, ...]
+    heads: tuple[float, ...]
+    gates: tuple[float, ...]
+    hand_overs: tuple[float, ...]
+    full: float
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What has to agree for a profile to be used."""
+        return self.device, self.runtime, self.threads, self.batch_size
+
+    @property
+    def per_sample(self) -> tuple[float, ...]:
+        """Seconds of a sample that leaves at each exit, a share of its batch.
+
+        Exact for a batch of one; in a larger one rows share the fixed cost of a step, and late steps have fewer rows.
+
+        Example:
+            >>> Seconds("cpu", "torch", 1, 2, (4.0, 6.0), (1.0,), (0.5,), (0.5,), 9.0).per_sample
+            (2.75, 6.0)
+        """
+        passed, found = 0.0, []
+        for segment, *exit in zip(self.segments, self.heads, self.gates, self.hand_overs, strict=False):
+            passed += segment
+            found.append(passed + exit[0] + exit[1])
+            passed += sum(exit)
+        return tuple(value / self.batch_size for value in (*found, passed + self.segments[-1]))
+
+    def fractions(self) -> Tensor:
+        """`per_sample` divided by the plain backbone's, float64 `(exits,)`."""
+        return torch.tensor(self.per_sample, dtype=torch.float64) * self.batch_size / self.full
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Seconds":
+        """What `to_dict` described.
+
+        Raises:
+            ValueError: A time is not above 0, or parts do not fit together.
+        """
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        found = cls(**fields)
+        early = len(found.segments) - 1
+        lengths = {len(part) for part in (found.heads, found.gates, found.hand_overs)}
+        if lengths != {early} or not all(value > 0 for value in (*found.segments, found.full)):
+            raise ValueError("parts of a profile by the clock")
+        return found
 
 
 def mean_cost(exit_fractions: Sequence[float] | Tensor, per_exit: Sequence[float] | Tensor) -> float:

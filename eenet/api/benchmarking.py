@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from eenet.api.opening import Run, opened
+from eenet.api.clocks import Runtime, check_runtime, device_name
+from eenet.api.opening import Run, example, opened
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
+from eenet.exporting.contenders import onnx_contenders
 from eenet.reporting import SCHEMA, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure
 from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
@@ -39,6 +41,7 @@ def bench(
     batch_size: Sequence[int] = (1, 32, 256),
     threads: int | None = None,
     compile: bool = False,
+    runtime: Runtime = "torch",
     point: str = "all",
     samples: int = 256,
     rounds: int = 5,
@@ -52,6 +55,7 @@ def bench(
         batch_size: Samples per batch, each size once.
         threads: Processor threads of an operator, which stay so; `None` for those of this process.
         compile: Compile what is timed.
+        runtime: What runs all of them: `torch`, or `onnx` for ONNX Runtime.
         point: Points of `calibrate` between commas, or `all`.
         samples: Test samples of each round, as far as there are any.
         rounds: Rounds that count, after one that does not.
@@ -68,15 +72,28 @@ def bench(
         raise UserError("batch-size", list(batch_size), "must be different whole numbers from 1, as 1,32,256")
     if threads is not None:
         torch.set_num_threads(threads)
+    check_runtime(runtime)
+    if compile and runtime == "onnx":
+        raise UserError(
+            "compile", True, "compiles torch's steps; ONNX Runtime has its own, so leave one of the two out"
+        )
     run = opened(run, checkpoint)
-    found = measure(run, batch_size, compile, point, samples, rounds)
+    found = measure(run, batch_size, compile, point, samples, rounds, runtime)
     file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))
     write_json(file, found)
     save_figure(speed_figure(found), figure)
     return Benched(found, file, figure)
 
 
-def measure(run: Run, sizes: Sequence[int], compile: bool, names: str, samples: int, rounds: int) -> Bench:
+def measure(
+    run: Run,
+    sizes: Sequence[int],
+    compile: bool,
+    names: str,
+    samples: int,
+    rounds: int,
+    runtime: Runtime = "torch",
+) -> Bench:
     """Time a run; see `eenet.reporting.speed` for what is returned.
 
     Args:
@@ -86,6 +103,7 @@ def measure(run: Run, sizes: Sequence[int], compile: bool, names: str, samples: 
         names: Operating points, see `operating_points`.
         samples: Test samples of a round, as far as there are any.
         rounds: Rounds that count.
+        runtime: `torch` or `onnx`.
 
     Raises:
         UserError: The run is no classifier with early exits, there is no such point, or a batch needs more samples than
@@ -99,7 +117,14 @@ def measure(run: Run, sizes: Sequence[int], compile: bool, names: str, samples: 
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
-    entrants = contenders(run, operating_points(run, names), compile)
+    points = operating_points(run, names)
+    if runtime == "onnx":
+        network.cpu().eval()
+        pairs = {name: (point.network(network), point.policy) for name, point in points.items()}
+        entrants = onnx_contenders(network, pairs, example(run))
+        run.device = torch.device("cpu")
+    else:
+        entrants = contenders(run, points, compile)
     found = []
     for size in sizes:
         batches = sample_batches(run.data, rows, size, run.device)
@@ -116,6 +141,7 @@ def measure(run: Run, sizes: Sequence[int], compile: bool, names: str, samples: 
         "threads": torch.get_num_threads(),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "runtime": runtime,
         "compiled": compile,
         "rounds": rounds,
         "warm_up_rounds": 1,
@@ -160,10 +186,3 @@ def sample_batches(data: Any, rows: list[int], size: int, device: torch.device) 
     """Inputs of some test samples on a device, in full batches that are collated as the data collate them."""
     loader = data.load(Subset(data.dataset("test"), rows), batch_size=size, drop_last=True)
     return [data.transfer_batch_to_device(batch, device, 0)[0] for batch in loader]
-
-
-def device_name(device: torch.device) -> str:
-    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

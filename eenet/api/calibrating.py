@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eenet.api.clocks import Runtime, clock_of
 from eenet.api.opening import Run, opened, read_split, read_training
 from eenet.api.seen import check_unseen
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
@@ -49,6 +50,7 @@ def calibrate(
     *,
     budget_macs: Sequence[float] = (),
     budget_bitops: Sequence[float] = (),
+    budget_ms: Sequence[float] = (),
     max_accuracy_drop: Sequence[float] = (),
     max_disagreement: Sequence[float] = (),
     max_perplexity_increase: Sequence[float] = (),
@@ -60,6 +62,9 @@ def calibrate(
     quantile: QuantileRule = Wishes.rule,
     dearest: bool = False,
     policy: PolicyName = "own",
+    batch_size: int = 1,
+    threads: int | None = None,
+    runtime: Runtime = "torch",
     checkpoint: str = "last",
 ) -> Calibrated:
     """Choose points and add them to the run's calibration file; a point of the same name is replaced.
@@ -71,6 +76,7 @@ def calibrate(
         budget: Fractions of the full network's MACs in (0, 1].
         budget_macs: Mean MACs per sample.
         budget_bitops: Of a quantized network: fractions of the float network's BitOPs.
+        budget_ms: Mean milliseconds per sample by the clock, after `time_parts` of the same batch, runtime and threads.
         max_accuracy_drop: Points of accuracy below the full network.
         max_disagreement: Of a decoder: share of other tokens than the full model's.
         max_perplexity_increase: Of a decoder: percent.
@@ -82,6 +88,9 @@ def calibrate(
         quantile: How they are taken.
         dearest: Meet budgets by spending them, not by the most accurate setting within.
         policy: What decides.
+        batch_size: Of `budget_ms`: samples that are routed together.
+        threads: Of `budget_ms`: processor threads of an operator, which stay so; `None` for those of this process.
+        runtime: Of `budget_ms`.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -92,6 +101,7 @@ def calibrate(
         "budget": budget,
         "budget-macs": budget_macs,
         "budget-bitops": budget_bitops,
+        "budget-ms": budget_ms,
         "max-accuracy-drop": max_accuracy_drop,
         "risk": risk,
         "max-disagreement": max_disagreement,
@@ -121,6 +131,7 @@ def calibrate(
         saved, state = read_checkpoint(run.checkpoint, "run"), run.model.state_dict()
         if run.model.amend(saved, state):
             write_checkpoint(saved, run.checkpoint)
+    clock = clock_of(run, batch_size, runtime, threads) if budget_ms else None
     own = next(iter(run.model.policies().values()))
     chooser: Chooser | TokenChooser
     if isinstance(network, DecoderNetwork):
@@ -133,7 +144,7 @@ def calibrate(
             split = split._replace(training=read_training(run, most))
         called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
         samples, temperatures = len(split.labels), fit_temperatures(split.logits, split.labels, called)
-        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples))
+        chooser = Chooser(network.cpu(), own, policy, wishes, split, run.chosen_on(samples), clock)
     granted = grant(policy, wishes, chooser.point)
     file = run.file(CALIBRATION)
     if granted.points:

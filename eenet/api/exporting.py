@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-from torch.utils import _pytree as pytree
-
-from eenet.api.opening import Run, chosen_point, class_names, opened
+from eenet.api.opening import Run, chosen_point, class_names, example, opened
 from eenet.errors import UserError
-from eenet.exporting import Description, export_network
-from eenet.runtime.manifest import Format
+from eenet.exporting import Description, export_network, set_rules
+from eenet.runtime.manifest import WEIGHTS, Format
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ def export(
     *,
     format: Format = "torch",
     point: str | None = None,
+    one: bool = False,
+    sets: bool = False,
     checkpoint: str = "last",
 ) -> Exported:
     """Write a run as a folder of programs and weights.
@@ -43,8 +42,10 @@ def export(
     Args:
         run: The run, or its folder.
         out: New folder.
-        format: `torch` or `onnx`.
+        format: `torch` or `onnx-steps` for a program per step, `onnx` for one file that routes.
         point: A point of `calibrate`, else the run's own.
+        one: Beside one ONNX file that routes, write a second for batches of one.
+        sets: Let that file return the point's conformal sets, too.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -59,21 +60,14 @@ def export(
     chosen = chosen_point(run, point)
     network = chosen.point.network(run.model.network.cpu())
     names = class_names(run.data)
-    about = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
+    about: dict[str, Any] = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
     if chosen.point.chosen_on is not None:
         about["chosen_on"] = chosen.point.chosen_on.to_dict()
     if chosen.temperatures is not None:
         about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
     prepared = getattr(run.data, "preprocessing", None)
-    description = Description(None if names is None else tuple(names), about, prepared)
-    manifest = export_network(network, chosen.point.policy, folder, example(run), format, description)
+    rules = set_rules(chosen.point, about.get("temperatures")) if sets else {}
+    description = Description(None if names is None else tuple(names), about, prepared, rules)
+    manifest = export_network(network, chosen.point.policy, folder, example(run), format, description, one)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Exported(folder, chosen.name, len(manifest.programs), size)
-
-
-def example(run: Run, rows: int = 3) -> Any:
-    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
-    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
-    if isinstance(inputs, dict):
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-    return inputs
+    return Exported(folder, chosen.name, len({*manifest.files} - {WEIGHTS}), size)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.candidates import Split
@@ -175,6 +176,14 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
 def class_names(data: Any) -> list[str] | None:
     """Names of the classes by number, `None` where the data know none."""
     return getattr(data, "class_names", None)
+
+
+def example(run: Run, rows: int = 3) -> Any:
+    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
+    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
+    if isinstance(inputs, dict):
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+    return inputs
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Choosing operating points of a classifier: a policy on every path, by what a validation split says."""
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from eenet.errors import UnmetError, UserError
 from eenet.metrics import choice_shares
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
+from eenet.profile import Seconds
 from eenet.reporting import gather_exits
 
 
@@ -57,6 +59,9 @@ def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
         raise UserError("dearest", True, f"the {name} policy finds thresholds for a budget; leave it out")
     if name == "random":
         wishes.require(BUDGETS, "random routing takes a budget's exit fractions and has no other wish")
+    if wishes.values.get("budget-ms") and (network.tree.branches or name in ("random", *STOPPING)):
+        problem = "is for policies on a chain of exits whose values need no cost: not for random and stopping"
+        raise UserError("budget-ms", wishes.values["budget-ms"], problem)
     if name == "geometric":
         wishes.require(BUDGETS, "geometric exit fractions are those of a budget and have no other wish")
     if name == "stopping_recall":
@@ -69,6 +74,22 @@ def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
             raise UserError(wish, value, f"is more than the full network's {full:g}; ask for at most those")
         if wish == "budget-bitops" and not network.tree.branches:
             check_budget(value, wish)
+
+
+class Clock(NamedTuple):
+    """How budgets in milliseconds are met.
+
+    Attributes:
+        profile: What the network's parts take.
+        routed: Milliseconds per sample that a point takes, measured.
+    """
+
+    profile: Seconds
+    routed: Callable[[OperatingPoint], float]
+
+
+ATTEMPTS = 5
+"""Points of which the clock is asked before a budget in milliseconds is given up."""
 
 
 class Chooser:
@@ -84,6 +105,7 @@ class Chooser:
         wishes: What is asked for.
         split: The validation split.
         chosen_on: What the points are chosen on.
+        clock: For budgets in milliseconds.
 
     Attributes:
         left_out: Why modes of conformal sets are left out.
@@ -98,8 +120,9 @@ class Chooser:
         wishes: Wishes,
         split: Split,
         chosen_on: ChosenOn,
+        clock: Clock | None = None,
     ) -> None:
-        self.name, self.wishes, self.chosen_on = name, wishes, chosen_on
+        self.name, self.wishes, self.chosen_on, self.clock = name, wishes, chosen_on, clock
         self.num_classes = network.backbone.num_classes
         self.left_out: list[UnmetError] = []
         self.shares: dict[str, list[float]] = {}
@@ -112,7 +135,27 @@ class Chooser:
         Raises:
             UnmetError: No setting meets it.
         """
-        candidate, policy = self.choose(wish, value)
+        if wish != "budget-ms":
+            return self._point(wish, value, value)
+        assert self.clock is not None
+        aim = value
+        for _ in range(ATTEMPTS):
+            try:
+                point = self._point(wish, value, aim)
+            except UnmetError as error:
+                least = 1000 * self.clock.profile.per_sample[0]
+                problem = f"cannot be met: a sample that leaves at the first exit takes {least:.3g} ms"
+                raise UnmetError(wish, value, problem) from error
+            point.got["ms"] = taken = self.clock.routed(point)
+            if taken <= value:
+                return point
+            aim *= 0.98 * value / taken  # rows of a batch share what a step costs whatever its size
+        problem = f"the clock said {taken:.3g} ms of the last of {ATTEMPTS} settings that should have kept it"
+        raise UnmetError(wish, value, problem)
+
+    def _point(self, wish: str, value: float, aim: float) -> OperatingPoint:
+        """The point for a wish when choosing aims at another value of it."""
+        candidate, policy = self.choose(wish, aim)
         nodes = candidate.scored.exits(policy)
         right = gather_exits(candidate.scored.correct, nodes)
         got = {"accuracy": right.double().mean().item(), "accuracy_se": standard_error(right)}
@@ -160,6 +203,9 @@ class Chooser:
             tried = self._candidates(unit)
             tried = nearest(tried, unit, self.budget(wish, value)) if wish in BUDGETS else tried
         splits = [candidate.in_unit(unit) for candidate in tried]
+        if wish == "budget-ms":
+            assert self.clock is not None
+            splits = [scored._replace(fractions=self.clock.profile.fractions()) for scored in splits]
         splits = splits if rows is None else [scored.rows(rows) for scored in splits]
         found, unmet = [], []
         for candidate, scored in zip(tried, splits, strict=True):
@@ -182,6 +228,9 @@ class Chooser:
 
     def budget(self, wish: str, value: float) -> float:
         """What a wish for a budget allows, as a fraction of the full network's cost."""
+        if wish == "budget-ms":
+            assert self.clock is not None
+            return value / 1000 * self.clock.profile.batch_size / self.clock.profile.full
         return value / self.candidates[0].costs.full if wish == "budget-macs" else value
 
     def setting(self, policy: Policy, scored: Scored, wish: str, value: float) -> Policy:

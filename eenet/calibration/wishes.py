@@ -10,8 +10,8 @@ from eenet.calibration.risk import check_level
 from eenet.calibration.search import check_budget, check_drop
 from eenet.errors import UnmetError, UserError
 
-BUDGETS = ("budget", "budget-macs", "budget-bitops")
-"""Wishes for a mean cost: fractions of the full network's MACs, MACs, and fractions of its BitOPs."""
+BUDGETS = ("budget", "budget-macs", "budget-bitops", "budget-ms")
+"""Wishes for a mean cost: fractions of the full network's MACs, MACs, fractions of its BitOPs, and milliseconds."""
 
 WISHES = (*BUDGETS, "max-accuracy-drop", "risk")
 """What can be asked of a classifier."""
@@ -26,6 +26,7 @@ RULES: tuple[QuantileRule, ...] = get_args(QuantileRule)
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "budget-macs": (lambda value: 0 < value < float("inf"), "is a mean number of MACs per sample, above 0"),
     "budget-bitops": (lambda value: 0 < value < float("inf"), "is a fraction of the float network's BitOPs, above 0"),
+    "budget-ms": (lambda value: 0 < value < float("inf"), "is a mean number of milliseconds per sample, above 0"),
     "max-disagreement": (lambda value: 0 <= value < 1, "is a share of tokens, at least 0 and below 1"),
     "max-perplexity-increase": (lambda value: 0 <= value < float("inf"), "must be a number of percent, at least 0"),
     "max-rouge-drop": (lambda value: 0 <= value <= 100, "is a number of points of ROUGE-L, from 0 to 100"),

@@ -19,17 +19,27 @@ def main(args: list[str]) -> None:
     parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
     parser.add_argument("--threads", type=int | None, help="processor threads of an operator")
     parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="compile what is timed")
+    parser.add_argument("--runtime", type=str, default="torch", help="torch, or onnx: ONNX Runtime for all of them")
     parser.add_argument("--point", type=str, default="all", help="points of `eenet calibrate`, as budget-0.5; or `all`")
     parser.add_argument("--samples", type=int, default=256, help="test samples of each round, as far as there are any")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
+    parser.add_argument("--profile", action="store_true", help="time the network's parts, for --budget-ms, and no more")
     parser.add_argument("--out", type=str, help="folder of bench.json and bench.png; the run's by default")
     options = vars(parser.parse_args(args))
     from eenet.api.benchmarking import bench
+    from eenet.api.clocks import time_parts
     from eenet.reporting import make_console
-    from eenet.reporting.speed import speed_table
+    from eenet.reporting.speed import profile_table, speed_table
 
-    run, checkpoint, sizes = options.pop("run"), options.pop("ckpt_path"), options.pop("batch_size")
-    found = bench(run, batch_size=batch_sizes(sizes), checkpoint=checkpoint, **options)
+    run, checkpoint, sizes = options.pop("run"), options.pop("ckpt_path"), batch_sizes(options.pop("batch_size"))
+    if options.pop("profile"):
+        kept = {name: options[name] for name in ("threads", "runtime", "rounds")}
+        timed = time_parts(run, batch_size=sizes, checkpoint=checkpoint, **kept)
+        for parts in timed.parts:
+            make_console().print(profile_table(parts))
+        print(f"profile: {timed.file}\nuse it with: eenet calibrate {run} --budget-ms MS")
+        return
+    found = bench(run, batch_size=sizes, checkpoint=checkpoint, **options)
     make_console().print(speed_table(found.bench))
     for batch in found.bench["batches"]:
         print(f"overhead when nobody leaves early, batch {batch['batch_size']}: {100 * batch['overhead']:.1f} %")

@@ -7,7 +7,7 @@ from eenet.errors import NOT_MET
 from eenet.parsing.refusals import Parser
 
 WISHES = (
-    *("budget", "budget-macs", "budget-bitops", "max-accuracy-drop", "risk"),
+    *("budget", "budget-macs", "budget-bitops", "budget-ms", "max-accuracy-drop", "risk"),
     *("max-disagreement", "max-perplexity-increase", "max-rouge-drop"),
 )
 MODES = "whose quantiles, some of common,per_exit,per_exit_all,per_class"
@@ -29,6 +29,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--budget", type=str, default="", help="fractions of the full MACs in (0, 1], as 0.3,0.5")
     parser.add_argument("--budget-macs", type=str, default="", help="mean MACs per sample, as 1e7,2e7")
     parser.add_argument("--budget-bitops", type=str, default="", help="quantized: fractions of the BitOPs, as 0.05,0.1")
+    parser.add_argument("--budget-ms", type=str, default="", help="mean milliseconds per sample by the clock, as 0.3,1")
+    parser.add_argument("--batch-size", type=int, default=1, help="of --budget-ms: samples that are routed together")
+    parser.add_argument("--threads", type=int | None, help="of --budget-ms")
+    parser.add_argument("--runtime", type=str, default="torch", help="of --budget-ms: torch, or onnx")
     parser.add_argument("--max-accuracy-drop", type=str, default="", help="points of accuracy below the full network")
     parser.add_argument("--max-disagreement", type=str, default="", help="decoders: share of other tokens, as 0.1")
     parser.add_argument("--max-perplexity-increase", type=str, default="", help="decoders: percent, as 5,10")
@@ -67,6 +71,9 @@ def main(args: list[str]) -> None:
         quantile=options.quantile,
         dearest=options.dearest,
         policy=options.policy,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        runtime=options.runtime,
         checkpoint=options.ckpt_path,
     )
     say(found)

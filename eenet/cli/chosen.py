@@ -51,10 +51,13 @@ def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
     widths = {name: widths_of(point) for name, point in points.items()}
     columns = ["widths"] if any(widths.values()) else []
     costs = [f"validation {name} %" for name in units.values()]
-    found = Table("point", "asked", *columns, "validation accuracy %", *costs, title=f"{samples} validation samples")
+    timed = ["ms by the clock"] if any("ms" in point.got for point in points.values()) else []
+    headings = ("point", "asked", *columns, "validation accuracy %", *costs, *timed)
+    found = Table(*headings, title=f"{samples} validation samples")
     for name, point in points.items():
         accuracy, error = 100 * point.got["accuracy"], 100 * point.got["accuracy_se"]
         shares = [f"{100 * point.got[key]:.1f}" for key in units]
+        shares += [f"{point.got['ms']:.3g}" if "ms" in point.got else "" for _ in timed]
         found.add_row(name, asked(point), *[widths[name]] * len(columns), f"{accuracy:.2f} ± {error:.2f}", *shares)
     return found
 

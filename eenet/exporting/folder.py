@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -14,21 +17,36 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet import __version__
-from eenet.calibration.points import policy_to_dict
+from eenet.calibration.points import OperatingPoint, policy_to_dict
 from eenet.errors import UserError
 from eenet.exporting import onnx_program, torch_program
+from eenet.exporting.fast_gates import with_fast_gates
+from eenet.exporting.routed_onnx import SetRule, compose
 from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.preprocessing import Preprocessing
 from eenet.reporting import write_json
 from eenet.routing.steps import make_steps, walk
+from eenet.runtime.exported import ExportedRuntime
 from eenet.runtime.load import load
-from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, InputSpec, Manifest, program_names
+from eenet.runtime.manifest import (
+    MANIFEST,
+    ROUTED,
+    ROUTED_ONE,
+    WEIGHTS,
+    Format,
+    InputSpec,
+    Manifest,
+    program_names,
+)
 from eenet.runtime.trace import Traced, flatten, trace
 
 TOLERANCE = 1e-4
 """Largest difference, relative to 1 or to the value, where a step is not compared bit for bit."""
+
+LARGEST_INSIDE = 2**31 - 2**26
+"""Bytes of weights that an ONNX file takes in, below the 2 GB of its format; more lie in `weights.safetensors`."""
 
 ROUNDED = 0.05
 """Largest mean difference, relative to the mean magnitude, where a quantizer may enlarge one to a step of its grid."""
@@ -42,11 +60,31 @@ class Description:
         labels: Names of the classes.
         point: Of the operating point: `name`, `asked`, `got`, and what it was `chosen_on`.
         preprocessing: What an image passes to become an input.
+        sets: Conformal sets by name, which one file that routes returns, too.
     """
 
     labels: tuple[str, ...] | None = None
     point: dict[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    sets: dict[str, SetRule] = field(default_factory=dict)
+
+
+def set_rules(point: OperatingPoint, temperatures: Sequence[float] | None) -> dict[str, SetRule]:
+    """The conformal sets of an operating point by their names in a file, such as `set_common_0.1`.
+
+    Args:
+        point: The point.
+        temperatures: Of its exits.
+
+    Raises:
+        UserError: It has no sets.
+    """
+    if not point.conformal or temperatures is None:
+        raise UserError("sets", True, "the point has none; `eenet calibrate` makes them, and --point names its points")
+    return {
+        f"set_{mode}_{alpha:g}": SetRule(temperatures, found.values.numpy())
+        for (mode, alpha), found in point.conformal.items()
+    }
 
 
 @torch.no_grad()
@@ -57,11 +95,13 @@ def export_network(
     example: Any,
     format: Format = "torch",
     description: Description = Description(),
+    one: bool = False,
 ) -> Manifest:
     """Write a routed network as a folder, whole or not at all.
 
     Every program is read back and run on one and on all rows of the example; it has to give what the network gives: bit
-    for bit for images in the torch format, else to `TOLERANCE`, or to `ROUNDED` where something is quantized.
+    for bit for images in the torch format, else to `TOLERANCE`, or to `ROUNDED` where something is quantized. One ONNX
+    file that routes is made of programs that were tried so, and tried itself.
 
     Args:
         network: On the CPU; put in evaluation mode.
@@ -70,6 +110,7 @@ def export_network(
         example: Three or more inputs as the backbone takes them, texts without padding.
         format: Of the programs.
         description: Labels and operating point.
+        one: Beside one ONNX file that routes, write a second for batches of one.
 
     Raises:
         UserError: The folder exists, or the network or the policy has no form in the format.
@@ -79,30 +120,76 @@ def export_network(
     if isinstance(policy, RandomExits):
         raise UserError("policy", "RandomExits", "draws at random, a control that is measured and not shipped")
     network.check(policy)
+    if format == "onnx" and network.tree.branches:
+        raise UserError("format", "onnx", "routes along a chain; paths that branch need onnx-steps")
+    if format != "onnx" and (one or description.sets):
+        raise UserError("format", format, "has no file for a batch of one and no sets; give onnx")
     network.eval()
+    if format == "onnx":
+        return _export_routed(network, policy, folder, example, description, one)
     with whole(folder, folder=True) as beside:
-        steps = dict(trace(network, policy, example))
+        traced = (network, policy) if format == "torch" else with_fast_gates(network, policy)
+        steps = dict(trace(*traced, example))
         write = _write_torch if format == "torch" else _write_onnx
         names = program_names(format, network.tree, policy.first_node)
         write(list(steps.values()), beside, list(names.values()))
-        manifest = Manifest(
-            format=format,
-            backbone=network.backbone.description(),
-            tree=network.tree,
-            first_node=policy.first_node,
-            costs=network.costs,
-            num_classes=network.backbone.num_classes,
-            labels=description.labels,
-            inputs=input_specs(example, steps[network.tree.place_of[policy.first_node]]),
-            policy=policy_to_dict(policy),
-            gate=type(network.gate).__name__,
-            point=description.point,
-            versions={"eenet": __version__, "torch": version("torch")},
-            files={name: sha256(beside / name) for name in (WEIGHTS, *names.values())},
-            preprocessing=description.preprocessing,
-        )
-        write_json(beside / MANIFEST, manifest.to_dict())
+        inputs = input_specs(example, steps[network.tree.place_of[policy.first_node]])
+        manifest = _manifest(network, policy, format, inputs, description, beside, (WEIGHTS, *names.values()))
         compare(network, policy, beside, example)
+    return manifest
+
+
+def _export_routed(
+    network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, description: Description, one: bool
+) -> Manifest:
+    onnx: Any = import_module("onnx") if onnx_program.available() else None
+    plain = Description(description.labels, description.point, description.preprocessing)
+    with whole(folder, folder=True) as beside:
+        tried = beside / "steps"
+        inputs = export_network(network, policy, tried, example, "onnx-steps", plain).inputs
+        names = program_names("onnx-steps", network.tree, policy.first_node).values()
+        beyond = (tried / WEIGHTS).stat().st_size > LARGEST_INSIDE
+        steps = [onnx.load(str(tried / name), load_external_data=not beyond) for name in names]
+        macs = network.costs.columns["macs"].routed
+        files = {ROUTED: False, **({ROUTED_ONE: True} if one else {})}
+        for name, alone in files.items():
+            onnx.save(compose(steps, inputs, macs, description.sets, alone), str(beside / name))
+        if beyond:
+            (tried / WEIGHTS).rename(beside / WEIGHTS)
+        rmtree(tried)
+        kept = (*files, *([WEIGHTS] if beyond else []))
+        manifest = _manifest(network, policy, "onnx", inputs, description, beside, kept)
+        _compare_routed(network, policy, beside, example)
+    return manifest
+
+
+def _manifest(
+    network: EarlyExitNetwork,
+    policy: Policy,
+    format: Format,
+    inputs: tuple[InputSpec, ...],
+    description: Description,
+    folder: Path,
+    files: Sequence[str],
+) -> Manifest:
+    """What a folder that has these files says of itself, written into it."""
+    manifest = Manifest(
+        format=format,
+        backbone=network.backbone.description(),
+        tree=network.tree,
+        first_node=policy.first_node,
+        costs=network.costs,
+        num_classes=network.backbone.num_classes,
+        labels=description.labels,
+        inputs=inputs,
+        policy=policy_to_dict(policy),
+        gate=type(network.gate).__name__,
+        point=description.point,
+        versions={"eenet": __version__, "torch": version("torch")},
+        files={name: sha256(folder / name) for name in files},
+        preprocessing=description.preprocessing,
+    )
+    write_json(folder / MANIFEST, manifest.to_dict())
     return manifest
 
 
@@ -126,6 +213,7 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
         UserError: They differ.
     """
     runtime = load(folder)
+    assert isinstance(runtime, ExportedRuntime)
     # Texts have masks that a graph cannot leave out, as the network does where nothing is masked.
     exact = runtime.manifest.format == "torch" and network.backbone.max_tokens is None
     quantized = "bitops" in network.costs.columns
@@ -139,6 +227,20 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
                     f"the program of {tree.place_name(place)} differs from the network; export in the other format"
                 )
                 raise UserError("format", runtime.manifest.format, problem)
+
+
+def _compare_routed(network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any) -> None:
+    """Route the example through a file as through the network, its first row and all rows.
+
+    Raises:
+        UserError: They differ.
+    """
+    runtime = load(folder)
+    for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
+        found, expected = runtime(inputs), network.route(inputs, policy)
+        same = found.exits == expected.exits
+        if not agrees(found.logits[same], expected.logits[same], False, "bitops" in network.costs.columns):
+            raise UserError("format", "onnx", "the file differs from the network; export in the other format")
 
 
 def agrees(found: Tensor, expected: Tensor, exact: bool, quantized: bool) -> bool:

@@ -23,19 +23,35 @@ LARGEST_CONSTANT = 256
 """Bytes of a constant that stays inside the ONNX file, such as an axis."""
 
 
+OPSET = 20
+"""Of the ONNX standard's operators."""
+
+
+def available() -> bool:
+    """Whether the packages are there that write ONNX.
+
+    Raises:
+        UserError: One is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
+    return True
+
+
 def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
     """A step as an ONNX model, and the weights that it reads.
 
     Raises:
         UserError: A package is missing, or the step has an operation that ONNX does not.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
+    available()
     names = [f"input_{place}" for place in range(len(step.tensors))]
     try:
         with quiet():
-            exported = torch.onnx.export(step.program, step.tensors, input_names=names, dynamo=True, verbose=False)
+            exported = torch.onnx.export(
+                step.program, step.tensors, input_names=names, dynamo=True, verbose=False, opset_version=OPSET
+            )
     except Exception as error:  # its errors have no common class
         problem = f"the step to {step.name} has no form in ONNX ({type(error).__name__}); use --format torch"
         raise UserError("format", "onnx", problem) from error

@@ -1,13 +1,15 @@
 """What `eenet bench` found, as a table and a figure.
 
-Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `dtype`, `torch`, `compiled`, `rounds`,
-`warm_up_rounds` and `batches`, one for each batch size: `batch_size`, `samples`, `overhead` (time of the routed
-network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
+Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `dtype`, `torch`, `runtime`, `compiled`,
+`rounds`, `warm_up_rounds` and `batches`, one for each batch size: `batch_size`, `samples`, `overhead` (time of the
+routed network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from eenet.profile import Seconds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ Bench = dict[str, Any]
 
 def speed_table(bench: Bench) -> Table:
     """Latency, throughput and speed-up of every contender at every batch size."""
-    compiled = "compiled" if bench["compiled"] else "eager"
+    compiled = "ONNX Runtime" if bench["runtime"] == "onnx" else "compiled" if bench["compiled"] else "eager"
     table = Table(
         title=f"{bench['run']} on {bench['data']}, {bench['split']} split, {bench['rounds']} rounds\n"
         f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"
@@ -46,6 +48,21 @@ def speed_table(bench: Bench) -> Table:
                 f"{row['ratio']:.3f}",
                 style="bold" if row["kind"] == "routed" else "",
             )
+    return table
+
+
+def profile_table(found: Seconds) -> Table:
+    """What each part takes, and what a sample that leaves at each exit takes."""
+    conditions = f"{found.device}, {found.runtime}, {found.threads} threads"
+    full = f"the full network takes {1000 * found.full:.3f}"
+    table = Table(title=f"milliseconds of a batch of {found.batch_size}: {conditions}; {full}")
+    for heading in ("exit", "stages", "head", "gate", "hand-over", "leaving there, per sample"):
+        table.add_column(heading, justify="right")
+    last = len(found.segments) - 1
+    for exit, (segment, whole) in enumerate(zip(found.segments, found.per_sample, strict=True)):
+        early = (found.heads, found.gates, found.hand_overs)
+        parts = [segment, *([part[exit] for part in early] if exit < last else [None] * 3), whole]
+        table.add_row(str(exit), *("" if part is None else f"{1000 * part:.4f}" for part in parts))
     return table
 
 

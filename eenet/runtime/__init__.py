@@ -6,8 +6,10 @@ batches from many requests, and the stopwatch that judges them.
 
 from eenet.routing import ALWAYS, Carried, Compaction, Routed, Step, make_steps, route
 from eenet.runtime.deployed import EarlyExitRuntime
-from eenet.runtime.load import ExportedRuntime, load
+from eenet.runtime.exported import ExportedRuntime
+from eenet.runtime.load import load
 from eenet.runtime.queue import RebatchingQueue
+from eenet.runtime.routed_onnx import RoutedOnnx
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "ExportedRuntime",
     "RebatchingQueue",
     "Routed",
+    "RoutedOnnx",
     "Step",
     "Times",
     "load",

@@ -15,7 +15,7 @@ from eenet.preprocessing import Preprocessing
 from eenet.profile import CostProfile, Costs, TreeCosts
 from eenet.tree import Tree
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 LARGEST_JSON = 64 << 20
@@ -24,8 +24,11 @@ LARGEST_COUNT = 2**62
 LARGEST_TREE = 4096
 """Nodes of a tree at most."""
 
-Format = Literal["torch", "onnx"]
-SUFFIX = {"torch": ".json", "onnx": ".onnx"}
+Format = Literal["torch", "onnx", "onnx-steps"]
+"""Of programs: one per exit for torch, one file that routes, or one ONNX file per exit."""
+SUFFIX = {"torch": ".json", "onnx-steps": ".onnx"}
+ROUTED, ROUTED_ONE = "model.onnx", "model_one.onnx"
+"""The file that routes any batch, and the one for a batch of one."""
 INPUT_TYPES = ("float32", "int64")
 
 
@@ -82,8 +85,8 @@ class Manifest:
 
     @property
     def programs(self) -> dict[int, str]:
-        """File of the step to every place that is reached."""
-        return program_names(self.format, self.tree, self.first_node)
+        """File of the step to every place that is reached; nothing where one file has them all."""
+        return {} if self.format == "onnx" else program_names(self.format, self.tree, self.first_node)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with their digest."""
@@ -129,10 +132,15 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _parse(values)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError("export", str(path), f"is damaged ({type(error).__name__}: {error})") from error
-    expected = {WEIGHTS, *manifest.programs.values()}
-    if set(manifest.files) != expected:
-        wrong = ", ".join(sorted(set(manifest.files) ^ expected)[:3])
-        raise UserError("export", str(path), f"its files have to be {WEIGHTS} and one program per place; see {wrong}")
+    found = set(manifest.files)
+    whole = manifest.format == "onnx"
+    expected = {ROUTED, *({ROUTED_ONE, WEIGHTS} & found)} if whole else {WEIGHTS, *manifest.programs.values()}
+    if found != expected:
+        wrong, files = (
+            ", ".join(sorted(found ^ expected)[:3]),
+            ROUTED if whole else f"{WEIGHTS} and a program per place",
+        )
+        raise UserError("export", str(path), f"its files have to be {files}; see {wrong}")
     for name, digest in manifest.files.items():
         if sha256(inside(folder, name)) != digest:
             raise UserError("export", str(folder / name), "is damaged: its SHA-256 is not the one of model.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,17 +32,8 @@ class OnnxProgram:
     """
 
     def __init__(self, path: Path) -> None:
-        for package in ("onnx", "onnxruntime"):
-            if find_spec(package) is None:
-                raise UserError("export", str(path), f"needs {package}: pip install 'eenet[export]'")
         check(path)
-        runtime: Any = import_module("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common class
-            raise UserError("export", str(path), f"ONNX Runtime refuses it ({said(error)})") from error
+        self.session = make_session(path)
         self.source, names = str(path), [entry.name for entry in self.session.get_inputs()]
         if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in names):
             raise UserError(
@@ -63,14 +54,45 @@ class OnnxProgram:
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
 
 
-def check(path: Path) -> None:
-    """Refuse operators beyond the ONNX standard, functions, control flow, and data in any other file than the weights.
+def make_session(model: Path | bytes, sizes: Mapping[str, int] | None = None) -> Any:
+    """An ONNX Runtime session on the processor, with torch's number of threads.
+
+    Args:
+        model: Its file, or the file's content.
+        sizes: Lengths of named axes that are always the same.
 
     Raises:
-        UserError: Naming the file and what it asks for.
+        UserError: ONNX Runtime refuses the file.
     """
-    if path.stat().st_size > LARGEST_PROGRAM:
-        raise UserError("export", str(path), f"is larger than {LARGEST_PROGRAM} bytes; no exported step is")
+    runtime: Any = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    given = model if isinstance(model, bytes) else str(model)
+    try:
+        return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class
+        source = "a model" if isinstance(model, bytes) else str(model)
+        raise UserError("export", source, f"ONNX Runtime refuses it ({said(error)})") from error
+
+
+def check(path: Path, largest: int = LARGEST_PROGRAM, branches: Callable[[Any], str] | None = None) -> None:
+    """Refuse operators beyond the ONNX standard, functions, control flow, and data in any other file than the weights.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+        branches: Says what is wrong with the control flow of a graph, or nothing; by default all is.
+
+    Raises:
+        UserError: A package is missing; or naming the file and what it asks for.
+    """
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UserError("export", str(path), f"needs {package}: pip install 'eenet[export]'")
+    if path.stat().st_size > largest:
+        raise UserError("export", str(path), f"is larger than {largest} bytes; no export is")
     onnx: Any = import_module("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -81,12 +103,14 @@ def check(path: Path) -> None:
         if kind == "FunctionProto" or (kind == "NodeProto" and message.domain not in ("", "ai.onnx")):
             asked = f"{message.domain}.{message.name if kind == 'FunctionProto' else message.op_type}"
             raise UserError("export", str(path), f"asks for {asked}, which is no operator of the ONNX standard")
-        if kind == "NodeProto" and message.op_type in CONTROL_FLOW:
+        if kind == "NodeProto" and message.op_type in CONTROL_FLOW and (branches is None or message.op_type != "If"):
             raise UserError("export", str(path), f"asks for {message.op_type}; no exported step has control flow")
         if kind == "TensorProto":
             for entry in message.external_data:
                 if entry.key == "location" and entry.value != WEIGHTS:
                     raise UserError("export", str(path), f"reads {entry.value!r}; its data may lie in {WEIGHTS} alone")
+    if branches is not None and (problem := branches(model.graph)):
+        raise UserError("export", str(path), f"{problem}; no export of eenet has such control flow")
 
 
 def messages(message: Any) -> Iterator[Any]:

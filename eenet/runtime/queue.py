@@ -21,7 +21,8 @@ from eenet.backbones.base import select
 from eenet.errors import UserError
 from eenet.routing.route import Routed, routed
 from eenet.runtime.deployed import EarlyExitRuntime
-from eenet.runtime.load import ExportedRuntime
+from eenet.runtime.exported import ExportedRuntime
+from eenet.runtime.routed_onnx import RoutedOnnx
 
 
 @dataclass
@@ -102,7 +103,7 @@ class RebatchingQueue:
         capacity: The most samples in the queue; `submit` blocks while there is no room.
 
     Raises:
-        UserError: A size below 1, a negative time, or a smallest batch above the largest.
+        UserError: A runtime without steps, a size below 1, a negative time, or a smallest batch above the largest.
 
     Example:
         ```python
@@ -114,12 +115,16 @@ class RebatchingQueue:
 
     def __init__(
         self,
-        runtime: EarlyExitRuntime | ExportedRuntime,
+        runtime: EarlyExitRuntime | ExportedRuntime | RoutedOnnx,
         max_batch: int = 32,
         min_batch: int | None = None,
         max_wait: float = 0.05,
         capacity: int = 1024,
     ) -> None:
+        if isinstance(runtime, RoutedOnnx):
+            raise UserError(
+                "runtime", "onnx", "one file runs all steps at once; export with --format torch or onnx-steps"
+            )
         min_batch = max(1, max_batch // 4) if min_batch is None else min_batch
         sizes = {"max_batch": max_batch, "min_batch": min_batch, "capacity": capacity}
         for field, value, least in [*((field, size, 1) for field, size in sizes.items()), ("max_wait", max_wait, 0)]:

@@ -180,3 +180,56 @@ def test_texts_are_collated_for_every_batch_size(tmp_path: Path) -> None:
     widths = {size: {width for rows, width in seen if rows == size} for size in (1, 4)}
     assert len(widths[1]) > 1, "single texts are not padded"
     assert max(widths[4]) == max(widths[1])
+
+
+def test_a_profile_is_kept_and_budgets_in_milliseconds_are_met_by_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "40"])
+    assert "eenet bench RUN --profile" in capsys.readouterr().err
+    main(["bench", str(run), "--profile", "--batch-size", "40", "--rounds", "2", "--threads", "1"])
+    assert "hand-over" in capsys.readouterr().out
+    (profile,) = json.loads((run / "profile.json").read_text())["profiles"]
+    assert (profile["runtime"], profile["batch_size"], len(profile["segments"])) == ("torch", 40, 4)
+    main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "40", "--threads", "1"])
+    point = json.loads((run / CALIBRATION).read_text())["points"]["budget-ms-1000"]
+    assert point["asked"] == {"budget-ms": 1000}
+    assert 0 < point["got"]["ms"] <= 1000
+    assert "ms by the clock" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bench", "--runtime", "tensorrt"], "must be one of torch, onnx"),
+        (["bench", "--runtime", "onnx", "--compile"], "compile = True"),
+        (["calibrate", "--budget-ms", "-1"], "budget-ms = -1.0"),
+    ],
+)
+def test_wrong_runtimes_and_budgets_are_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    command, *rest = args
+    with pytest.raises(SystemExit):
+        main([command, str(run), *rest])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_onnx_runtime_runs_all_contenders_and_is_profiled(run: Path, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    main(["bench", str(run), "--runtime=onnx", "--batch-size=1,40", "--samples=80", "--rounds=2", f"--out={tmp_path}"])
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["runtime"] == "onnx"
+    for batch in found["batches"]:
+        assert batch["rows"][0]["name"] == "full network"
+        assert [row["kind"] for row in batch["rows"]][-1] == "overhead"
+        assert all(row["cpu_speedup"] > 0 for row in batch["rows"])
+    main(["bench", str(run), "--profile", "--runtime=onnx", "--batch-size=1", "--rounds=5", "--threads=1"])
+    profile = json.loads((run / "profile.json").read_text())["profiles"][-1]
+    assert profile["runtime"] == "onnx"
+    assert min(profile["segments"]) > 0
+    main(["calibrate", str(run), "--budget-ms=1000", "--runtime=onnx", "--threads=1"])
+    assert json.loads((run / CALIBRATION).read_text())["points"]["budget-ms-1000"]["got"]["ms"] < 1000

@@ -63,7 +63,7 @@ def exported_onnx(network: EarlyExitNetwork, policy: Policy, tmp_path_factory: p
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export_network(network, policy, folder, digits()[:3], "onnx")
+    export_network(network, policy, folder, digits()[:3], "onnx-steps")
     return folder
 
 
@@ -275,7 +275,7 @@ def update(*keys: Any, value: Any) -> Callable[[Any], None]:
     "change",
     [
         lambda _: [1],
-        update("version", value=3),
+        update("version", value=4),
         update("tree", value=[[32], [32, 32]]),
         update("tree", value=[[32], [8, 32]]),
         update("tree", value=[[32], [32, 32], [32, 32, 32], [32, 32, 32, 0]]),
@@ -389,7 +389,7 @@ def test_weights_must_be_safetensors(copy: Path) -> None:
 
 def test_a_folder_of_the_first_version_is_to_be_exported_again(copy: Path) -> None:
     rewrite(copy, MANIFEST, update("version", value=1))
-    with pytest.raises(UserError, match=r"model\.json.*is of version 1, not 2; export the run again"):
+    with pytest.raises(UserError, match=r"model\.json.*is of version 1, not 3; export the run again"):
         load(copy)
 
 

@@ -63,7 +63,7 @@ def test_onnx_gives_the_nodes_of_the_network(
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    export_network(network, policy, tmp_path / "onnx", digits()[:3], "onnx")
+    export_network(network, policy, tmp_path / "onnx", digits()[:3], "onnx-steps")
     runtime = load(tmp_path / "onnx")
     for batch in (1, 64):
         for inputs in digits()[:IMAGES].split(batch):

@@ -1,0 +1,161 @@
+"""The clock of a run: what its network's parts take on the processor, and its points on validation samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.data import Subset
+
+from eenet.api.opening import Run, example, opened
+from eenet.calibration.chooser import Clock
+from eenet.calibration.points import OperatingPoint
+from eenet.decoding.network import DecoderNetwork
+from eenet.errors import UserError
+from eenet.exporting.clock import clock_onnx
+from eenet.exporting.contenders import routed_network
+from eenet.profile import Seconds
+from eenet.runs.clocked import PROFILE, find, keep
+from eenet.runtime import EarlyExitRuntime
+from eenet.runtime.clock import clock_parts, medians
+
+Runtime = Literal["torch", "onnx"]
+"""What runs a network: torch, or ONNX Runtime."""
+
+BATCHES = 64
+"""Of validation samples that a point is timed on, at most."""
+
+
+def check_runtime(runtime: str) -> None:
+    """Refuse a runtime that is none.
+
+    Raises:
+        UserError: It is none.
+    """
+    if runtime not in get_args(Runtime):
+        raise UserError("runtime", runtime, f"must be one of {', '.join(get_args(Runtime))}")
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What parts of a network take.
+
+    Attributes:
+        parts: For each batch size.
+        file: The run's file that keeps them.
+    """
+
+    parts: list[Seconds]
+    file: Path
+
+
+def time_parts(
+    run: Run | str | Path,
+    *,
+    batch_size: Sequence[int] = (1, 32, 256),
+    threads: int | None = None,
+    runtime: Runtime = "torch",
+    rounds: int = 5,
+    checkpoint: str = "last",
+) -> Profiled:
+    """Measure what the parts of a run's network take by the clock, which `calibrate` needs for budgets in milliseconds.
+
+    Args:
+        run: The run, or its folder.
+        batch_size: Samples per batch.
+        threads: Processor threads of an operator, which stay so; `None` for those of this process.
+        runtime: What runs them.
+        rounds: That count.
+        checkpoint: Of a folder: `last`, `best` or a file.
+
+    Raises:
+        UserError: Counts below 1, or no classifier with early exits along one chain.
+    """
+    check_runtime(runtime)
+    for field, count in (("threads", 1 if threads is None else threads), ("rounds", rounds)):
+        if count < 1:
+            raise UserError(field, count, "must be at least 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = opened(run, checkpoint)
+    return Profiled([measure_profile(run, size, runtime, rounds) for size in batch_size], run.file(PROFILE))
+
+
+def measure_profile(run: Run, batch_size: int, runtime: Runtime, rounds: int) -> Seconds:
+    """Measure what the parts of a run's network take, at its own operating point, and keep it with the run.
+
+    Args:
+        run: The run.
+        batch_size: Samples of the batch, from the validation split.
+        runtime: `torch` or `onnx`.
+        rounds: That count.
+
+    Raises:
+        UserError: The run is no classifier with early exits along one chain, or the split has fewer samples.
+    """
+    network = run.model.network
+    if isinstance(network, DecoderNetwork):
+        raise UserError("run", str(run.folder), "holds a decoder; only classifiers are timed")
+    run.model.require_early_exits()
+    policy = next(iter(run.model.operating_points().values())).policy
+    inputs = validation_batches(run, batch_size, 1)[0]
+    name = device_name(torch.device("cpu"))
+    if runtime == "onnx":
+        found = clock_onnx(network.cpu().eval(), policy, inputs, example(run), rounds, name)
+    else:
+        found = clock_parts(network.cpu().eval(), policy, inputs, rounds, name)
+    keep(run.file(PROFILE), run.checkpoint, found)
+    return found
+
+
+def clock_of(run: Run, batch_size: int, runtime: Runtime, threads: int | None = None) -> Clock:
+    """What meets budgets in milliseconds for a run.
+
+    Raises:
+        UserError: Its parts were not measured so.
+    """
+    check_runtime(runtime)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = device_name(torch.device("cpu"))
+    parts = find(run.file(PROFILE), run.checkpoint, runtime, torch.get_num_threads(), batch_size, device)
+    batches = validation_batches(run, batch_size, BATCHES)
+
+    def routed(point: OperatingPoint) -> float:
+        network = point.network(run.model.network.cpu()).eval()
+        if runtime == "onnx":
+            runner: Any = routed_network(network, point.policy, example(run))
+            runner.tune(batches[0])
+        else:
+            runner = EarlyExitRuntime(network, point.policy)
+        names = [str(number) for number in range(len(batches))]
+        cpu = torch.device("cpu")
+        taken = [medians({name: runner}, [batch], 3, cpu)[name] for name, batch in zip(names, batches, strict=True)]
+        return 1000 * sum(taken) / len(taken) / batch_size
+
+    return Clock(parts, routed)
+
+
+def validation_batches(run: Run, size: int, most: int) -> list[Any]:
+    """Inputs of validation samples on the processor, in full batches, drawn once and for all.
+
+    Raises:
+        UserError: A batch needs more samples than there are.
+    """
+    data = run.data.dataset("val")
+    if not 1 <= size <= len(data):
+        raise UserError("batch-size", size, f"must be from 1 to the {len(data)} validation samples")
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: size * most].tolist()
+    loader = run.data.load(Subset(data, rows), batch_size=size, drop_last=True)
+    return [pytree.tree_map(torch.Tensor.cpu, inputs) for inputs, _ in loader]
+
+
+def device_name(device: torch.device) -> str:
+    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

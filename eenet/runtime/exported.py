@@ -1,0 +1,144 @@
+"""What an exported folder gives: something that routes, whatever form its programs have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eenet.errors import UserError
+from eenet.routing.compaction import Compaction
+from eenet.routing.route import Routed, route_steps
+from eenet.routing.steps import Result, Step, place_steps, split_results
+from eenet.runtime.manifest import Manifest
+from eenet.runtime.program import DTYPES
+
+
+class ExportedNetwork:
+    """What routing and the queue ask of a network.
+
+    Args:
+        manifest: What the folder says of itself.
+        weights: Tensors on the device where it runs.
+    """
+
+    def __init__(self, manifest: Manifest, weights: list[Tensor]) -> None:
+        self.tree, self.costs, self.num_exits = manifest.tree, manifest.costs, manifest.costs.num_exits
+        *early, stages = manifest.costs.stages_run
+        self.exit_stages = [stage - 1 for stage in early]
+        self.backbone = SimpleNamespace(num_stages=stages)
+        self._weights = weights
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights."""
+        return iter(self._weights)
+
+
+class Exported:
+    """What can be asked of any exported network.
+
+    Args:
+        manifest: What the folder says of itself.
+
+    Attributes:
+        manifest: The same; `manifest.labels` names the classes where that is known.
+        fewest: Rows of a batch at least.
+    """
+
+    fewest = 1
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """What makes an input, `(channels, height, width)`, of an image: its path, its bytes, or a Pillow image.
+
+        Raises:
+            UserError: The folder does not say how images were preprocessed, as for texts.
+        """
+        if self.manifest.preprocessing is None:
+            raise UserError(
+                "export", "preprocessing", "the folder says nothing of images; transform inputs as in training"
+            )
+        return self.manifest.preprocessing.read
+
+    def _tensors(self, inputs: Any) -> list[Tensor]:
+        names = [spec.name for spec in self.manifest.inputs]
+        return [inputs] if names == [None] else [inputs[name] for name in names]
+
+    def _check(self, inputs: Any) -> None:
+        specs = self.manifest.inputs
+        names = {spec.name for spec in specs}
+        found = {None: inputs} if isinstance(inputs, Tensor) else inputs
+        if not isinstance(found, Mapping) or set(found) != names:
+            wanted = "a tensor" if None in names else f"a dict of {', '.join(sorted(map(str, names)))}"
+            raise UserError("inputs", sorted(found) if isinstance(found, Mapping) else type(found).__name__, wanted)
+        for spec in specs:
+            tensor, sizes = found[spec.name], ("batch", *("any" if size is None else size for size in spec.shape))
+            fits = tensor.ndim == len(sizes) and all(
+                size in (None, length) for size, length in zip(spec.shape, tensor.shape[1:], strict=True)
+            )
+            if not fits or len(tensor) < self.fewest or tensor.dtype != DTYPES[spec.dtype]:
+                problem = f"must be {spec.dtype} of shape {sizes} with at least {self.fewest} rows"
+                raise UserError(f"inputs.{spec.name or ''}".rstrip("."), (str(tensor.dtype), *tensor.shape), problem)
+
+
+class ExportedRuntime(Exported):
+    """Routes batches of any size through exported programs; `RebatchingQueue` serves it like an `EarlyExitRuntime`.
+
+    Args:
+        manifest: What the folder says of itself.
+        programs: By place, from the tensors that are carried to a step to those that it returns.
+        weights: Tensors on the device where it runs.
+
+    Attributes:
+        network: Tree, costs and exits.
+        steps: One per place, as `eenet.routing.route_steps` takes them.
+        first_node: Where every sample is sent.
+    """
+
+    def __init__(self, manifest: Manifest, programs: dict[int, Any], weights: list[Tensor]) -> None:
+        super().__init__(manifest)
+        self.network, self.first_node = ExportedNetwork(manifest, weights), manifest.first_node
+        tree = manifest.tree
+        steps: dict[int, Step] = {}
+        for place, nodes in tree.places_behind(self.first_node).items():
+            exit, _ = tree.places[place]
+            known = torch.tensor([*nodes, *(child for node in nodes for child in tree.children(node))])
+            answers = known.to(weights[0].device) if tree.branches else None
+            steps[place] = partial(
+                self._step, programs[place], exit == 0, exit == manifest.costs.num_exits - 1, answers
+            )
+        self.steps = place_steps(tree, steps)
+
+    def __call__(self, inputs: Any, compaction: Compaction = Compaction()) -> Routed:  # noqa: B008
+        """Logits, exits, nodes and costs of a batch, in its order.
+
+        Args:
+            inputs: A tensor, or a dict of tensors, as the manifest says.
+            compaction: When samples that have left are dropped.
+
+        Raises:
+            UserError: The inputs are of another kind, dtype or shape.
+        """
+        self._check(inputs)
+        return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
+
+    def _step(self, program: Any, first: bool, last: bool, answers: Tensor | None, given: Any) -> Result:
+        tensors = self._tensors(given) if first else given
+        results = program(*tensors)
+        batch = len(tensors[0])
+        rows = [len(result) if isinstance(result, Tensor) and result.ndim else None for result in results]
+        logits = results[-1 if last else -2] if len(results) > 1 - last else torch.empty(0)
+        if set(rows) != {batch} or logits.shape != (batch, self.manifest.num_classes):
+            raise UserError("export", program.source, f"does not return {self.manifest.num_classes} logits per sample")
+        if not last and answers is not None:
+            after = results[-1]
+            if after.dtype != torch.long or not torch.isin(after, answers).all():
+                raise UserError("export", program.source, "sends a sample to a node that does not follow")
+        return split_results(results, last)
