@@ -37,7 +37,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
 
-BUDGETS = [0.15, 0.25, 0.35, 0.5]
+BUDGETS = [0.15, 0.2, 0.25, 0.35, 0.5]
 POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", "own", *STOPPING, "clairvoyant"]
 
 
@@ -77,11 +77,12 @@ def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> It
         start = time.process_time()
         if name == "clairvoyant":
             fractions = network.costs.fractions()
-            judge = find_judge((val[0].argmax(-1) == val[1].unsqueeze(1)).double().mean(0))
+            judging = find_judge((val[0].argmax(-1) == val[1].unsqueeze(1)).double().mean(0))
             for budget in BUDGETS:
                 prices = torch.logspace(-4, 1, 100).tolist()
-                kept = [p for p in prices if fractions[clairvoyant(val[0], judge, fractions, p)].mean() <= budget]
-                row["points"][budget] = judge(*test, clairvoyant(test[0], judge, fractions, min(kept)), fractions)
+                kept = [p for p in prices if fractions[clairvoyant(val[0], judging, fractions, p)].mean() <= budget]
+                if kept:
+                    row["points"][budget] = judge(*test, clairvoyant(test[0], judging, fractions, min(kept)), fractions)
             yield row
             continue
         chooser = Chooser(network, own, name, wishes, split, run.chosen_on(len(val[1])))  # type: ignore[arg-type]
