@@ -26,7 +26,7 @@ from datamodules.features import FeatureLoaders
 from eenet.backbones import CifarResNet
 from eenet.calibration.candidates import STOPPING, Split, stopping_gate
 from eenet.calibration.chooser import Chooser
-from eenet.calibration.stopping import fit_stopping, leaving_losses
+from eenet.calibration.stopping import find_judge, fit_stopping, leaving_losses
 from eenet.calibration.wishes import Wishes, grant
 from eenet.features import feature_options
 from eenet.gates import ConfidenceGate, StoppingGate, UncertaintyGate
@@ -37,8 +37,8 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
 
-BUDGETS = [0.15, 0.25, 0.35, 0.5]
-POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", *STOPPING]
+BUDGETS = [0.15, 0.2, 0.25, 0.35, 0.5]
+POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", "own", *STOPPING, "clairvoyant"]
 
 
 @torch.no_grad()
@@ -57,16 +57,16 @@ def judge(logits: Tensor, labels: Tensor, exits: Tensor, fractions: Tensor) -> d
     return {key: found[key] for key in ("accuracy", "nll", "ece")} | {"cost": fractions[exits].mean().item()}
 
 
-def clairvoyant(logits: Tensor, fractions: Tensor, tradeoff: float) -> Tensor:
+def clairvoyant(logits: Tensor, judge: int, fractions: Tensor, tradeoff: float) -> Tensor:
     """The exits of least loss of leaving plus priced cost, of a router that sees all logits and no label."""
-    return (leaving_losses(logits) + tradeoff * fractions).argmin(1)
+    return (leaving_losses(logits, judge) + tradeoff * fractions).argmin(1)
 
 
-def rows_of(folder: Path, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """A row for each policy of a run that has none yet."""
     run = open_run(str(folder))
     network, own = run.model.network, next(iter(run.model.policies().values()))
-    names = [*POLICIES, *(["own"] if run.model.method == "jei_dnn" else []), "clairvoyant"]
+    names = [name for name in policies if name != "own" or run.model.method == "jei_dnn"]
     names = [name for name in names if (str(folder), name) not in done]
     if not names:
         return
@@ -77,10 +77,12 @@ def rows_of(folder: Path, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]
         start = time.process_time()
         if name == "clairvoyant":
             fractions = network.costs.fractions()
+            judging = find_judge((val[0].argmax(-1) == val[1].unsqueeze(1)).double().mean(0))
             for budget in BUDGETS:
-                prices = torch.logspace(-4, 1, 400).tolist()
-                kept = [p for p in prices if fractions[clairvoyant(val[0], fractions, p)].mean() <= budget]
-                row["points"][budget] = judge(*test, clairvoyant(test[0], fractions, min(kept)), fractions)
+                prices = torch.logspace(-4, 1, 100).tolist()
+                kept = [p for p in prices if fractions[clairvoyant(val[0], judging, fractions, p)].mean() <= budget]
+                if kept:
+                    row["points"][budget] = judge(*test, clairvoyant(test[0], judging, fractions, min(kept)), fractions)
             yield row
             continue
         chooser = Chooser(network, own, name, wishes, split, run.chosen_on(len(val[1])))  # type: ignore[arg-type]
@@ -170,6 +172,7 @@ def main() -> None:
     """Make the rows that are missing, or print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="*", default=[], type=Path)
+    parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--speed", action="store_true")
@@ -178,7 +181,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.is_file() else []
     done = {(row["run"], row["policy"]) for row in rows}
     for folder in options.runs:
-        for row in rows_of(folder, done):
+        for row in rows_of(folder, options.policies.split(","), done):
             with options.rows.open("a") as file:
                 print(json.dumps(row), file=file, flush=True)
     if options.speed:

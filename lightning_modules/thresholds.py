@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eenet.calibration import OperatingPoint, Scored, check_budget, cost_of, policy_for_budget
-from eenet.calibration.stopping import fit_stopping, most_samples
+from eenet.calibration.stopping import find_judge, fit_stopping, most_samples
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
@@ -121,12 +121,13 @@ class ThresholdExits(ExitRoutine):
             self._validated = self._logits.compute()["logits"]
             self._logits.reset()
 
-    def fit_values(self, gate: StoppingGate, logits: Tensor) -> Tensor:
+    def fit_values(self, gate: StoppingGate, logits: Tensor, judge: int) -> Tensor:
         """Fit the gate's values at the price whose cost on validation samples is nearest to the first budget.
 
         Args:
             gate: The network's.
             logits: Of all exits on validation samples, `(samples, exits, classes)`.
+            judge: The exit that judges, see `eenet.calibration.stopping.find_judge`.
 
         Returns:
             Its scores of the validation samples, `(samples, gates)`.
@@ -137,7 +138,7 @@ class ThresholdExits(ExitRoutine):
             raise UserError("model.network.gate", type(gate).__name__, remedy)
         found = data.training_features(self.network, self.features, most_samples(gate))
         training = torch.cat([self.network.exit_logits(extracted).float().cpu() for extracted in found])
-        values = fit_stopping(gate, training, fractions)
+        values = fit_stopping(gate, training, fractions, judge=judge)
         scores, predictions = values(logits[:, :-1].cpu()), logits.argmax(-1).cpu()
         as_fitted = Threshold([0.0] * gate.num_gates)
         costs = [cost_of(as_fitted.exits(predictions, rows), fractions) for rows in scores.unbind(-1)]
@@ -149,7 +150,8 @@ class ThresholdExits(ExitRoutine):
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the values where the gate has some, and choose the thresholds."""
         if isinstance(self.network.gate, StoppingGate) and self.trial() is None:
-            records["scores"] = self.fit_values(self.network.gate, self._validated)
+            judge = find_judge(records["statistics"][..., 1].double().mean(0))
+            records["scores"] = self.fit_values(self.network.gate, self._validated, judge)
         if not self.fitted:
             return
         predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))

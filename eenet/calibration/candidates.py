@@ -10,7 +10,7 @@ from eenet.calibration.deciders import decider
 from eenet.calibration.logits import Logits, read_exits
 from eenet.calibration.scheduler import fit_scheduler
 from eenet.calibration.search import Scored
-from eenet.calibration.stopping import fit_stopping
+from eenet.calibration.stopping import find_judge, fit_stopping
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, StoppingGate, TreeStoppingGate
 from eenet.network import EarlyExitNetwork
@@ -146,7 +146,9 @@ def stopping_candidates(network: EarlyExitNetwork, name: PolicyName, split: Spli
     assert split.training is not None
     gate, tree, labels = stopping_gate(network, name), network.tree, split.labels
     costs = network.with_gate(gate).costs
-    values = fit_stopping(gate, split.training, costs.fractions(unit))
+    accuracies = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)).predictions == labels.unsqueeze(1)
+    judge = find_judge(accuracies.double().mean(0))
+    values = fit_stopping(gate, split.training, costs.fractions(unit), judge=judge)
     known = read_exits(split.logits, labels, values)
     correct, found = known.predictions == labels.unsqueeze(1), []
     policies: list[Policy] = [Threshold([0.0] * tree.num_early)]

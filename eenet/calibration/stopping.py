@@ -60,12 +60,12 @@ def most_samples(gate: StoppingGate | TreeStoppingGate) -> int:
     return max(1, FIT_BYTES // (4 * max(1, gate.num_gates) * gate.num_inputs))
 
 
-def leaving_losses(logits: Tensor, best: int = -1) -> Tensor:
-    """Loss of leaving at each node, without labels: one minus the full network's probability of the node's prediction.
+def leaving_losses(logits: Tensor, judge: int = -1) -> Tensor:
+    """Loss of leaving at each node, without labels: one minus a judge's probability of the node's prediction.
 
     Args:
         logits: `(samples, nodes, classes)`.
-        best: The node of the full network.
+        judge: The node that judges, in a chain the last exit.
 
     Returns:
         Float64 `(samples, nodes)`.
@@ -75,11 +75,31 @@ def leaving_losses(logits: Tensor, best: int = -1) -> Tensor:
         >>> leaving_losses(logits).tolist()
         [[0.5, 0.5, 0.5]]
     """
-    return 1 - logits[:, best].double().softmax(-1).gather(1, logits.argmax(-1))
+    return 1 - logits[:, judge].double().softmax(-1).gather(1, logits.argmax(-1))
+
+
+def find_judge(accuracies: Tensor) -> int:
+    """The node whose probabilities judge all others: the most accurate on validation samples, the last of equals.
+
+    Mostly that is the full network. Where its own head is worse than an early exit, as in a backbone whose training was
+    cut short, sending samples there gains nothing that it could tell of.
+
+    Args:
+        accuracies: Of all nodes, `(nodes,)`.
+
+    Example:
+        >>> find_judge(torch.tensor([0.7, 0.9, 0.9])), find_judge(torch.tensor([0.7, 0.9, 0.8]))
+        (2, 1)
+    """
+    return len(accuracies) - 1 - int(accuracies.flip(0).argmax())
 
 
 def fit_stopping(
-    gate: StoppingGate | TreeStoppingGate, logits: Logits, costs: Tensor, tradeoffs: Sequence[float] = TRADEOFFS
+    gate: StoppingGate | TreeStoppingGate,
+    logits: Logits,
+    costs: Tensor,
+    tradeoffs: Sequence[float] = TRADEOFFS,
+    judge: int = -1,
 ) -> StoppingValues:
     """Fit values by backward induction, for several prices of the cost at once.
 
@@ -93,6 +113,7 @@ def fit_stopping(
         logits: Of all nodes on training samples, `(samples, nodes, classes)`; above `most_samples` some stand for all.
         costs: Of leaving at each node as fractions of the full network's, in any unit, `(nodes,)`.
         tradeoffs: Values of lambda.
+        judge: The node whose probabilities say what leaving elsewhere loses, see `find_judge`.
 
     Raises:
         UserError: The features are of another network, there are no more samples than inputs, or a lambda is no price.
@@ -108,8 +129,8 @@ def fit_stopping(
         problem = f"needs more than {gate.num_inputs} training samples for its regressions and has {samples}"
         raise UserError("policy", "stopping", f"{problem}; use --policy max_probability")
     chosen = take(logits, spread(samples, most_samples(gate), torch.device("cpu")))
-    losses = leaving_losses(chosen, tree.index[tree.full[0]])
-    known, better = _read(gate, chosen, losses)
+    losses = leaving_losses(chosen, judge)
+    known, better = _read(gate, chosen, losses, chosen[:, judge].double().softmax(-1))
     leaving = losses.unsqueeze(2) + torch.tensor(list(tradeoffs), dtype=torch.float64) * costs.double().unsqueeze(1)
     values = {node: leaving[:, node] for node in range(tree.num_early, nodes)}
     gates: list[Any] = [type(gate)(**gate.arguments()).eval() for _ in tradeoffs]
@@ -154,12 +175,12 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read(
-    gate: StoppingGate | TreeStoppingGate, logits: Tensor, losses: Tensor
+    gate: StoppingGate | TreeStoppingGate, logits: Tensor, losses: Tensor, judged: Tensor
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """What is known at each early node, `(samples, inputs)`.
 
     With recall also the weights and bias by which each exit's answer takes the place of the one before, and the losses
-    become those of the answers.
+    become those of the answers, by the judge's probabilities, `(samples, classes)`.
     """
     better = list[tuple[Tensor, Tensor]]()
     if isinstance(gate, TreeStoppingGate):
@@ -169,7 +190,7 @@ def _read(
         known[exit], memory = gate.known(logits[:, exit], memory)
         if gate.recall:
             own = losses[:, exit : exit + 1]
-            kept = 1 - logits[:, -1].double().softmax(-1).gather(1, memory.answer.argmax(-1, keepdim=True))
+            kept = 1 - judged.gather(1, memory.answer.argmax(-1, keepdim=True))
             weight, bias = ridge(known[exit], kept - own)
             takes = known[exit].double() @ weight + bias >= 0
             better.append((weight.squeeze(1), bias.squeeze(0)))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eenet.gates.base import Gate, Memory
-from eenet.gates.uncertainty import uncertainty_statistics
+from eenet.gates.uncertainty import figures_of
 
 FIGURES = 6
 """Figures of an exit's softmax beside the roots of its probabilities."""
@@ -48,13 +48,13 @@ def describe(logits: Tensor) -> Tensor:
         >>> describe(torch.zeros(1, 4))[0, 4:].tolist()  # doctest: +ELLIPSIS
         [-1.098..., 0.0, 0.5, 0.5, 0.5, 0.5]
     """
-    statistics = uncertainty_statistics(logits)
-    p = logits.softmax(-1)
+    log_p = F.log_softmax(logits, dim=-1)
+    p = log_p.exp()
     top = p.topk(2, dim=-1).values
-    first = top[..., :1]
-    odds = (first / (1 - first)).log().clamp(-5, 12)
-    ratio = (first / top[..., 1:]).log().clamp(0, 12)
-    return torch.cat([statistics, odds, ratio, p.sqrt()], dim=-1)
+    figures = figures_of(log_p, p, top)
+    others = torch.cat([1 - figures[0], top[..., 1:]], dim=-1)
+    odds_and_ratio = (figures[0] / others).log().clamp(-5, 12)  # the ratio's is at least 0
+    return torch.cat([*figures, odds_and_ratio, p.sqrt()], dim=-1)
 
 
 class StoppingGate(Gate):

@@ -26,11 +26,22 @@ def uncertainty_statistics(logits: Tensor) -> Tensor:
     """
     log_p = F.log_softmax(logits, dim=-1)
     p = log_p.exp()
-    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    return torch.cat(figures_of(log_p, p, p.topk(2, dim=-1).values), dim=-1)
+
+
+def figures_of(log_p: Tensor, p: Tensor, top: Tensor) -> list[Tensor]:
+    """The four of `uncertainty_statistics`, `(..., 1)` each.
+
+    Args:
+        log_p: Logarithms of the probabilities, `(..., classes)`.
+        p: The probabilities.
+        top: The two largest, `(..., 2)`.
+    """
+    first, second = top.split(1, dim=-1)
     surprise = p * log_p
-    total = p.square().sum(-1)
-    squared_entropy = total.log() - 2 * (p * surprise).sum(-1) / total
-    return torch.stack([first, -surprise.sum(-1), first - second, squared_entropy], dim=-1)
+    total = p.square().sum(-1, keepdim=True)
+    squared_entropy = total.log() - 2 * (p * surprise).sum(-1, keepdim=True) / total
+    return [first, -surprise.sum(-1, keepdim=True), first - second, squared_entropy]
 
 
 class UncertaintyGate(Gate):

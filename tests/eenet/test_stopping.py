@@ -97,8 +97,9 @@ def test_values_are_the_exact_conditional_means_where_a_signal_says_all(
     shown, logits = signals(5_000, tree)
     costs = torch.tensor([0.3 * len(path) + 0.01 * path[-1] / 8 for path in tree.nodes])
     gate = TreeStoppingGate(tree.nodes, 3) if tree.branches else StoppingGate(2, 3, memory=False)
-    scores = fit_stopping(gate, logits, costs, [price])(logits[:, : tree.num_early]).squeeze(-1)
-    leaving = leaving_losses(logits, tree.index[tree.full[0]]) + price * costs.double()
+    judge = tree.index[tree.full[0]] if tree.branches else 1  # any node may judge
+    scores = fit_stopping(gate, logits, costs, [price], judge)(logits[:, : tree.num_early]).squeeze(-1)
+    leaving = leaving_losses(logits, judge) + price * costs.double()
     values = {node: leaving[:, node] for node in range(tree.num_early, len(tree.nodes))}
     compared = 0
     for node in reversed(range(tree.num_early)):
