@@ -110,6 +110,7 @@ class RunData(Described, DataModule, ABC):
         input_shape: `(channels, height, width)` after the transform, `None` for text.
         max_length: The most tokens of a text, `None` for images.
         of_tokens: Whether the samples are tokens, which a decoder reads.
+        recalled: Names or number of the classes, of a checkpoint whose data need not be there.
     """
 
     name: str
@@ -117,6 +118,7 @@ class RunData(Described, DataModule, ABC):
     input_shape: tuple[int, ...] | None = None
     max_length: int | None = None
     of_tokens = False
+    recalled: list[str] | int | None = None
 
     @abstractmethod
     def loader(self, split: Split) -> DataLoader:
@@ -147,6 +149,10 @@ class RunData(Described, DataModule, ABC):
         """Number of processes and the number of this one, `(1, 0)` without a trainer."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
+    def recall(self, record: dict[str, Any]) -> None:
+        """Take from a checkpoint's split record what is asked of data that need not be there: their classes."""
+        self.recalled = record.get("classes")
+
     def state_dict(self) -> dict[str, Any]:
         """The split record, which Lightning keeps in the checkpoint."""
         return self.split_record()
@@ -159,7 +165,7 @@ class RunData(Described, DataModule, ABC):
         """
         record = self.split_record()
         for key, value in record.items():
-            if state_dict.get(key) != value:
+            if state_dict.get(key) != value and (key != "classes" or key in state_dict):  # records of before had none
                 problem = f"the checkpoint was made on another split: its {key} is {state_dict.get(key)!r}"
                 raise UserError(f"data ({key})", value, f"{problem}; use the data settings it was made with")
 

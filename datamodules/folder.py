@@ -129,6 +129,8 @@ class ImageFolder(PhotographData):
     @cached_property
     def class_names(self) -> list[str]:
         """Names of the classes: the class number is the place in this list."""
+        if isinstance(self.recalled, list):
+            return self.recalled
         if self.classes is not None:
             return self.classes
         if self.found.classes is not None:

@@ -37,9 +37,15 @@ class ImageNet(PhotographData):
         """Number of classes; reads the folder names if `classes` is not given."""
         return self.classes if isinstance(self.classes, int) else len(self.class_names)
 
+    def split_record(self) -> dict[str, Any]:
+        """As for every data set, and the classes."""
+        return {**super().split_record(), "classes": self.class_names}
+
     @cached_property
     def class_names(self) -> list[str]:
         """The folder names of the classes in use, ascending: the class number is the place in this list."""
+        if isinstance(self.recalled, list):
+            return self.recalled
         if isinstance(self.classes, list):
             return sorted(set(self.classes))
         names = class_folders(self.root / "train")

@@ -195,9 +195,6 @@ class TextClassification(TextData):
         columns = [text] if isinstance(text, str) else text
         if len(columns) not in (1, 2):
             raise UserError("data.text", text, "must be one column, or two for pairs of texts")
-        if dataset is None:
-            for field, path in (("data.train", train), ("data.test", test), ("data.val", val)):
-                check_text_file(field, path)
         self.source, self.config, self.parts, self.val = dataset, config, (train, test), val
         self.columns, self.label = columns, label
         self.name = Path(train).stem if dataset is None else "_".join(filter(None, (dataset, config)))
@@ -205,11 +202,16 @@ class TextClassification(TextData):
     @cached_property
     def _tables(self) -> tuple[Any, Any]:
         train, test = self.parts
+        if self.source is None:
+            for field, path in (("data.train", train), ("data.test", test), ("data.val", self.val)):
+                check_text_file(field, path)
         return self._table(train), None if test is None else self._table(test)
 
     @cached_property
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers, `None` if the labels are plain numbers."""
+        if isinstance(self.recalled, list):
+            return self.recalled
         feature, labels = self._tables[0].features[self.label], self._tables[0][self.label]
         if hasattr(feature, "names"):
             return feature.names
@@ -218,7 +220,13 @@ class TextClassification(TextData):
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of classes, which reads the training labels."""
+        if isinstance(self.recalled, int):
+            return self.recalled
         return len(self.class_names) if self.class_names else 1 + max(self._labels(self._tables[0], self.parts[0]))
+
+    def split_record(self) -> dict[str, Any]:
+        """As for every data set, and the classes."""
+        return {**super().split_record(), "classes": self.class_names or self.num_classes}
 
     def read(self) -> tuple[Samples, Samples | None]:
         """The tokenized training and test texts."""

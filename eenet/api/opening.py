@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from eenet.backbones.proofs import varied
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.candidates import Split
 from eenet.calibration.points import CALIBRATION
@@ -95,6 +95,8 @@ def open_run(folder: str | Path, read_data: bool = True, checkpoint: str = "last
     with imports(check_trust(values, own.config)):
         made = build({part: values[part] for part in PARTS}, trains)
     model, data = made.model, made.data
+    if not read_data:
+        data.recall(saved.get(type(data).__name__) or {})
     model.meet(data, saved)
     try:
         model.on_load_checkpoint(saved)
@@ -178,12 +180,9 @@ def class_names(data: Any) -> list[str] | None:
     return getattr(data, "class_names", None)
 
 
-def example(run: Run, rows: int = 3) -> Any:
-    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
-    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
-    if isinstance(inputs, dict):
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-    return inputs
+def example(run: Run) -> Any:
+    """A few inputs that differ, as the backbone takes them; texts without padding. The data need not be there."""
+    return varied(run.model.network.backbone.example_input())
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Images of one's own by commands: from a folder to an export, and validation that training has seen."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_a_folder_becomes_a_calibrated_export_with_the_names_of_its_classes(images: Path, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_calibrated_export_with_the_names_of_its_classes(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its images are needed to calibrate and to test, and no more once the run is copied to where they are not."""
     run = tmp_path / "run"
     main(["fit", "--config", str(config(run, "JointExits", images, warmup_epochs=1, phase_batches=1)), *QUIET])
     main(["calibrate", str(run), "--budget", "0.9", "--policy", "margin"])
@@ -66,7 +70,11 @@ def test_a_folder_becomes_a_calibrated_export_with_the_names_of_its_classes(imag
     results = json.loads((run / "results.json").read_text())
     assert (results["data"], results["data_split"]["sizes"]) == ("digits3", {"train": 240, "val": 150, "test": 120})
     assert results["data_split"]["classes"] == NAMES
-    main(["export", str(run), "--point", "margin-budget-0.9", "--out", str(tmp_path / "out")])
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace(str(images), "/gone"))
+    capsys.readouterr()
+    assert "data.root = '/gone'" in failure(capsys, "calibrate", str(copy), "--budget", "0.9")
+    main(["export", str(copy), "--point", "margin-budget-0.9", "--out", str(tmp_path / "out")])
     exported = json.loads((tmp_path / "out" / "model.json").read_text())
     assert exported["labels"] == NAMES
     small = (Image.open(path).resize((9, 9), Image.Resampling.BILINEAR) for path in images.glob("train/*/*"))
@@ -81,7 +89,7 @@ def test_a_folder_becomes_a_calibrated_export_with_the_names_of_its_classes(imag
     main(
         [
             "infer",
-            str(run),
+            str(copy),
             "--point",
             "margin-budget-0.9",
             "--input",

@@ -208,9 +208,9 @@ def test_a_test_label_that_training_lacks_is_refused(tmp_path, tokenizer, label)
         ({"dataset": "glue", "max_length": 0}, r"data\.max_length = 0"),
     ],
 )
-def test_wrong_options_are_refused_at_once(options, message):
+def test_wrong_options_are_refused_before_anything_is_made(options, message):
     with pytest.raises(UserError, match=message):
-        TextClassification(**options)
+        assert TextClassification(**options).num_classes
 
 
 def test_a_missing_package_comes_with_the_pip_command():
