@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.loader import make_loader
-from datamodules.samplers import EpochSampler, Order, training_batches, unrepeated
+from datamodules.samplers import EpochSampler, Order, in_turn, training_batches
 from datamodules.splits import (
     Labels,
     Rare,
@@ -349,8 +349,7 @@ class SplitData(RunData):
         if self.processes[0] == 1:
             return self.loader(split)
         dataset = self.dataset(split)
-        sampler: DistributedSampler = unrepeated(DistributedSampler(dataset, *self.processes, shuffle=False))
-        return self.load(dataset, batch_size=self.eval_batch_size, sampler=sampler)
+        return self.load(dataset, batch_size=self.eval_batch_size, sampler=in_turn(dataset, self.processes))
 
     def predict_dataloader(self) -> DataLoader:
         """The test batches."""

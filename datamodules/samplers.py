@@ -114,3 +114,17 @@ def training_batches(sampler: DistributedSampler, batch_size: int) -> Batches:
             "before it"
         )
     return batches
+
+
+def in_turn(dataset: Any, processes: tuple[int, int]) -> Any:
+    """Deals samples to processes in data set order, none twice; `None` where one process has them all.
+
+    Args:
+        dataset: The samples.
+        processes: Number of processes and the number of this one.
+    """
+    if processes[0] == 1:
+        return None
+    from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+
+    return UnrepeatedDistributedSampler(dataset, *processes, shuffle=False)

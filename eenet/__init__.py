@@ -31,7 +31,7 @@ _HOMES = {
     "evaluate": "lightning_modules.training",
     "export": "eenet.api.exporting",
     "infer": "eenet.api.inferring",
-    "load": "eenet.runtime",
+    "load": "eenet.runtime.load",
     "open_run": "eenet.api.opening",
     "predict": "eenet.api.inferring",
     "time_parts": "eenet.api.clocks",

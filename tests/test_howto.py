@@ -16,12 +16,8 @@ FEW = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.e
 MOST_LINES = 60
 ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_policy.md", "howto/add_a_method.md"]
 LONG = [
-    "howto/hit_a_budget.md",
-    "howto/own_images.md",
-    "howto/export_and_serve.md",
-    "howto/attach.md",
-    "howto/python.md",
-    "tutorial.md",
+    *("howto/hit_a_budget.md", "howto/own_images.md", "howto/export_and_serve.md", "howto/attach.md"),
+    *("howto/python.md", "tutorial.md"),
 ]
 PAGES = [*ADDED, *(pytest.param(page, marks=pytest.mark.slow) for page in LONG)]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 
 class Records:
@@ -40,12 +41,13 @@ class Records:
 
     def compute(self) -> dict[str, Tensor]:
         """Each tensor, `(samples, ...)`, in the order of the data set."""
-        found = {name: torch.cat(rows) for name, rows in self.rows.items()}
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return found
+        rows = {name: torch.cat(found) for name, found in self.rows.items()}
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if processes == 1:
+            return rows
         from torchmetrics.utilities.distributed import gather_all_tensors
 
-        gathered = {name: torch.cat(gather_all_tensors(rows)) for name, rows in found.items()}
-        samples, processes = len(gathered[self.names[0]]), torch.distributed.get_world_size()
+        rows = {name: torch.cat(gather_all_tensors(found)) for name, found in rows.items()}
+        samples = len(rows[self.names[0]])
         dealt = torch.cat([torch.arange(rank, samples, processes) for rank in range(processes)])
-        return {name: rows[dealt.argsort().to(rows.device)] for name, rows in gathered.items()}
+        return {name: values[dealt.argsort().to(values.device)] for name, values in rows.items()}
