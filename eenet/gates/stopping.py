@@ -21,8 +21,8 @@ class Passed(NamedTuple):
 
     Attributes:
         described: Of the exit before, from `describe`, `(batch, 6 + classes)`; zeros before the first.
-        prediction: Its predicted class, `(batch,)`; -1 before the first.
-        run: Exits before it, in a row, that agree with it, `(batch,)`.
+        prediction: Its predicted class, `(batch, 1)`; -1 before the first.
+        run: Exits before it, in a row, that agree with it, `(batch, 1)`.
         answer: Logits of the exit passed whose answer is kept, `(batch, classes)`; empty without recall.
     """
 
@@ -98,9 +98,9 @@ class StoppingGate(Gate):
         """Nothing passed yet, from the first exit's logits."""
         if not self.memory:
             return ()
-        nothing = torch.full_like(logits[:, 0], -1, dtype=torch.long)
+        nothing = torch.full_like(logits[:, :1], -1, dtype=torch.long)
         described = logits.new_zeros(logits.shape[0], FIGURES + self.num_classes)
-        return Passed(described, nothing, torch.zeros_like(logits[:, 0]), logits if self.recall else ())
+        return Passed(described, nothing, torch.zeros_like(logits[:, :1]), logits if self.recall else ())
 
     def known(self, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """What is known at an exit.
@@ -116,11 +116,11 @@ class StoppingGate(Gate):
         if not self.memory:
             return described, memory
         passed = Passed(*memory)
-        prediction = logits.argmax(-1)
+        prediction = logits.argmax(-1, keepdim=True)
         agrees = (prediction == passed.prediction).to(logits.dtype)
         run = agrees * (passed.run + 1)
-        root = passed.described[:, FIGURES:].gather(1, prediction.unsqueeze(1))
-        parts = [described, passed.described, agrees.unsqueeze(1), root.square(), run.unsqueeze(1)]
+        root = passed.described[:, FIGURES:].gather(1, prediction)
+        parts = [described, passed.described, agrees, root.square(), run]
         if self.recall:
             kept = passed.answer.argmax(-1, keepdim=True)
             own = described[:, FIGURES:].gather(1, kept).square()
