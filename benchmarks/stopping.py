@@ -24,12 +24,13 @@ from torch import Tensor
 
 from datamodules.features import FeatureLoaders
 from eenet.backbones import CifarResNet
+from eenet.calibration import Scored, policy_for_budget
 from eenet.calibration.candidates import STOPPING, Split, stopping_gate
 from eenet.calibration.chooser import Chooser
 from eenet.calibration.stopping import find_judge, fit_stopping, leaving_losses
 from eenet.calibration.wishes import Wishes, grant
 from eenet.features import feature_options
-from eenet.gates import ConfidenceGate, StoppingGate, UncertaintyGate
+from eenet.gates import ConfidenceGate, StoppingGate, UncertaintyGate, confidence
 from eenet.inference_modules import MLPHead
 from eenet.metrics import sample_statistics
 from eenet.metrics.statistics import summarise
@@ -38,7 +39,18 @@ from eenet.policies import Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
 
 BUDGETS = [0.15, 0.2, 0.25, 0.35, 0.5]
-POLICIES = ["max_probability", "entropy", "margin", "geometric", "per_class", "random", "own", *STOPPING, "clairvoyant"]
+POLICIES = [
+    "max_probability",
+    "cut",
+    "entropy",
+    "margin",
+    "geometric",
+    "per_class",
+    "random",
+    "own",
+    *STOPPING,
+    "clairvoyant",
+]
 
 
 @torch.no_grad()
@@ -85,6 +97,10 @@ def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> It
                     row["points"][budget] = judge(*test, clairvoyant(test[0], judging, fractions, min(kept)), fractions)
             yield row
             continue
+        if name == "cut":
+            row["points"] = cut_thresholds(val, test, network.costs.fractions())
+            yield row
+            continue
         chooser = Chooser(network, own, name, wishes, split, run.chosen_on(len(val[1])))  # type: ignore[arg-type]
         for point in grant(name, wishes, chooser.point).points.values():
             gate = point.network(network).gate
@@ -100,6 +116,21 @@ def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> It
             fit_stopping(stopping_gate(network, name), train[0], network.costs.fractions())  # type: ignore[arg-type]
             row |= {"fit_seconds": time.process_time() - start, "fit_samples": len(train[0])}
         yield row
+
+
+def cut_thresholds(
+    val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], fractions: Tensor
+) -> dict[float, dict[str, float]]:
+    """Thresholds of the maximum probability on the network cut at the exit that is most accurate on validation."""
+    correct = val[0].argmax(-1) == val[1].unsqueeze(1)
+    exits, found = find_judge(correct.double().mean(0)) + 1, {}
+    scores = [confidence(logits[:, : exits - 1]) for logits, _ in (val, test)]
+    scored = Scored(val[0].argmax(-1)[:, :exits], scores[0], correct[:, :exits], fractions[:exits])
+    for budget in (budget for budget in BUDGETS if budget >= fractions[0]):
+        policy = policy_for_budget(Threshold([0.0] * (exits - 1)), scored, budget)
+        chosen = policy.exits(test[0].argmax(-1)[:, :exits], scores[1])
+        found[budget] = judge(test[0][:, :exits], test[1], chosen, fractions[:exits])
+    return found
 
 
 @torch.no_grad()
@@ -142,7 +173,7 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
                 points = [points[budget] for points in seeds.values() if budget in points]
                 cells.append(cell(points) if points else "cannot be met")
             yield f"| {name} | " + " | ".join(cells) + " |"
-        for rival in ("max_probability", "entropy", "margin", "own"):
+        for rival in ("max_probability", "cut", "entropy", "margin", "own"):
             for name in STOPPING:
                 if rival in policies and name in policies:
                     yield f"{name} less {rival}: " + "; ".join(difference(policies, name, rival, b) for b in BUDGETS)

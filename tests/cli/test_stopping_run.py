@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from eenet.cli.runs import open_run, read_training
 
-from eenet.calibration.stopping import fit_stopping
+from eenet.api.opening import open_run, read_split, read_training
+from eenet.calibration.logits import blocks
+from eenet.calibration.stopping import find_judge, fit_stopping
 from eenet.cli.main import main
 from eenet.gates import StoppingGate
 from tests.cli.test_cli import QUIET, failure, mistake, tiny
@@ -32,7 +33,10 @@ def test_values_are_fitted_at_the_end_of_a_training_and_used_by_its_points(tmp_p
     gate = run.model.network.gate
     assert isinstance(gate, StoppingGate)
     logits, costs = read_training(run, 10**6), run.model.network.costs.fractions()
-    prices = fit_stopping(StoppingGate(gate.num_gates, 10), logits, costs).gates
+    split = read_split(run, "val")
+    right = [(block.argmax(-1) == split.labels[rows].unsqueeze(1)).double() for rows, block in blocks(split.logits)]
+    judge = find_judge(torch.cat(right).mean(0))
+    prices = fit_stopping(StoppingGate(gate.num_gates, 10), logits, costs, judge=judge).gates
     distances = [(gate.weight - other.weight).abs().max().item() for other in prices]
     assert min(distances) < 1e-3 * gate.weight.abs().max().item()
     assert sorted(distances)[1] > 10 * min(distances)
