@@ -34,7 +34,7 @@ class Late:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """An object with the class's late base."""
-        return super().__new__(cls if _WITHOUT.get() else _with_base(cls))
+        return super().__new__(cls if _WITHOUT.get() else _with_base(cls))  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle it as of the class that can be imported."""
