@@ -105,7 +105,11 @@ def arguments(name: str) -> dict[str, Any]:
     if kind in IMAGES and kind not in PLAIN:
         return {"num_labels": 5}
     if kind in PLAIN:
-        return {**{key: value for key, value in SMALL.items() if "_id" not in key}, "image_size": 32, "patch_size": 8}
+        return {
+            **{key: value for key, value in SMALL.items() if key not in ("vocab_size", "pad_token_id")},
+            "image_size": 32,
+            "patch_size": 8,
+        }
     if kind not in NAMES:
         return {**SMALL, **({"embedding_size": 16} if kind == "albert" else {})}
     own = {name: SMALL[usual] for name, usual in NAMES[kind].items()}

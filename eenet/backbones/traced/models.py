@@ -131,7 +131,8 @@ def _transformers(wish: Wish) -> Made:
         raise UserError(
             "model", wish.name, "has is_decoder: true, so tokens see only what is before them; set it to false"
         )
-    images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
+    config.architectures = config.architectures or []  # of several classes for DeiT, transformers looks for one in None
+    images = type(config) in library.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING  # BEiT has a vocabulary, too
     kind = library.AutoModelForImageClassification if images else library.AutoModelForSequenceClassification
     try:
         model = kind.from_config(config, dtype=torch.float32)

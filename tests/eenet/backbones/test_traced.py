@@ -273,6 +273,16 @@ def test_the_batch_may_lie_elsewhere_and_tables_are_made_again() -> None:
     torch.testing.assert_close(found.classify(state), model(IMAGES)[[4, 1]])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["beit", "deit"])
+def test_types_with_a_vocabulary_or_several_classifiers_read_images(kind: str) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    arguments = {**small, "image_size": 16, "patch_size": 8}
+    made = Traced(f"transformers:{kind}", 3, exits_at={"fractions": [0.5]}, arguments=arguments).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(made(images), made.model(images).logits)
+
+
 class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
