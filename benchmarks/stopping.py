@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eenet.cli.runs import Run, open_run
 from scipy.stats import t as student
 from torch import Tensor
 
 from datamodules.features import FeatureLoaders
+from eenet.api.opening import Run, open_run
 from eenet.backbones import CifarResNet
 from eenet.calibration import Scored, policy_for_budget
 from eenet.calibration.candidates import STOPPING, Split, stopping_gate

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from eenet.cli.runs import open_run, read_split, read_training
 
+from eenet.api.opening import open_run, read_split, read_training
 from eenet.calibration import Calibration
 from eenet.calibration.chooser import Chooser
 from eenet.calibration.points import CALIBRATION

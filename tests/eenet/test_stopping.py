@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eenet.export import export_network
 from scipy.stats import entropy
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -15,6 +14,7 @@ from torch import Tensor
 from eenet.calibration.points import gate_from_dict, gate_to_dict, policy_from_dict, policy_to_dict
 from eenet.calibration.stopping import RIDGE, StoppingValues, fit_stopping, leaving_losses, ridge
 from eenet.errors import UserError
+from eenet.exporting import export_network
 from eenet.gates import StoppingGate, TreeStoppingGate
 from eenet.gates.stopping import describe
 from eenet.network import EarlyExitNetwork
