@@ -24,7 +24,8 @@ LONGEST = 100
 MARKER = re.compile(
     r"Parser key \"(?P<key>[^\"]+)\"[^:\n]*:"
     r"|Problem with given class_path '(?P<path>[^']+)':"
-    r"|Type (?:typing|collections\.abc)\.Callable.*? expects a function or a callable class:(?=.*class_path='(?P<called>[^']+)')?"
+    r"|Type (?:typing|collections\.abc)\.Callable.*? expects a function or a callable class:"
+    r"(?=.*class_path='(?P<called>[^']+)')?"
     r"|\A(?:argument )?-[-\w/]*?(?P<option>\w[\w.]+):",
     re.DOTALL,
 )
