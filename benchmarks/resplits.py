@@ -17,6 +17,7 @@ from jsonargparse import auto_cli
 from scipy.stats import betabinom
 from torch import Tensor
 
+from eenet.api.opening import open_run, read_split
 from eenet.calibration import (
     ConformalMode,
     Scored,
@@ -28,7 +29,6 @@ from eenet.calibration import (
     set_size,
     true_class_scores,
 )
-from eenet.cli.runs import open_run, read_split
 from eenet.reporting import gather_exits, write_json
 
 

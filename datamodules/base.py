@@ -6,13 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -32,7 +30,20 @@ from datamodules.splits import (
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
+from eenet.late import Late
 from eenet.network import EarlyExitNetwork
+from eenet.rank_zero import rank_zero_warn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule as DataModule
+else:
+
+    class DataModule(Late):
+        """The base of all data, which are Lightning's data modules where they may be trained on."""
+
+        late = "lightning.pytorch.LightningDataModule"
+        trainer = None
+
 
 Split = Literal["train", "val", "test"]
 
@@ -86,7 +97,7 @@ class SplitDataset(Dataset, ABC):
         """Bytes that change whenever an input of this split would."""
 
 
-class RunData(Described, LightningDataModule, ABC):
+class RunData(Described, DataModule, ABC):
     """What the data of every run offer: a fixed split into `train`, `val` and `test`, kept in the checkpoint.
 
     Attributes:
@@ -94,12 +105,14 @@ class RunData(Described, LightningDataModule, ABC):
         num_classes: Number of classes.
         input_shape: `(channels, height, width)` after the transform, `None` for text.
         max_length: The most tokens of a text, `None` for images.
+        of_tokens: Whether the samples are tokens, which a decoder reads.
     """
 
     name: str
     num_classes: int
     input_shape: tuple[int, ...] | None = None
     max_length: int | None = None
+    of_tokens = False
 
     @abstractmethod
     def loader(self, split: Split) -> DataLoader:
@@ -112,6 +125,18 @@ class RunData(Described, LightningDataModule, ABC):
     @abstractmethod
     def split_record(self) -> dict[str, Any]:
         """The name, seed, sizes and digests of the splits, as plain JSON values."""
+
+    def prepare_data(self) -> None:
+        """Download where asked, read and check everything, on one process, before the others start."""
+
+    def setup(self, stage: str) -> None:
+        """Nothing to do for a stage."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch on a device; nothing to do on the CPU, where a walk through it costs more than slicing features."""
+        if device.type == "cpu":
+            return batch
+        return pytree.tree_map(lambda leaf: leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf, batch)
 
     @property
     def processes(self) -> tuple[int, int]:
@@ -243,7 +268,7 @@ class SplitData(RunData):
         return {"train": (train, rows), "val": (train, val_rows), "test": (test, test_rows)}
 
     def prepare_data(self) -> None:
-        """Download where asked, read and check everything, on one process, before the others start."""
+        """Read and check everything."""
         _ = self._splits
 
     def dataset(self, split: Split, augmented: bool = False) -> SplitDataset:
@@ -284,6 +309,8 @@ class SplitData(RunData):
         """Test batches, in data set order; of several processes each has its own samples, and no sample comes twice."""
         if self.processes[0] == 1:
             return self.loader("test")
+        from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+
         dataset = self.dataset("test")
         sampler = UnrepeatedDistributedSampler(dataset, *self.processes, shuffle=False)
         return self.load(dataset, batch_size=self.eval_batch_size, sampler=sampler)
@@ -291,10 +318,6 @@ class SplitData(RunData):
     def predict_dataloader(self) -> DataLoader:
         """The test batches."""
         return self.loader("test")
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Nothing to do on the CPU, where Lightning's walk through a batch costs more than slicing features."""
-        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataset(self) -> SplitDataset:
         """The samples that `train_dataloader` draws from."""

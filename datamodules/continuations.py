@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -23,6 +22,7 @@ from eenet.decoding.observe import judged_tokens
 from eenet.decoding.sequences import Sequences
 from eenet.errors import UserError
 from eenet.files import NameOrPath
+from eenet.rank_zero import rank_zero_info
 
 Origin = Literal["model", "reference"]
 
@@ -54,6 +54,7 @@ class Continuations(RunData):
         network: The network whose exits read the tokens; the command line sets it.
     """
 
+    of_tokens = True
     network: DecoderNetwork
 
     def __init__(

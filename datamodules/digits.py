@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from datamodules.base import Samples
 from datamodules.image import ImageData, Pixels
@@ -30,6 +29,8 @@ class Digits(ImageData):
 
     def read(self) -> tuple[Samples, None]:
         """All images; the test split is cut from them."""
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         pixels = torch.from_numpy(digits.images.astype(np.uint8)[:, None])
         return Samples(Pixels(pixels), digits.target.astype(np.int64), "scikit-learn's load_digits"), None

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
@@ -16,6 +15,7 @@ from datamodules.samplers import training_batches
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
+from eenet.rank_zero import rank_zero_info
 
 
 class Views(Dataset):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.base import Samples, Split
 from datamodules.found import (
@@ -25,6 +24,7 @@ from datamodules.splits import Rows
 from datamodules.text import hub
 from eenet.errors import UserError, some
 from eenet.files import NameOrPath
+from eenet.rank_zero import rank_zero_info, rank_zero_warn
 
 Unreadable = Literal["error", "skip"]
 

@@ -13,6 +13,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
+from datamodules.readers import ImageReader
 from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.preprocessing import Preprocessing
@@ -109,6 +110,10 @@ class TransformedImages(SplitData):
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
         """What an image from elsewhere passes to become such an input."""
+
+    def reader(self) -> ImageReader:
+        """What reads new images as these are."""
+        return ImageReader(self)
 
     def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
         """Some images behind the evaluation or the augmenting transform."""

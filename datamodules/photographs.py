@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.images import Mode, UnreadableImage, read_image
 from eenet.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
+from eenet.rank_zero import rank_zero_info
 
 Source = Literal["auto", "model", "data"]
 """Whose preprocessing is taken."""

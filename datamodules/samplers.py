@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import BatchSampler, Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from eenet.rank_zero import rank_zero_warn
 
 Order = Literal["shuffled", "balanced"]
 """How the samples of an epoch are drawn."""

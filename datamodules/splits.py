@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from eenet.errors import UserError
 
@@ -40,6 +39,8 @@ def stratified_split(
         >>> len(stay), len(part), sorted([*stay, *part]) == [0, 1, 2, 3]
         (2, 2, True)
     """
+    from sklearn.model_selection import train_test_split
+
     alone = np.isin(labels[rows], single_classes(labels[rows]))
     if rare == "error" and alone.any():
         problem = f"{len(rows)} samples cannot be split by class: class {int(labels[rows][alone][0])} has 1"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
+from datamodules.readers import TextReader
 from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.files import NameOrFile, NameOrPath
@@ -66,6 +67,10 @@ class TextData(SplitData):
             if importlib.util.find_spec(package) is None:
                 raise UserError("data", type(self).__name__, f"needs {package}: pip install 'eenet[text]'")
         self.tokenizer_source, self.max_length, self.download = tokenizer, max_length, download
+
+    def reader(self) -> TextReader:
+        """What reads new texts as these are."""
+        return TextReader(self)
 
     @cached_property
     def tokenizer(self) -> Any:

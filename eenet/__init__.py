@@ -1,17 +1,63 @@
-"""Early-exit networks in plain PyTorch: backbones cut into stages, inference modules, gates, policies and a runtime."""
+"""Early-exit networks in plain PyTorch: backbones cut into stages, inference modules, gates, policies and a runtime.
 
+Each name of the library is imported when it is first used; `train` and `evaluate` alone need Lightning.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eenet.api.benchmarking import bench
+    from eenet.api.calibrating import calibrate
+    from eenet.api.comparing import compare
+    from eenet.api.exporting import export
+    from eenet.api.inferring import infer, predict
+    from eenet.api.opening import Run, open_run
     from eenet.attaching import attach
+    from eenet.errors import UserError
+    from eenet.network import EarlyExitNetwork
+    from eenet.runtime import load
+    from lightning_modules.training import evaluate, train
+
+_HOMES = {
+    "EarlyExitNetwork": "eenet.network",
+    "Run": "eenet.api.opening",
+    "UserError": "eenet.errors",
+    "attach": "eenet.attaching",
+    "bench": "eenet.api.benchmarking",
+    "calibrate": "eenet.api.calibrating",
+    "compare": "eenet.api.comparing",
+    "evaluate": "lightning_modules.training",
+    "export": "eenet.api.exporting",
+    "infer": "eenet.api.inferring",
+    "load": "eenet.runtime",
+    "open_run": "eenet.api.opening",
+    "predict": "eenet.api.inferring",
+    "train": "lightning_modules.training",
+}
 
 __version__ = "0.1.0"
-__all__ = ["attach"]
+__all__ = [
+    "EarlyExitNetwork",
+    "Run",
+    "UserError",
+    "attach",
+    "bench",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "export",
+    "infer",
+    "load",
+    "open_run",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "attach":
+    if name in ("data", "lightning"):
+        return import_module(f"eenet.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return import_module("eenet.attaching").attach
+    return getattr(import_module(_HOMES[name]), name)

@@ -62,3 +62,7 @@ def said(error: Exception, most: int = 300) -> str:
 
 class UnmetError(UserError):
     """A wish that makes sense and that the data or the network cannot meet; wishes beside it may be met."""
+
+
+class Unreadable(Exception):
+    """One input of many that cannot be read, and why."""

@@ -21,6 +21,7 @@ from eenet.inference_modules import InferenceModule, LinearHead, run_inference_m
 from eenet.objectives.boosting import boost
 from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
+from eenet.pretrained import Pretrained
 from eenet.profile import CostProfile, Costs
 from eenet.routing import Routed, route
 from eenet.tree import Path, Tree, path_name
@@ -50,7 +51,7 @@ class ExitOutputs(NamedTuple):
     scores: Tensor
 
 
-class EarlyExitNetwork(Described, nn.Module):
+class EarlyExitNetwork(Described, Pretrained, nn.Module):
     """Exits after some stages of a backbone; the last exit is the backbone's own head.
 
     Args:
@@ -99,6 +100,7 @@ class EarlyExitNetwork(Described, nn.Module):
             kind = type(self.gate).__name__
             raise UserError("network.gate", kind, "is for decoders, eenet.decoding.network.DecoderNetwork")
         self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
+        self.points: dict[str, Any] = {}
 
     @property
     def num_exits(self) -> int:

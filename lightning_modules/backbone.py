@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +13,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights
 from eenet.policies import FixedExit, Policy
 from lightning_modules.routine import ExitRoutine
-from lightning_modules.schedules import one_cycle
+from lightning_modules.schedules import OptimizerCallable, one_cycle
 
 
 class BackboneTraining(ExitRoutine):

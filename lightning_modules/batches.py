@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
@@ -18,7 +16,9 @@ from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights, balanced_weights, check_class_weights
 from eenet.preprocessing import Preprocessing
+from eenet.rank_zero import rank_zero_warn
 from eenet.runs import IDENTITY, RunFolder, read_checkpoint
+from lightning_modules.base import Module
 
 PAIR = (
     "must be a pair (inputs, labels); return one from the data set's __getitem__, make it in a collate_fn, "
@@ -52,7 +52,31 @@ def settle_preprocessing(routine: Any, data: Any, saved: Mapping[str, Any] | Non
     data.settle(own, model_preprocessing(getattr(backbone, "backbone", backbone)), backbone.input_shape)
 
 
-class DataModel(LightningModule):
+def check_fit(backbone: StagedBackbone, data: Any) -> None:
+    """Refuse a backbone that cannot read the data.
+
+    Raises:
+        UserError: Another number of classes, another input shape, texts for images, or texts that may be too long.
+    """
+    if data.num_classes is None:  # data of one's own, whose batches are checked when they come
+        return
+    if backbone.num_classes != data.num_classes:
+        raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
+    if (backbone.input_shape is None) != (data.input_shape is None):
+        kind = "texts" if data.input_shape is None else "images"
+        raise UserError("backbone", type(backbone).__name__, f"{data.name} holds {kind}, which it does not read")
+    if backbone.input_shape is not None and tuple(backbone.input_shape) != data.input_shape:
+        raise UserError(
+            "backbone.input_shape",
+            backbone.input_shape,
+            f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
+            "in_channels, or the data's image_size and channels",
+        )
+    if None not in (data.max_length, backbone.max_tokens) and data.max_length > backbone.max_tokens:
+        raise UserError("data.max_length", data.max_length, f"the backbone takes {backbone.max_tokens} tokens at most")
+
+
+class DataModel(Module):
     """Checks every batch before a step is made of it, and finds the classes' weights before a training.
 
     Attributes:
@@ -64,6 +88,30 @@ class DataModel(LightningModule):
     network: EarlyExitNetwork
     class_weights: ClassWeights = "none"
     class_weight: Tensor | None = None
+
+    def meet(self, data: Any, saved: Mapping[str, Any] | None = None) -> None:
+        """Settle the data's preprocessing, and refuse data that the network cannot read.
+
+        Args:
+            data: A data module.
+            saved: The checkpoint that is continued or opened.
+
+        Raises:
+            UserError: It cannot, or the preprocessing is another than that of a checkpoint.
+        """
+        settle_preprocessing(self, data, saved)
+        self.check_data(data)
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data that the network cannot read.
+
+        Raises:
+            UserError: Another number of classes, another input shape, or tokens for a classifier.
+        """
+        if getattr(data, "of_tokens", False):
+            remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
+            raise UserError("model", type(self).__name__, remedy)
+        check_fit(self.network.backbone, data)
 
     @property
     def mixed(self) -> bool:

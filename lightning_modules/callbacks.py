@@ -8,12 +8,31 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.io.torch_io import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from eenet.errors import UserError
-from eenet.runs import RunFolder, Training
-from lightning_modules.checkpoints import WholeCheckpoints
+from eenet.runs import Training, digest_note, write_checkpoint
+from lightning_modules.heading import folder_of
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and renames them: the one before is kept until the new one is whole.
+
+    Lightning's own writes to `$TMPDIR` and moves, which copies where that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
+        """Write it, and its digest beside it."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        write_checkpoint(checkpoint, Path(path))
+
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Remove it and its digest."""
+        super().remove_checkpoint(path)
+        digest_note(Path(path)).unlink(missing_ok=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -79,11 +98,6 @@ class HoldFolder(Callback):
     def _free(self) -> None:
         self.held.close()
         self.training = None
-
-
-def folder_of(trainer: Trainer) -> RunFolder:
-    """The folder of a trainer's run, which no logger decides."""
-    return RunFolder(Path(trainer.default_root_dir))
 
 
 class RandomState(Callback):

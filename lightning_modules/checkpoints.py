@@ -1,46 +1,16 @@
-"""Checkpoints: written whole or not at all, whose they are, and taking a backbone out of one."""
+"""Checkpoints: whose they are, and taking a backbone out of one."""
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.plugins.io.torch_io import _PATH
-
 import eenet
 from eenet.backbones import StagedBackbone
 from eenet.errors import UserError
-from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
-from eenet.reporting import write_text
-from eenet.runs import IDENTITY, RunFolder, digest_note, read_checkpoint
+from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
 _BACKBONE = "network.backbone."
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them: the one before is kept until the new one is whole.
-
-    Lightning's own writes to `$TMPDIR` and moves, which copies where that is another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Write it, and its digest beside it; until it is in its place the digest of the one before is kept too."""
-        if "://" in str(path):
-            return super().save_checkpoint(checkpoint, path, storage_options)
-        note = digest_note(Path(path))
-        with whole(Path(path)) as beside:
-            torch.save(checkpoint, beside)
-            digest = sha256(beside)
-            before = note.read_text() if note.is_file() else ""
-            write_text(note, f"{before}{digest}\n")
-        write_text(note, f"{digest}\n")
-
-    def remove_checkpoint(self, path: _PATH) -> None:
-        """Remove it and its digest."""
-        super().remove_checkpoint(path)
-        digest_note(Path(path)).unlink(missing_ok=True)
 
 
 def identity(method: str, network: EarlyExitNetwork, data: str | None) -> dict[str, Any]:

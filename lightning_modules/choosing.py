@@ -4,24 +4,23 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
+from eenet.calibration.chosen import warn_nobody_leaves
 from eenet.errors import UserError, command
 from eenet.policies import SequentialGates
+from eenet.rank_zero import rank_zero_warn
 from eenet.reporting import Results
 from eenet.runs import RunFolder
-from lightning_modules.callbacks import LastCheckpoint, folder_of
+from lightning_modules.base import Module
 from lightning_modules.heading import part
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 Row = dict[str, Any]
 """A row of results."""
@@ -33,7 +32,7 @@ VALIDATED_ON = "validated_on"
 """Key of a checkpoint under which its last whole validation stands."""
 
 
-class ChoosesPoints(LightningModule):
+class ChoosesPoints(Module):
     """Remembers the last validation of the whole split, which alone chooses operating points, and on which weights.
 
     Attributes:
@@ -86,8 +85,10 @@ class ChoosesPoints(LightningModule):
         """Of so many validation samples those that alone may choose own points; `None` for all."""
         return None
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> "list[Callback]":
         """A training ends with a whole validation on its final weights."""
+        from lightning_modules.whole_validation import WholeValidation
+
         return [WholeValidation()]
 
     def network_digest(self) -> str:
@@ -234,7 +235,7 @@ class ChoosesPoints(LightningModule):
     @property
     def _tested(self) -> str | Path | None:
         """The checkpoint that is judged, `None` in a training, which begins with another one's weights."""
-        return None if self.trainer.state.fn == TrainerFn.FITTING else self.trainer.ckpt_path
+        return None if self.trainer.state.fn == "fit" else self.trainer.ckpt_path
 
     def remedy(self, folder: str | Path, checkpoint: str | Path | None = None) -> str:
         """The command that chooses points for a run as it is, or for another checkpoint of it than the last."""
@@ -254,6 +255,24 @@ class ChoosesPoints(LightningModule):
         rows = self.results.get("operating_points", [])
         warn_nobody_leaves({row["name"]: row["exit_fractions"] for row in rows if row["chosen"]})
 
+    def amend(self, checkpoint: dict[str, Any], state: Mapping[str, Any]) -> bool:
+        """Put the points into a checkpoint, if it holds the weights that they were chosen on.
+
+        Everything else stays as it was, so that a training continues from it as it would have.
+
+        Args:
+            checkpoint: What its file holds.
+            state: The routine's state.
+
+        Returns:
+            Whether it does.
+        """
+        if weights_digest(checkpoint["state_dict"], NETWORK) != weights_digest(state, NETWORK):
+            return False
+        checkpoint["state_dict"] = dict(state)
+        ChoosesPoints.on_save_checkpoint(self, checkpoint)
+        return True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the last whole validation."""
         checkpoint[VALIDATED_ON] = None if self.validated_on is None else self.validated_on.to_dict()
@@ -267,79 +286,3 @@ class ChoosesPoints(LightningModule):
 def chosen(row: Row, point: OperatingPoint) -> Row:
     """The row of results of a point that may be used, with what it was chosen on; `None` where nothing was chosen."""
     return {**row, "chosen": True, "chosen_on": None if point.chosen_on is None else point.chosen_on.to_dict()}
-
-
-def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
-    """Warn of points that no sample leaves early at.
-
-    Args:
-        shares: Of the validation samples that leave at each exit, by the name of the point.
-    """
-    for name, found in shares.items():
-        if len(found) > 1 and found[-1] == 1:
-            rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")
-
-
-class WholeValidation(Callback):
-    """Ends a training with a whole validation on its final weights, unless the last one was that.
-
-    Limits, `max_steps` and the interval of validations leave points that were chosen on a part, on older weights or
-    never. Nothing is trained by it and no random number drawn; checkpoints of the same weights get the points.
-    """
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate where that is needed and possible, and say which points are not chosen."""
-        assert isinstance(pl_module, ChoosesPoints)
-        if trainer.fast_dev_run or trainer.overfit_batches:  # type: ignore[attr-defined]
-            return
-        last, wanted = pl_module.validated_on, trainer.limit_val_batches or pl_module.chooses
-        done = last is not None and last.weights == pl_module.network_digest()
-        if not done and wanted and trainer.validate_loop._data_source.is_defined():
-            rank_zero_info("the last validation was not of the whole split on the final weights; here is one that is")
-            validate(trainer)
-            state = trainer.strategy.lightning_module_state_dict()
-            if trainer.is_global_zero:
-                for path in checkpoints(trainer):
-                    amend(path, pl_module, state, trainer.strategy.checkpoint_io)
-            trainer.strategy.barrier()
-        pl_module.warn()
-
-
-def validate(trainer: Trainer) -> None:
-    """Validate the whole split inside a training, as `Trainer.validate` does after one."""
-    limit, loop = trainer.limit_val_batches, trainer.validate_loop
-    trainer.limit_val_batches, loop.verbose = 1.0, False
-    trainer.state.fn, trainer.validating = TrainerFn.VALIDATING, True
-    try:
-        with isolate_rng():
-            loop.run()
-    finally:
-        trainer.limit_val_batches = limit
-        trainer.state.fn, trainer.training = TrainerFn.FITTING, True
-
-
-def checkpoints(trainer: Trainer) -> Iterator[str]:
-    """The checkpoints that a training has written and kept."""
-    written = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    paths = [path for c in written for path in (*c.best_k_models, c.best_model_path, c.last_model_path)]
-    if any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
-        paths.append(str(folder_of(trainer).last))
-    return (path for path in dict.fromkeys(paths) if Path(path).is_file())
-
-
-def amend(path: str | Path, routine: ChoosesPoints, state: Mapping[str, Any], files: CheckpointIO) -> None:
-    """Give a checkpoint the points of a routine, if it holds the weights that they were chosen on.
-
-    Everything else stays as it was, so that a training continues from it as it would have.
-
-    Args:
-        path: The checkpoint's file.
-        routine: The routine.
-        state: Its state.
-        files: What reads and writes checkpoints.
-    """
-    checkpoint = files.load_checkpoint(path, map_location="cpu", weights_only=True)
-    if weights_digest(checkpoint["state_dict"], NETWORK) == weights_digest(state, NETWORK):
-        checkpoint["state_dict"] = dict(state)
-        ChoosesPoints.on_save_checkpoint(routine, checkpoint)
-        files.save_checkpoint(checkpoint, path)

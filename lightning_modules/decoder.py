@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
 from eenet.errors import UserError
+from eenet.rank_zero import rank_zero_only
 from eenet.reporting import make_console, not_chosen_lines, write_json
 from lightning_modules.choosing import chosen
 from lightning_modules.decoupled import DecoupledExits
@@ -35,6 +35,30 @@ class DecoderRoutine(ExitRoutine):
     """
 
     network: DecoderNetwork
+
+    def check_data(self, data: Any) -> None:
+        """Give data made of tokens the network that reads them.
+
+        Raises:
+            UserError: One of them is not for decoders, another tokenizer, too long texts, or stored features.
+        """
+        if not getattr(data, "of_tokens", False):
+            raise UserError("data", type(data).__name__, "a decoder's exits are trained on datamodules.Continuations")
+        if not isinstance(self.network, DecoderNetwork):
+            remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
+            raise UserError("model", type(self).__name__, remedy)
+        backbone = self.network.backbone
+        if data.num_classes > backbone.num_classes:
+            problem = f"has {data.num_classes} tokens and the backbone {backbone.num_classes}; name the backbone's own"
+            raise UserError("data.tokenizer", type(data.tokenizer).__name__, problem)
+        if data.max_length is not None and data.max_length > backbone.max_tokens:
+            remedy = f"prompt and new tokens are more than the backbone's {backbone.max_tokens}"
+            raise UserError("data.task.max_prompt_tokens", data.max_length, remedy)
+        if self.features is not None:
+            raise UserError(
+                "model.features", self.features.store, "must be off: tokens' features are kept in memory anyway"
+            )
+        data.network = self.network
 
     def setup(self, stage: str) -> None:
         """Refuse a network for classifiers."""

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from eenet.errors import UserError
@@ -12,6 +11,7 @@ from eenet.files import FilePath
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import ClassWeights, DeepSupervision, Supervision
 from lightning_modules.methods import method_name
+from lightning_modules.schedules import OptimizerCallable
 from lightning_modules.thresholds import ThresholdExits
 
 

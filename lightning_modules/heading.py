@@ -10,8 +10,7 @@ from torch.utils import _pytree as pytree
 import eenet
 from eenet.files import sha256
 from eenet.reporting import SCHEMA, Results
-from eenet.runs import identify, training_identity
-from lightning_modules.callbacks import folder_of
+from eenet.runs import RunFolder, identify, training_identity
 
 
 def heading(routine: Any, split: str) -> Results:
@@ -43,6 +42,11 @@ def heading(routine: Any, split: str) -> Results:
         **quantized,
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
     }
+
+
+def folder_of(trainer: Any) -> RunFolder:
+    """The folder of a trainer's run, which no logger decides."""
+    return RunFolder(Path(trainer.default_root_dir))
 
 
 def part(trainer: Any, split: str) -> str | None:

@@ -1,11 +1,9 @@
 """JEI-DNN: gates and inference modules learned jointly on a frozen backbone (Regol, Chataoui, Coates, ICLR 2024)."""
 
 import warnings
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from eenet.errors import UserError
@@ -26,11 +24,14 @@ from eenet.objectives import (
     weighted_sum_loss,
 )
 from eenet.policies import Policy, SequentialGates, exit_distribution
-from lightning_modules.callbacks import WarmUp
 from lightning_modules.checkpoints import IDENTITY
 from lightning_modules.methods import method_name
 from lightning_modules.routine import ExitRoutine
+from lightning_modules.schedules import OptimizerCallable
 from lightning_modules.warmup import EarlyStopping
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 Phase = Literal["warmup", "gates", "inference_modules"]
 
@@ -138,8 +139,10 @@ class JointExits(ExitRoutine):
         """The learned gates."""
         return {"learned": SequentialGates()}
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> "list[Callback]":
         """Add the one that keeps the warm-up from callbacks that monitor routed figures."""
+        from lightning_modules.callbacks import WarmUp
+
         others: Any = super().configure_callbacks()
         return [*others, WarmUp()]
 

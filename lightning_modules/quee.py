@@ -2,11 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from eenet.calibration import ChosenOn, OperatingPoint
@@ -33,6 +31,10 @@ from eenet.quantization import QuantizedNetwork, SimplePredictors, fit_predictor
 from eenet.reporting import Results, chosen_rows, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
 from lightning_modules.routine import ExitRoutine
+from lightning_modules.schedules import OptimizerCallable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PATH_FIGURES = {
     "accuracy_bitops": accuracy_bitops_figure,
@@ -138,7 +140,7 @@ class QuEE(ExitRoutine):
             warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
 
     @property
-    def figures(self) -> Mapping[str, Callable[[Results], Figure]]:
+    def figures(self) -> "Mapping[str, Callable[[Results], Figure]]":
         """As every routine's; where a point is chosen, and so predictors are fitted, those of paths too."""
         return {**super().figures, **PATH_FIGURES} if chosen_rows(self.results) else super().figures
 
@@ -227,7 +229,7 @@ class QuEE(ExitRoutine):
 
     def nodes(self, records: dict[str, Tensor]) -> Nodes:
         """The samples that were judged last, usable for training."""
-        if self._known.update_called:
+        if self._known.filled:
             with torch.inference_mode(False):
                 found = {name: rows.clone() for name, rows in self._known.compute().items()}
                 statistics = records["statistics"].clone()

@@ -11,8 +11,7 @@ from eenet.described import describe
 from eenet.errors import UserError
 from eenet.reporting import write_text
 from eenet.runs import portable
-from lightning_modules.callbacks import folder_of
-from lightning_modules.heading import training_record
+from lightning_modules.heading import folder_of, training_record
 
 
 class SaveConfig(Callback):

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.figure import Figure
 from rich.console import Console
 
+from eenet.rank_zero import rank_zero_only
 from eenet.reporting import (
     Results,
     accuracy_cost_figure,
@@ -23,7 +21,11 @@ from eenet.reporting import (
     save_figure,
     write_json,
 )
-from lightning_modules.callbacks import folder_of
+from lightning_modules.base import Module
+from lightning_modules.heading import folder_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCALARS = (
     *("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "brier"),
@@ -39,7 +41,7 @@ FIGURES = {
 """Figures of the results by name."""
 
 
-class Reports(LightningModule):
+class Reports(Module):
     """Logs, prints and writes the results of a routine.
 
     Attributes:
@@ -49,7 +51,7 @@ class Reports(LightningModule):
     results: Results
 
     @property
-    def figures(self) -> Mapping[str, Callable[[Results], Figure]]:
+    def figures(self) -> "Mapping[str, Callable[[Results], Figure]]":
         """Draw the results, by name; in files after a test, in TensorBoard after every validation and test."""
         return FIGURES
 

@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust, trust_records
@@ -28,15 +27,16 @@ from eenet.reporting import (
 from eenet.runs import IDENTITY, relocate
 from eenet.tree import path_name
 from lightning_modules.batches import DataModel, settle_preprocessing
-from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
 from lightning_modules.choosing import ChoosesPoints, chosen
 from lightning_modules.heading import heading, training_record
 from lightning_modules.losses import LossLog
 from lightning_modules.predictions import predicted
-from lightning_modules.record import SaveConfig
 from lightning_modules.reports import Reports
 from lightning_modules.schedules import cosine, end_schedules
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 TRUSTED = ("tempered", "covered", "sizes")
 """What `trust_records` makes."""
@@ -87,7 +87,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         self._records = Records(["statistics", "predictions", "scores"])
         self._tempered = Records(["statistics"])
         self._points: dict[str, tuple[OperatingPoint, EarlyExitNetwork]] = {}
-        self._routed = nn.ModuleDict()
+        self._routed: dict[str, Records] = {}
         if freeze_backbone:
             network.backbone.requires_grad_(False)
         elif not network.backbone.trainable:
@@ -174,10 +174,13 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             loader = found[0] if isinstance(found, list) else found
         return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> "list[Callback]":
         """What every training gets beside its last validation where checkpoints are kept, unless the trainer has it."""
         if not self.trainer.checkpoint_callbacks or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return super().configure_callbacks()
+        from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
+        from lightning_modules.record import SaveConfig
+
         own = (*super().configure_callbacks(), RandomState(), HoldFolder(), SaveConfig(), LastCheckpoint())
         return [callback for callback in own if type(callback) not in map(type, self.trainer.callbacks)]  # type: ignore[attr-defined]
 
@@ -283,8 +286,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         """Make the operating points ready, with room for the records of each; those that are not chosen do not run."""
         self._prepare_points()
         names = ["statistics", "nodes", "exits", "labels", *(TRUSTED if self.calibration is not None else ())]
-        self._routed = nn.ModuleDict({str(i): Records(names) for i in range(len(self._points))})
-        self._routed.to(self.device)
+        self._routed = {name: Records(names) for name in self._points}
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Judge the static exits, and really route the batch at every operating point."""
@@ -300,7 +302,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             if self.calibration is not None:
                 temperatures = point.own(self.calibration.temperatures, self.network)
                 rows |= trust_records(point, temperatures, routed.logits, routed.nodes, labels)
-            records.update(**rows)  # type: ignore[operator]
+            records.update(**rows)
 
     def on_test_epoch_end(self) -> None:
         """Log the results, write `results.json` and the figures, and print the table."""
@@ -316,7 +318,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             self._tempered.reset()
         points = {}
         for (name, (point, network)), records in zip(self._points.items(), self._routed.values(), strict=True):
-            gathered = records.compute()  # type: ignore[operator]
+            gathered = records.compute()
             statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
             row = operating_point(name, statistics, nodes, network.costs)
             if point.path is not None:

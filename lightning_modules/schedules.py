@@ -1,14 +1,22 @@
 """Learning rates that fall until the training ends, wherever a continued run has moved that end."""
 
+from __future__ import annotations
+
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from eenet.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+"""Makes an optimizer of parameters; a configuration gives its class and arguments."""
 
 
 def cosine(optimizer: Optimizer, final: float, trainer: Trainer) -> CosineAnnealingLR:

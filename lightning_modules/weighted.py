@@ -1,10 +1,8 @@
 """L2W-DEN: a weight network learns which samples each exit should fit (Han et al., ECCV 2022), on a frozen backbone."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.func import functional_call
 
@@ -17,7 +15,11 @@ from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.objectives import WeightNetwork, assign_exits, assigned_loss, cross_entropies, geometric_shares
 from lightning_modules.batches import normalises_batches
 from lightning_modules.methods import method_name
+from lightning_modules.schedules import OptimizerCallable
 from lightning_modules.thresholds import ThresholdExits
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 
 class WeightedExits(ThresholdExits):
@@ -72,7 +74,7 @@ class WeightedExits(ThresholdExits):
         self.weight_optimizer = weight_optimizer
         self._clip: float | None = None
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> "list[Callback]":
         """Take gradient clipping over, which Lightning refuses with steps that are taken by hand.
 
         Raises:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eenet.cli.configs import names
 from eenet.cli.main import main
+from eenet.parsing.shipped import names
 from tests.test_howto import BLOCK, FEW, ROOT, commands, few, write_images
 
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eenet.cli.configs import CONFIGS, find_config, names
+from eenet.parsing.shipped import CONFIGS, find_config, names
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 

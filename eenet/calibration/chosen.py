@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eenet.files import tensor_digest
+from eenet.rank_zero import rank_zero_warn
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,14 @@ def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
 
 def _widened(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
+    """Warn of points that no sample leaves early at.
+
+    Args:
+        shares: Of the validation samples that leave at each exit, by the name of the point.
+    """
+    for name, found in shares.items():
+        if len(found) > 1 and found[-1] == 1:
+            rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")

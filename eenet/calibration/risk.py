@@ -24,8 +24,8 @@ from functools import cache
 from hashlib import sha256
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import betaincc, betaincinv, gammaln, xlog1py, xlogy
 from torch import Tensor
 
 from eenet.errors import UnmetError, UserError
@@ -111,11 +111,12 @@ def paired_p_value(worse: int, better: int, samples: int, risk: float, delta: fl
         >>> round(paired_p_value(worse=9, better=2, samples=600, risk=0.02, delta=0.1), 4)
         0.1048
     """
+    special = scipy.special  # imported here, when it is used
     if worse - better >= samples * risk:
         return 1.0
     missed, differ = delta * NUISANCE, worse + better
-    low = 0.0 if differ == 0 else float(betaincinv(differ, samples - differ + 1, missed / 2))
-    high = 1.0 if differ == samples else float(betaincinv(differ + 1, samples - differ, 1 - missed / 2))
+    low = 0.0 if differ == 0 else float(special.betaincinv(differ, samples - differ + 1, missed / 2))
+    high = 1.0 if differ == samples else float(special.betaincinv(differ + 1, samples - differ, 1 - missed / 2))
     if high <= risk:
         return missed
     shares = np.linspace(math.sqrt(max(low, risk)), math.sqrt(high), CELLS + 1) ** 2
@@ -125,9 +126,11 @@ def paired_p_value(worse: int, better: int, samples: int, risk: float, delta: fl
     others, limits = others[limits >= 0], limits[limits >= 0]
     higher, lower = chances[1:, None], chances[:-1, None] + risk
     rest = samples - others - limits
-    below = np.where(rest > 0, betaincc(limits + 1, np.maximum(rest, 1), np.minimum(lower / (1 - higher), 1)), 1)
-    ways = gammaln(samples + 1) - gammaln(others + 1) - gammaln(samples - others + 1)
-    chance = np.exp(ways + xlogy(others, higher) + xlog1py(samples - others, -higher))
+    below = np.where(
+        rest > 0, special.betaincc(limits + 1, np.maximum(rest, 1), np.minimum(lower / (1 - higher), 1)), 1
+    )
+    ways = special.gammaln(samples + 1) - special.gammaln(others + 1) - special.gammaln(samples - others + 1)
+    chance = np.exp(ways + special.xlogy(others, higher) + special.xlog1py(samples - others, -higher))
     return min(1.0, missed + 2 * TAIL + float((chance * below).sum(1).max()))
 
 
@@ -157,13 +160,23 @@ def _evidence(worse: np.ndarray, better: np.ndarray, samples: int, risk: float) 
     Those solve the quadratic of Tango (1998, "Equivalence test and confidence interval for the difference in
     proportions for the paired-sample design").
     """
+    special = scipy.special  # imported here, when it is used
     linear = worse * (1 + risk) + better * (1 - risk) - 2 * samples * risk
     root = np.sqrt(linear**2 + 8 * samples * better * risk * (1 - risk))
     chance = ((linear + root) / (4 * samples)).clip(0, (1 - risk) / 2)
     same = samples - worse - better
     with np.errstate(divide="ignore"):
-        expected = xlogy(worse, chance + risk) + xlogy(better, chance) + xlogy(same, 1 - 2 * chance - risk)
-    return xlogy(worse, worse / samples) + xlogy(better, better / samples) + xlogy(same, same / samples) - expected
+        expected = (
+            special.xlogy(worse, chance + risk)
+            + special.xlogy(better, chance)
+            + special.xlogy(same, 1 - 2 * chance - risk)
+        )
+    return (
+        special.xlogy(worse, worse / samples)
+        + special.xlogy(better, better / samples)
+        + special.xlogy(same, same / samples)
+        - expected
+    )
 
 
 def betting_p_value(losses: Tensor, risk: float, delta: float) -> float:

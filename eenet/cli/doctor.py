@@ -15,8 +15,8 @@ from rich.table import Table
 from datamodules.fashion_mnist import PACKAGE, debian_folder, find_files
 from datamodules.text import package_folder
 from eenet.backbones.smollm2 import INSTALL as SMOLLM2
-from eenet.cli.parsing import Parser
 from eenet.errors import UserError
+from eenet.parsing.refusals import Parser
 from eenet.reporting import make_console
 
 ANOTHER_MACHINE = "another machine"

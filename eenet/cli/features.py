@@ -7,9 +7,9 @@ from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
 from rich.table import Table
 
-from eenet.cli.parsing import Parser
 from eenet.errors import UserError, command
 from eenet.features import FeatureStore
+from eenet.parsing.refusals import Parser
 from eenet.reporting import make_console
 
 

@@ -10,7 +10,6 @@ from jsonargparse import auto_cli
 
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer, read_tokens
-from eenet.cli.parsing import Parser
 from eenet.decoding import (
     DecoderNetwork,
     Executor,
@@ -28,6 +27,7 @@ from eenet.decoding import (
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.generation import check_sampling
 from eenet.errors import UserError
+from eenet.parsing.refusals import Parser
 from eenet.reporting import write_json
 
 
@@ -158,7 +158,7 @@ def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) ->
     Raises:
         UserError: The run trained no exits on a decoder, or has no such point.
     """
-    from eenet.cli.runs import chosen_point, open_run
+    from eenet.api.opening import chosen_point, open_run
 
     run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):

@@ -10,13 +10,13 @@ import torch
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.traced import Traced
-from eenet.cli.configs import find_config
-from eenet.cli.parsing import Parser
 from eenet.errors import UserError
 from eenet.exits import stage_fractions, stages_at
-from eenet.export import onnx_program, torch_program
+from eenet.exporting import onnx_program, torch_program
 from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
+from eenet.parsing.refusals import Parser
+from eenet.parsing.shipped import find_config
 from eenet.policies import Threshold
 from eenet.runtime.manifest import Format
 from eenet.runtime.trace import trace
@@ -57,7 +57,7 @@ def backbone_of(config: Path, weights: str | None) -> StagedBackbone:
     Raises:
         UserError: The configuration has none, or weights were given beside it.
     """
-    from eenet.cli.lightning import EenetCLI
+    from eenet.api.opening import build
     from eenet.runs import load_config
 
     if weights is not None:
@@ -65,9 +65,10 @@ def backbone_of(config: Path, weights: str | None) -> StagedBackbone:
     values = load_config(config)
     if "model" not in values:
         raise UserError("config", str(config), "has no `model`, whose backbone could be inspected")
-    quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
-    given: dict[str, Any] = {key: values[key] for key in ("model", "data") if key in values}
-    return EenetCLI(args=given | {"trainer": quiet}, run=False).model.network.backbone
+    made = build({key: values[key] for key in ("model", "data") if key in values})
+    if "data" in values:
+        made.model.meet(made.data)
+    return made.model.network.backbone
 
 
 def show(backbone: StagedBackbone, formats: bool) -> None:

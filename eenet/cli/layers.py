@@ -19,7 +19,6 @@ from datamodules.nlg import NLG
 from datamodules.text import READERS
 from eenet.backbones.gpt import Gpt
 from eenet.cli.generate import check_device, open_model
-from eenet.cli.parsing import Parser
 from eenet.decoding.costs import count_decoder
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
@@ -39,6 +38,7 @@ from eenet.decoding.study import (
     text_row,
 )
 from eenet.errors import UserError
+from eenet.parsing.refusals import Parser
 from eenet.reporting import make_console, save_figure, write_json
 from lightning_modules.probes import train_probes
 

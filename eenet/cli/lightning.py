@@ -13,17 +13,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules import Continuations, RunData
-from eenet.backbones import StagedBackbone
+from datamodules import RunData
 from eenet.calibration import Calibration
-from eenet.cli.parsing import Refusals
-from eenet.decoding import DecoderNetwork
 from eenet.errors import UserError
+from eenet.parsing.refusals import Refusals
 from eenet.reporting import write_text
 from eenet.runs import RunFolder, Training, portable, read_checkpoint
-from lightning_modules import DecoderRoutine, ExitRoutine
-from lightning_modules.batches import settle_preprocessing
-from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState, folder_of
+from lightning_modules import ExitRoutine
+from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
+from lightning_modules.heading import folder_of
 from lightning_modules.tensorboard import TensorBoardReport, show_config
 
 
@@ -46,6 +44,12 @@ class FitConfig(SaveConfigCallback):
 
 class LightningParser(Refusals, LightningArgumentParser):
     """The parser of Lightning's commands."""
+
+    def add_lightning_class_args(self, cls: Any, key: str, subclass_mode: bool = False, required: bool = True) -> Any:
+        """Take routines and data for Lightning's, which they are once they are made."""
+        if subclass_mode:
+            return self.add_subclass_arguments(cls, key, fail_untyped=False, required=required)
+        return super().add_lightning_class_args(cls, key, required=required)
 
 
 class EenetCLI(LightningCLI):
@@ -92,6 +96,11 @@ class EenetCLI(LightningCLI):
         parser.add_argument("--point", type=str | None, help="points of `eenet calibrate`, as budget-0.5; or `all`")
         parser.add_argument("--per_class", type=bool, default=False, help="report the accuracy of every class too")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's but `predict`, which writes what `infer` does and needs no trainer."""
+        return {name: taken for name, taken in LightningCLI.subcommands().items() if name != "predict"}
+
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint: those of eenet have none, and others' are refused."""
 
@@ -103,7 +112,7 @@ class EenetCLI(LightningCLI):
         if "verbose" in config:
             config.verbose = False  # the routine prints its own table
         if self.subcommand in ("fit", "validate") and config.point is not None:
-            raise UserError("point", config.point, "operating points are used by `eenet test` and `eenet predict`")
+            raise UserError("point", config.point, "operating points are used by `eenet test`")
         check_counts(config.trainer)
         folder, trial = RunFolder(Path(config.trainer.default_root_dir)), bool(config.trainer.fast_dev_run)
         if self.subcommand == "fit":
@@ -153,12 +162,7 @@ class EenetCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check that data and backbone fit each other, and take the operating points that are asked for."""
-        data = self.datamodule
-        settle_preprocessing(self.model, data, self.saved)
-        if isinstance(data, Continuations) or isinstance(self.model, DecoderRoutine):
-            connect(data, self.model)
-        else:
-            check_fit(self.model.network.backbone, data)
+        self.model.meet(self.datamodule, self.saved)
         if self.subcommand is not None:
             self.choose_points()
 
@@ -196,52 +200,3 @@ def starting_point(folder: RunFolder, name: str | None, trial: bool) -> Path | N
         remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
         raise UserError("trainer.default_root_dir", str(folder.path), remedy)
     return found
-
-
-def connect(data: RunData, model: ExitRoutine) -> None:
-    """Give data made of tokens the network that reads them.
-
-    Raises:
-        UserError: One of them is not for decoders, another tokenizer, texts that may be too long, or stored features.
-    """
-    if not isinstance(data, Continuations):
-        raise UserError("data", type(data).__name__, "a decoder's exits are trained on datamodules.Continuations")
-    if not isinstance(model, DecoderRoutine) or not isinstance(model.network, DecoderNetwork):
-        remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
-        raise UserError("model", type(model).__name__, remedy)
-    backbone = model.network.backbone
-    if data.num_classes > backbone.num_classes:
-        problem = f"has {data.num_classes} tokens and the backbone {backbone.num_classes}; name the backbone's own"
-        raise UserError("data.tokenizer", type(data.tokenizer).__name__, problem)
-    if data.max_length is not None and data.max_length > backbone.max_tokens:
-        remedy = f"prompt and new tokens are more than the backbone's {backbone.max_tokens}"
-        raise UserError("data.task.max_prompt_tokens", data.max_length, remedy)
-    if model.features is not None:
-        raise UserError(
-            "model.features", model.features.store, "must be off: tokens' features are kept in memory anyway"
-        )
-    data.network = model.network
-
-
-def check_fit(backbone: StagedBackbone, data: RunData) -> None:
-    """Refuse a backbone that cannot read the data.
-
-    Raises:
-        UserError: Another number of classes, another input shape, texts for images, or texts that may be too long.
-    """
-    if data.num_classes is None:  # data of one's own, whose batches are checked when they come
-        return
-    if backbone.num_classes != data.num_classes:
-        raise UserError("backbone.num_classes", backbone.num_classes, f"{data.name} has {data.num_classes} classes")
-    if (backbone.input_shape is None) != (data.input_shape is None):
-        kind = "texts" if data.input_shape is None else "images"
-        raise UserError("backbone", type(backbone).__name__, f"{data.name} holds {kind}, which it does not read")
-    if backbone.input_shape is not None and tuple(backbone.input_shape) != data.input_shape:
-        raise UserError(
-            "backbone.input_shape",
-            backbone.input_shape,
-            f"{data.name} gives {data.input_shape} (channels, height, width); set the backbone's image_size and "
-            "in_channels, or the data's image_size and channels",
-        )
-    if None not in (data.max_length, backbone.max_tokens) and data.max_length > backbone.max_tokens:  # type: ignore[operator]
-        raise UserError("data.max_length", data.max_length, f"the backbone takes {backbone.max_tokens} tokens at most")

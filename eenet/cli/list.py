@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from eenet.cli.configs import CONFIGS, names
+from eenet.parsing.shipped import CONFIGS, names
 
 WIDTH = 180
 """Columns of the table where there is no terminal."""
@@ -17,7 +17,7 @@ def main(args: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from eenet.cli.parsing import Parser
+    from eenet.parsing.refusals import Parser
 
     Parser(prog="eenet list", description="Print the shipped configurations.").parse_args(args)
     table = Table("configuration", "routine", "backbone", "data", "what it is")

@@ -14,16 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eenet import __version__
-from eenet.cli.configs import imports, with_own, with_paths
+from eenet.beside import settle
 from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError
 from eenet.errors import command as quoted
+from eenet.parsing.shipped import imports, with_own, with_paths
 
 LIGHTNING = {
     "fit": "train what a configuration describes",
     "validate": "judge all exits and operating points on the validation split",
     "test": "really route the test split, at the points of a calibration where asked",
-    "predict": "route the test split and return labels, probabilities, exits and costs",
 }
 """Lightning's commands, which `eenet.cli.lightning` runs."""
 
@@ -39,6 +39,7 @@ COMMANDS = {
     "layers": "eenet.cli.layers",
     "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",
+    "predict": "eenet.cli.predict",
     "sweep": "eenet.cli.sweep",
 }
 """Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
@@ -64,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
     ):
         warnings.filterwarnings("ignore", expected)
     given = list(sys.argv[1:] if args is None else args)
+    for line in settle():
+        print(f"eenet: {line}", file=sys.stderr)
     try:
         run(given)
     except KeyboardInterrupt as interrupt:
@@ -102,7 +105,9 @@ def run(args: list[str]) -> None:
         args = with_paths(args[1:])
         import_module(COMMANDS[command]).main(args)
     elif command in LIGHTNING or command.startswith("-"):
-        args = with_paths(args)
+        args = with_paths(with_run(args))
+        if any(text.partition("=")[0] == "--method" for text in args):
+            return import_module("eenet.cli.fit").main(args[1:])
         from eenet.cli.lightning import EenetCLI
 
         args, allowed = with_own(args)
@@ -112,6 +117,32 @@ def run(args: list[str]) -> None:
         near = get_close_matches(command, [*LIGHTNING, *COMMANDS], n=1)
         meant = f"; did you mean {quoted(near[0])}?" if near else ";"
         raise UserError("command", command, f"there is no such command{meant} {quoted('--help')} lists them all")
+
+
+def with_run(args: list[str]) -> list[str]:
+    """Arguments of Lightning's commands with the configuration of the run that they name, `RUN` or `--resume RUN`.
+
+    Example:
+        >>> with_run(["test", "--point", "all"]), with_run(["fit", "--resume=nowhere"])
+        Traceback (most recent call last):
+        eenet.errors.UserError: run = 'nowhere': there is no nowhere/config.yaml; `eenet fit` makes a run
+    """
+    command, *rest = args
+    found: list[str] = []
+    if command == "fit":
+        for number, text in enumerate(rest):
+            name, equals, value = text.partition("=")
+            if name == "--resume":
+                found = [value if equals else next(iter(rest[number + 1 : number + 2]), "")]
+                rest = [*rest[:number], "--ckpt_path=last", *rest[number + (1 if equals else 2) :]]
+                break
+    elif command in LIGHTNING and rest and not rest[0].startswith("-"):
+        found, rest = rest[:1], rest[1:]
+    for run in found:
+        if not Path(run, "config.yaml").is_file():
+            raise UserError("run", run, f"there is no {run}/config.yaml; {quoted('fit')} makes a run")
+        rest = [f"--config={Path(run, 'config.yaml')}", *rest]
+    return [command, *rest]
 
 
 def without_trust(args: list[str]) -> list[str]:

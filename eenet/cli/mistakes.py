@@ -8,9 +8,9 @@ from itertools import chain
 
 import yaml
 
-from eenet.cli.configs import with_paths
-from eenet.cli.given import Given, find_given, leaves
 from eenet.errors import UserError, command
+from eenet.parsing.given import Given, find_given, leaves
+from eenet.parsing.shipped import with_paths
 
 REFUSING = ("lightning.", "torch.optim", "torch.utils.data")
 """Modules whose own `raise` speaks of what they were given."""

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from eenet.cli.parsing import Parser
 from eenet.errors import NOT_MET, UserError
+from eenet.parsing.refusals import Parser
 
 COMMAND = [sys.executable, "-m", "eenet"]
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")

@@ -1,8 +1,10 @@
 """Figures of the study of layer selection."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 LABELS = {"early": "early exit", "uniform": "uniform skipping", "random": "random skipping"}
 COLOURS = {"early": "C3", "uniform": "C0", "random": "0.6"}
@@ -15,8 +17,10 @@ MEASURES = {
 }
 
 
-def curves_figure(study: dict[str, Any]) -> Figure:
+def curves_figure(study: dict[str, Any]) -> "Figure":
     """Every measure against the number of layers, a line for each family."""
+    from matplotlib.figure import Figure
+
     curves, metric = study["curves"], study["metric"]
     labels = {**MEASURES, metric: f"{metric} of the generated text"}
     names = [name for name in labels if name in curves["early"][0]]
@@ -39,8 +43,10 @@ def curves_figure(study: dict[str, Any]) -> Figure:
     return figure
 
 
-def oracle_figure(study: dict[str, Any]) -> Figure:
+def oracle_figure(study: dict[str, Any]) -> "Figure":
     """Score against mean layers for fixed plans, oracle and predictor, and the plans that the oracle chooses."""
+    from matplotlib.figure import Figure
+
     oracles, metric = study["oracle"], study["metric"]
     figure = Figure(figsize=(5 * len(oracles), 6.5), layout="constrained", dpi=72)
     grid = figure.subplots(2, len(oracles), squeeze=False)
@@ -65,8 +71,10 @@ def oracle_figure(study: dict[str, Any]) -> Figure:
     return figure
 
 
-def controllers_figure(study: dict[str, Any]) -> Figure:
+def controllers_figure(study: dict[str, Any]) -> "Figure":
     """Share of tokens with enough layers against mean layers, for every kind of plan and target."""
+    from matplotlib.figure import Figure
+
     panels = study["controllers"]
     figure = Figure(figsize=(5 * -(-len(panels) // 2), 7), layout="constrained", dpi=72)
     grid = figure.subplots(2, -(-len(panels) // 2), squeeze=False).T.flatten()

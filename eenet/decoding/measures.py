@@ -8,8 +8,6 @@ from unicodedata import category, name, normalize
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.text import bleu_score
-from torchmetrics.functional.text.rouge import rouge_score
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 """Overlaps of words, of pairs of words, and the longest common subsequence; rougeLsum would need a download."""
@@ -103,6 +101,8 @@ def text_scores(prediction: str, reference: str) -> dict[str, float]:
         >>> round(scores["rougeL"], 3), scores["exact_match"]
         (0.857, 0.0)
     """
+    from torchmetrics.functional.text.rouge import rouge_score
+
     rouge = rouge_score(prediction, reference, normalizer=str, tokenizer=words, rouge_keys=ROUGE)
     return {
         **{key: float(rouge[f"{key}_fmeasure"]) for key in ROUGE},
@@ -145,6 +145,8 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
         >>> round(corpus_bleu(["the cat sat on the mat"], ["the cat sat on the mat"]), 3)
         1.0
     """
+    from torchmetrics.functional.text import bleu_score
+
     found, wanted = ([" ".join(pieces(text)) for text in texts] for texts in (predictions, references))
     return float(bleu_score(found, [[text] for text in wanted]))
 

@@ -2,11 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import KFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from eenet.decoding.oracle import judge, traded
@@ -27,6 +22,11 @@ def cross_fitted(features: Tensor, targets: Tensor, seed: int = 0) -> Tensor:
     Returns:
         Float64 `(prompts, outputs)`.
     """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     return torch.from_numpy(cross_val_predict(model, features.double().numpy(), targets.double().numpy(), cv=folds))
@@ -57,6 +57,8 @@ def rank_correlation(predicted: Tensor, true: Tensor) -> float:
         >>> round(rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 9.0])), 3)
         1.0
     """
+    from scipy.stats import spearmanr
+
     if len(predicted.unique()) < 2 or len(true.unique()) < 2:
         return 0.0
     return float(spearmanr(predicted.numpy(), true.numpy()).statistic)

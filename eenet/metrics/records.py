@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 
-class Records(Metric):
+class Records:
     """Named tensors, one row per sample, concatenated over batches and processes.
 
     Args:
         names: Of the tensors.
 
     Example:
-        >>> import torch
         >>> records = Records(["exits"])
         >>> records.update(exits=torch.tensor([0, 1])), records.update(exits=torch.tensor([2]))
         (None, None)
@@ -22,19 +20,29 @@ class Records(Metric):
         tensor([0, 1, 2])
     """
 
-    full_state_update = False
-
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
         self.names = list(names)
-        for name in names:
-            self.add_state(f"rows_{name}", [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
+
+    @property
+    def filled(self) -> bool:
+        """Whether there are rows in this process."""
+        return bool(self.rows[self.names[0]])
 
     def update(self, **rows: Tensor) -> None:
         """Add a batch: every named tensor, `(batch, ...)`."""
         for name in self.names:
-            getattr(self, f"rows_{name}").append(rows[name].detach())
+            self.rows[name].append(rows[name].detach())
 
     def compute(self) -> dict[str, Tensor]:
         """Each tensor, `(samples, ...)`."""
-        return {name: dim_zero_cat(getattr(self, f"rows_{name}")) for name in self.names}
+        found = {name: torch.cat(rows) for name, rows in self.rows.items()}
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return found
+        from torchmetrics.utilities.distributed import gather_all_tensors
+
+        return {name: torch.cat(gather_all_tensors(rows)) for name, rows in found.items()}

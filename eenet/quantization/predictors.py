@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +72,8 @@ def cluster_targets(
         candidates: Numbers of clusters; those that leave fewer than 4 samples to a cluster are not tried, 1 always is.
         seed: Of k-means.
     """
+    from sklearn.cluster import KMeans
+
     points, others = (rows.double().cpu().numpy() for rows in described)
     best = None
     for clusters in (1, *(count for count in sorted(candidates) if 1 < count <= len(points) // 4)):

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from eenet.gates import ErrorGate, Known
@@ -38,6 +36,8 @@ class SimplePredictors(nn.Module):
             known: Samples at a decision point.
             errors: 1 where a path is wrong, `(samples, options)`.
         """
+        from sklearn.linear_model import LogisticRegression
+
         self.rates.copy_(errors.mean(0))
         self.slopes.zero_()
         self.intercepts.copy_(self.rates.clamp(1e-3, 1 - 1e-3).logit())
@@ -140,6 +140,8 @@ def auroc(scores: Tensor, happened: Tensor) -> float | None:
         >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
         1.0
     """
+    from sklearn.metrics import roc_auc_score
+
     if scores.isnan().any() or not 0 < happened.sum() < len(happened):
         return None
     places = scores.unique(return_inverse=True)[1]  # infinite scores, which roc_auc_score refuses, have one too

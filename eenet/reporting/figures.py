@@ -1,18 +1,22 @@
 """Figures of a run's results, for TensorBoard and for files."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from eenet.files import whole
 from eenet.metrics import NUM_BINS
 from eenet.reporting.results import Results, chosen_rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def accuracy_cost_figure(results: Results) -> Figure:
+
+def accuracy_cost_figure(results: Results) -> "Figure":
     """Accuracy against MACs: the static exits' curve and every routed operating point."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=72)
     axes = figure.subplots()
     exits, points = results["exits"], chosen_rows(results)
@@ -30,8 +34,10 @@ def accuracy_cost_figure(results: Results) -> Figure:
     return figure
 
 
-def exit_histogram_figure(results: Results) -> Figure:
+def exit_histogram_figure(results: Results) -> "Figure":
     """Share of the samples that leave at each exit, for every operating point."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=72)
     axes = figure.subplots()
     points = chosen_rows(results)
@@ -47,8 +53,10 @@ def exit_histogram_figure(results: Results) -> Figure:
     return figure
 
 
-def reliability_figure(results: Results) -> Figure:
+def reliability_figure(results: Results) -> "Figure":
     """A reliability diagram for every static exit and every operating point: accuracy by confidence bin."""
+    from matplotlib.figure import Figure
+
     rows = results["exits"] + chosen_rows(results)
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
@@ -67,7 +75,7 @@ def reliability_figure(results: Results) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure beside the path and rename it, so that the file is whole or not there."""
     with whole(path) as beside:
         figure.savefig(beside, dpi=150, format=path.suffix.removeprefix("."))

@@ -1,15 +1,19 @@
 """QuEE's figures: accuracy against BitOPs with both halves, the paths taken, the predictors' calibration."""
 
 from collections.abc import Mapping
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from eenet.metrics import NUM_BINS
 from eenet.reporting import Results, chosen_rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def accuracy_bitops_figure(results: Results) -> Figure:
+
+def accuracy_bitops_figure(results: Results) -> "Figure":
     """Accuracy against mean BitOPs: QuEE's whole curve, early exits at each width, static networks at each width."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=72)
     axes = figure.subplots()
     for number, (width, rows) in enumerate(results["static_widths"].items()):
@@ -30,8 +34,10 @@ def accuracy_bitops_figure(results: Results) -> Figure:
     return figure
 
 
-def path_histogram_figure(results: Results) -> Figure:
+def path_histogram_figure(results: Results) -> "Figure":
     """For every operating point and segment the share of the samples that ran it at each width, or had left."""
+    from matplotlib.figure import Figure
+
     points, widths = chosen_rows(results), results["quantization"]["widths"]
     segments = len(results["exits"])
     figure = Figure(figsize=(2.6 * len(points) + 1.2, 3.2), layout="constrained", dpi=72)
@@ -50,8 +56,10 @@ def path_histogram_figure(results: Results) -> Figure:
     return figure
 
 
-def predictor_figure(results: Results) -> Figure:
+def predictor_figure(results: Results) -> "Figure":
     """How often paths are wrong, by predicted error, over all decision points and reachable paths."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4, 3.6), layout="constrained", dpi=72)
     axes = figure.subplots()
     bins = results["predictors"]["calibration"]

@@ -5,12 +5,14 @@ Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `
 routed network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from eenet.profile import Seconds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Bench = dict[str, Any]
 """Plain JSON values with the fields above."""
@@ -64,8 +66,10 @@ def profile_table(found: Seconds) -> Table:
     return table
 
 
-def speed_figure(bench: Bench) -> Figure:
+def speed_figure(bench: Bench) -> "Figure":
     """Speed-up by the clock against speed-up in MACs, a panel for each batch size; on the dotted line they agree."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * len(bench["batches"]) + 0.5, 4), layout="constrained", dpi=72)
     for axes, batch in zip(figure.subplots(1, len(bench["batches"]), squeeze=False)[0], bench["batches"], strict=True):
         rows = batch["rows"]

@@ -5,7 +5,7 @@
 run from others; `check_trust` keeps a stranger's configuration from running code.
 """
 
-from eenet.runs.folder import IDENTITY, RunFolder, Training, digest_note, read_checkpoint, relocate
+from eenet.runs.folder import IDENTITY, RunFolder, Training, digest_note, read_checkpoint, relocate, write_checkpoint
 from eenet.runs.identity import flatten, identify, training_identity
 from eenet.runs.paths import load_config, portable
 from eenet.runs.trust import check_trust
@@ -23,4 +23,5 @@ __all__ = [
     "read_checkpoint",
     "relocate",
     "training_identity",
+    "write_checkpoint",
 ]

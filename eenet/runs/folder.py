@@ -194,6 +194,22 @@ def digest_note(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.sha256")
 
 
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint and its digest beside it; until it is in its place the digest of the one before is kept."""
+    note = digest_note(path)
+    with whole(path) as beside:
+        torch.save(checkpoint, beside)
+        digest = sha256(beside)
+        before = note.read_text() if note.is_file() else ""
+        _write(note, f"{before}{digest}\n")
+    _write(note, f"{digest}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as beside:
+        beside.write_text(text)
+
+
 def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
     """Read a checkpoint of any routine; its tensors stay in the file until they are used.
 

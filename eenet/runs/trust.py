@@ -38,8 +38,16 @@ DEFAULTS = (
 """What routines take where a configuration names nothing, and how features are kept."""
 
 WRITERS = (
-    *("eenet.cli", "eenet.decoding.store", "eenet.export", "eenet.features", "eenet.files", "eenet.reporting"),
-    "eenet.runs",
+    *(
+        "eenet.api",
+        "eenet.cli",
+        "eenet.decoding.store",
+        "eenet.exporting",
+        "eenet.features",
+        "eenet.files",
+        "eenet.hub",
+    ),
+    *("eenet.reporting", "eenet.runs"),
 )
 """Where in eenet files are written: no part of a network is defined there."""
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from datamodules import Digits, TextClassification
+from eenet.api.benchmarking import measure
+from eenet.api.opening import Run, open_run
 from eenet.backbones import Bert
 from eenet.calibration.points import CALIBRATION
-from eenet.cli.bench import measure
 from eenet.cli.main import main
-from eenet.cli.runs import Run, open_run
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.reporting.speed import speed_table

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
+from eenet.api.opening import open_run, read_split
 from eenet.calibration.chooser import Chooser
 from eenet.calibration.logits import blocks
 from eenet.calibration.wishes import Wishes
 from eenet.cli.main import main
-from eenet.cli.runs import open_run, read_split
 from eenet.files import sha256
 
 

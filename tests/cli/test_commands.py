@@ -10,9 +10,9 @@ import yaml
 from datamodules import fashion_mnist
 from eenet import __version__
 from eenet.cli import doctor
-from eenet.cli.configs import CONFIGS, names, with_paths
 from eenet.cli.main import COMMANDS, LIGHTNING, main
 from eenet.errors import UserError
+from eenet.parsing.shipped import CONFIGS, names, with_paths
 
 OVERLAYS = {"debug", "overfit", "profile", "ddp", "fsdp", "gpu-bf16"}
 

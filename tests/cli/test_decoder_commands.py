@@ -13,10 +13,10 @@ import torch
 pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 
+from eenet.api.opening import open_run  # noqa: E402
 from eenet.calibration import Calibration, Scored  # noqa: E402
 from eenet.calibration.points import CALIBRATION  # noqa: E402
 from eenet.cli.main import main  # noqa: E402
-from eenet.cli.runs import open_run  # noqa: E402
 from eenet.decoding.chooser import TokenChooser  # noqa: E402
 from eenet.decoding.measures import text_scores  # noqa: E402
 from eenet.policies import SequentialGates, Threshold  # noqa: E402

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodules import Digits
+from eenet.api.opening import chosen_point, open_run
 from eenet.cli.main import main
-from eenet.cli.runs import chosen_point, open_run
 from eenet.runtime import load
 from tests.cli.test_cli import QUIET, tiny
 

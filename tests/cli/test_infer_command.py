@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datamodules import Digits
+from eenet.api.opening import chosen_point, open_run
 from eenet.cli import infer as command
 from eenet.cli.main import main
-from eenet.cli.runs import chosen_point, open_run
 from eenet.network import EarlyExitNetwork
 from tests.cli.test_cli import QUIET, SMALL_BERT, tiny
 from tests.datamodules.tiny_files import films, write_tokenizer

@@ -58,7 +58,7 @@ def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPa
     layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
     network = attach(nn.Sequential(*layers), torch.randn(4, 8), exits=["0"]).eval()
     assert exportable(network, torch.randn(3, 8), "torch") == ""
-    monkeypatch.setattr("eenet.export.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
+    monkeypatch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
     assert "aten.relu.default" in exportable(network, torch.randn(3, 8), "torch")
 
 

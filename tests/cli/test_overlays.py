@@ -6,8 +6,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eenet.cli.configs import CONFIGS
 from eenet.cli.main import main
+from eenet.parsing.shipped import CONFIGS
 from tests.cli.test_cli import QUIET, tiny
 
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from eenet.cli.given import Given, find_given, leaves
 from eenet.cli.lightning import EenetCLI
-from eenet.cli.parsing import deepest, with_nearest
 from eenet.errors import UserError
+from eenet.parsing.given import Given, find_given, leaves
+from eenet.parsing.refusals import deepest, with_nearest
 from tests.cli.test_cli import failure, tiny
 
 EXITS = "list[int], list[str], dict[str, list[float]] or 'all'"

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from eenet.api.opening import chosen_point, open_run
 from eenet.cli.main import main
-from eenet.cli.runs import chosen_point, open_run
 from eenet.runtime import load
 from eenet.tree import path_name
 from tests.cli.test_calibrate_paths import run  # noqa: F401

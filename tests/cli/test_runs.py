@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
+from eenet.api.opening import open_run
 from eenet.cli.lightning import starting_point
 from eenet.cli.main import main
-from eenet.cli.runs import open_run
 from eenet.errors import UserError
 from eenet.runs import RunFolder
 from tests.cli.test_cli import QUIET, failure, mistake, tiny

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from datamodules import OwnData
+from eenet.api.opening import open_run
 from eenet.backbones import ViT
 from eenet.cli.main import main
-from eenet.cli.runs import open_run
 from eenet.errors import UserError
 from lightning_modules import BackboneTraining
 from lightning_modules.batches import check_batch

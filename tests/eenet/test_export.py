@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eenet.backbones import Bert, CifarResNet, EfficientNetLite0, StagedBackbone
 from eenet.errors import UserError
-from eenet.export import Description, export_network
+from eenet.exporting import Description, export_network
 from eenet.gates import ConfidenceGate, SchedulerGate
 from eenet.inference_modules import ConvPoolHead, MLPHead
 from eenet.network import EarlyExitNetwork
@@ -436,7 +436,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(network: EarlyExi
 def test_an_operation_that_is_not_allowed_is_refused_when_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eenet.export.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
+    monkeypatch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
     with pytest.raises(UserError, match=r"needs aten.*, which exported programs may not use"):
         export_network(make_network(exits=[]), FixedExit(), tmp_path / "out", digits()[:3])
     assert not list(tmp_path.iterdir())

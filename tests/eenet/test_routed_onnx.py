@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 from eenet.backbones import Bert, Gpt
 from eenet.calibration.conformal import prediction_sets
 from eenet.errors import UserError
-from eenet.export import Description, export_network
-from eenet.export.fast_gates import with_fast_gates
-from eenet.export.routed_onnx import SetRule
+from eenet.exporting import Description, export_network
+from eenet.exporting.fast_gates import with_fast_gates
+from eenet.exporting.routed_onnx import SetRule
 from eenet.gates import ConfidenceGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, SequentialGates, Threshold
@@ -247,7 +247,7 @@ def test_every_family_and_policy_leaves_where_the_network_does(
         with torch.no_grad():
             policy = SequentialGates(-between_scores(network, inputs).arguments()["thresholds"][0])
     if name == "gpt":  # as if it were larger than ONNX's format can hold
-        monkeypatch.setattr("eenet.export.folder.LARGEST_INSIDE", 0)
+        monkeypatch.setattr("eenet.exporting.folder.LARGEST_INSIDE", 0)
     example = inputs[:3] if isinstance(inputs, Tensor) else {key: torch.ones(3, 5, dtype=torch.long) for key in inputs}
     export_network(network, policy, tmp_path / "out", example, "onnx", one=True)
     runtime = load(tmp_path / "out")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.export import export_network
+from eenet.exporting import export_network
 from eenet.policies import PredictedErrors, Threshold
 from eenet.quantization import QuantizedNetwork
 from eenet.runtime import Carried, EarlyExitRuntime, ExportedRuntime, RebatchingQueue, load, route

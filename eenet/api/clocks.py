@@ -8,17 +8,19 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
+from eenet.api.exporting import example
+from eenet.api.opening import Run
 from eenet.calibration.chooser import Clock
 from eenet.calibration.points import OperatingPoint
-from eenet.cli.runs import Run, example
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
-from eenet.export.clock import clock_onnx
-from eenet.export.contenders import routed_network
+from eenet.exporting.clock import clock_onnx
+from eenet.exporting.contenders import routed_network
 from eenet.profile import Seconds
 from eenet.runs.clocked import PROFILE, find, keep
 from eenet.runtime import EarlyExitRuntime
 from eenet.runtime.clock import clock_parts, medians
+from eenet.runtime.contenders import device_name
 
 RUNTIMES = ("torch", "onnx")
 
@@ -100,10 +102,3 @@ def validation_batches(run: Run, size: int, most: int) -> list[Any]:
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: size * most].tolist()
     loader = run.data.load(Subset(data, rows), batch_size=size, drop_last=True)
     return [pytree.tree_map(torch.Tensor.cpu, inputs) for inputs, _ in loader]
-
-
-def device_name(device: torch.device) -> str:
-    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

@@ -1,25 +1,26 @@
 """Opening a finished run: its routine with the trained weights, its data, and what its exits say of a split."""
 
 import shlex
-import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from datamodules import SplitData
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
 from eenet.calibration.chooser import Split
-from eenet.cli.configs import imports
-from eenet.cli.lightning import EenetCLI
+from eenet.calibration.points import CALIBRATION
 from eenet.errors import UserError, said
+from eenet.late import Late, without
+from eenet.parsing.refusals import Parser
+from eenet.parsing.shipped import imports
 from eenet.runs import RunFolder, check_trust, load_config, read_checkpoint
-from lightning_modules import ExitRoutine
+
+PARTS = ("model", "data")
+"""What a run's configuration must have."""
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Run:
     Attributes:
         folder: Run folder.
         checkpoint: The checkpoint whose weights it has.
-        model: The routine in evaluation mode, on the device that the run's trainer chooses.
+        model: The routine in evaluation mode, on the device that the run's trainer would choose.
         data: Its data.
         device: That device.
         split: Fingerprint of the validation split, `None` where the data were not read.
@@ -37,8 +38,8 @@ class Run:
 
     folder: Path
     checkpoint: Path
-    model: ExitRoutine
-    data: SplitData
+    model: Any
+    data: Any
     device: torch.device
     split: str | None = None
 
@@ -48,14 +49,21 @@ class Run:
 
     @property
     def options(self) -> str:
-        """How `eenet test` is told which run and checkpoint: what follows the command."""
+        """How a command is told which run and checkpoint: what follows its name."""
         last = self.checkpoint == RunFolder(self.folder).last
-        args = ["--config", str(self.folder / "config.yaml"), *([] if last else ["--ckpt_path", str(self.checkpoint)])]
-        return shlex.join(args)
+        return shlex.join([str(self.folder), *([] if last else ["--ckpt_path", str(self.checkpoint)])])
+
+    @property
+    def network(self) -> Any:
+        """Its network, with the points that were chosen for it."""
+        network = self.model.network
+        if self.file(CALIBRATION).is_file():
+            network.points = dict(Calibration.of(self.folder, self.checkpoint, "all").points)
+        return network
 
     def batches(self, split: str) -> Iterator[Any]:
         """The batches of a split on the run's device."""
-        for batch in self.data.loader(split):  # type: ignore[arg-type]
+        for batch in self.data.loader(split):
             yield self.data.transfer_batch_to_device(batch, self.device, 0)
 
     def chosen_on(self, samples: int) -> ChosenOn:
@@ -63,18 +71,14 @@ class Run:
         return ChosenOn(self.model.network_digest(), self.split, samples)
 
 
-def add_checkpoint(parser: ArgumentParser) -> None:
-    """Let a command that opens runs be told which checkpoint is meant."""
-    parser.add_argument("--ckpt_path", type=str, default="last", help="last, best (of the run's monitor) or a file")
-
-
-def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> Run:
+def open_run(folder: str | Path, read_data: bool = True, checkpoint: str = "last", trains: bool = False) -> Run:
     """Open the run of a folder.
 
     Args:
         folder: The run folder.
         read_data: Read the data of the run, without which only its transform or tokenizer can be used.
         checkpoint: Which checkpoint, as for `eenet.runs.RunFolder.checkpoint`.
+        trains: Whether Lightning is to train or test it.
 
     Raises:
         UserError: The folder holds no finished run.
@@ -82,30 +86,53 @@ def open_run(folder: str, read_data: bool = True, checkpoint: str = "last") -> R
     own = RunFolder(Path(folder))
     for path in (own.config, own.last) if checkpoint in ("last", "best") else (own.config,):
         if not path.is_file():
-            raise UserError("run", folder, f"there is no {path}; `eenet fit` makes a run")
+            raise UserError("run", str(folder), f"there is no {path}; `eenet fit` makes a run")
     file, values = own.checkpoint(checkpoint), load_config(own.config)
-    if not all(isinstance(values.get(part), dict) for part in ("model", "data")):
+    if not all(isinstance(values.get(part), dict) for part in PARTS):
         raise UserError("run", str(own.config), "has no `model` and `data` with their classes; `eenet fit` writes it")
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "callbacks": None}
-    trainer = {**values.get("trainer", {}), **quiet, "devices": 1, "strategy": "auto"}
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    saved = read_checkpoint(file, "run")
-    args = {"model": values["model"], "data": values["data"], "trainer": trainer}
+    device, saved = device_of(values.get("trainer") or {}), read_checkpoint(file, "run")
     with imports(check_trust(values, own.config)):
-        cli = EenetCLI(args=args, run=False, saved=saved)
-    model, device = cli.model, cli.trainer.strategy.root_device
+        made = build({part: values[part] for part in PARTS}, trains)
+    model, data = made.model, made.data
+    model.meet(data, saved)
     try:
         model.on_load_checkpoint(saved)
         model.load_state_dict(saved["state_dict"])
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = f"does not fit the run's configuration ({said(error)})"
         raise UserError("ckpt_path", str(file), problem) from error
-    data = cli.datamodule
     if read_data:
         data.prepare_data()
         data.setup("validate")
     split = data.fingerprint("val") if read_data else None
     return Run(own.path, file, model.to(device).eval(), data, device, split)
+
+
+def build(values: dict[str, Any], trains: bool = False) -> Any:
+    """Routine and data of a configuration, as far as it has them, without Lightning unless they train."""
+    parser = Parser(prog="eenet")
+    for part in values:
+        parser.add_subclass_arguments(Late, part, fail_untyped=False, required=True)
+    with nullcontext() if trains else without(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = parser.instantiate_classes(parser.parse_object(values))
+    return made
+
+
+def device_of(trainer: dict[str, Any]) -> torch.device:
+    """Where a run's trainer would put it, on one device.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    wanted = trainer.get("accelerator", "auto")
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps", 0)
+    if wanted not in ("auto", "cpu"):
+        raise UserError("trainer.accelerator", wanted, "is not on this machine; `eenet doctor` says what is")
+    return torch.device("cpu")
 
 
 @dataclass
@@ -121,6 +148,11 @@ class Chosen:
     name: str
     point: OperatingPoint
     temperatures: Tensor | None = None
+
+
+def opened(run: Run | str | Path, checkpoint: str = "last", read_data: bool = True) -> Run:
+    """A run that may be open already."""
+    return run if isinstance(run, Run) else open_run(run, read_data, checkpoint)
 
 
 def chosen_point(run: Run, name: str | None) -> Chosen:
@@ -140,17 +172,9 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
     return chosen
 
 
-def class_names(data: SplitData) -> list[str] | None:
+def class_names(data: Any) -> list[str] | None:
     """Names of the classes by number, `None` where the data know none."""
     return getattr(data, "class_names", None)
-
-
-def example(run: Run, rows: int = 3) -> Any:
-    """Some validation inputs; texts are cut to whole tokens, as if all were equally long."""
-    inputs = pytree.tree_map(lambda rows_: rows_[:rows], next(iter(run.data.loader("val")))[0])
-    if isinstance(inputs, dict):
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-    return inputs
 
 
 @torch.no_grad()
@@ -160,7 +184,7 @@ def read_split(run: Run, split: str) -> Split:
     Raises:
         UserError: The disk has no room for them.
     """
-    network, samples = run.model.network, len(run.data.loader(split).dataset)  # type: ignore[arg-type]
+    network, samples = run.model.network, len(run.data.loader(split).dataset)
     logits, labels, scores = LogitFile(samples, run.folder), [], []
     for inputs, classes in run.batches(split):
         extracted = network.extract(inputs)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
-from eenet.export.contenders import full_network
-from eenet.export.folder import export_network
-from eenet.export.routed_onnx import compose, cut, never
+from eenet.exporting.contenders import full_network
+from eenet.exporting.folder import export_network
+from eenet.exporting.routed_onnx import compose, cut, never
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy
 from eenet.profile import Seconds

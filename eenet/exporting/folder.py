@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 from eenet import __version__
 from eenet.calibration.points import OperatingPoint, policy_to_dict
 from eenet.errors import UserError
-from eenet.export import onnx_program, torch_program
-from eenet.export.fast_gates import with_fast_gates
-from eenet.export.routed_onnx import SetRule, compose
+from eenet.exporting import onnx_program, torch_program
+from eenet.exporting.fast_gates import with_fast_gates
+from eenet.exporting.routed_onnx import SetRule, compose
 from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits

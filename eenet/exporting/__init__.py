@@ -4,6 +4,6 @@ Here live the two forms in which a traced step is written, JSON for torch and ON
 of steps and routes by itself, and the folder around them.
 """
 
-from eenet.export.folder import Description, export_network, set_rules
+from eenet.exporting.folder import Description, export_network, set_rules
 
 __all__ = ["Description", "export_network", "set_rules"]

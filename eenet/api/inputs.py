@@ -9,18 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
-from datamodules import SplitData, TextData, TransformedImages
-from eenet.errors import UserError
-from eenet.images import SUFFIXES, UnreadableImage, read_image
-
-
-class Unreadable(Exception):
-    """One input that cannot be read, and why."""
+from eenet.errors import Unreadable, UserError
 
 
 class Item(NamedTuple):
@@ -54,79 +45,6 @@ class Reader(Protocol):
 
     def collate(self, inputs: list[Any]) -> Any:
         """A batch, as the backbone takes it."""
-
-
-class ImageReader:
-    """Images behind a run's preprocessing.
-
-    Args:
-        data: The run's data.
-    """
-
-    suffixes = SUFFIXES
-    columns = ["path"]
-
-    def __init__(self, data: TransformedImages) -> None:
-        self.mode, self.transform = data.preprocessing.mode, data.preprocessing.transform()
-
-    def file(self, path: Path) -> Tensor:
-        """Open, convert, transform."""
-        try:
-            return self.transform(read_image(path, self.mode))
-        except UnreadableImage as error:
-            raise Unreadable(str(error)) from error
-
-    def fields(self, fields: list[str], base: Path) -> Tensor:
-        """The image at a path, relative to the file that names it."""
-        return self.file(base / fields[0])
-
-    def collate(self, inputs: list[Tensor]) -> Tensor:
-        """`(batch, channels, height, width)`."""
-        return torch.stack(inputs)
-
-
-class TextReader:
-    """Texts behind a run's tokenizer.
-
-    Args:
-        data: The run's data.
-    """
-
-    suffixes = (".txt",)
-
-    def __init__(self, data: TextData) -> None:
-        self.data = data
-        self.columns = list(getattr(data, "columns", ["text"]))
-
-    def file(self, path: Path) -> dict[str, list[int]]:
-        """The whole file is one text."""
-        try:
-            return self.fields([path.read_text(encoding="utf-8")], path.parent)
-        except (OSError, UnicodeDecodeError) as error:
-            raise Unreadable(f"no readable text ({error})") from error
-
-    def fields(self, fields: list[str], base: Path) -> dict[str, list[int]]:
-        """A text, or a pair of texts."""
-        if len(fields) != len(self.columns) or not all(isinstance(text, str) and text.strip() for text in fields):
-            raise Unreadable(f"needs {len(self.columns)} text(s) that are not empty")
-        return dict(self.data.tokenizer(*fields, truncation=True, max_length=self.data.max_length))
-
-    def collate(self, inputs: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Each `(batch, longest)`."""
-        return self.data.collate([(tokens, 0) for tokens in inputs])[0]
-
-
-def reader_of(data: SplitData) -> Reader:
-    """What reads inputs as a run's data do.
-
-    Raises:
-        UserError: They are neither images nor texts.
-    """
-    if isinstance(data, TransformedImages):
-        return cast(Reader, ImageReader(data))
-    if isinstance(data, TextData):
-        return cast(Reader, TextReader(data))
-    raise UserError("data", type(data).__name__, "`eenet infer` reads images and texts")
 
 
 def items(source: Path, reader: Reader) -> Iterator[Item]:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from eenet.cli.given import find_given, leaves, plain
-from eenet.cli.main import LIGHTNING
 from eenet.errors import UserError, command
+from eenet.parsing.given import find_given, leaves, plain
 
 PACKAGES = ("lightning_modules", "datamodules", "eenet.backbones", "eenet.gates", "eenet.inference_modules", "eenet")
 """Where a class is looked for that is given without its module."""
+
+TRAINING = ("fit", "validate", "test")
+"""Commands that a configuration tells what to do."""
 
 LONGEST = 100
 """Characters of a value that are shown."""
@@ -238,7 +240,7 @@ def missing(cause: Cause, said: re.Match[str]) -> Explained:
     """Arguments that must be given."""
     names = said[1].split(", ")
     fields = ", ".join(map(cause.below, names))
-    if not cause.path and cause.prog.split()[-1] in LIGHTNING:
+    if not cause.path and cause.prog.split()[-1] in TRAINING:
         return (
             fields,
             None,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from eenet.export.folder import export_network
-from eenet.export.onnx_program import translate
+from eenet.exporting.folder import export_network
+from eenet.exporting.onnx_program import translate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
 from eenet.runtime.contenders import Contender, InParts

@@ -5,8 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules import SplitData
-from eenet.cli.runs import Run
+from eenet.api.opening import Run
 from eenet.errors import UserError
 from eenet.runs import RunFolder, load_config, read_checkpoint
 
@@ -36,9 +35,10 @@ def check_unseen(run: Run) -> None:
     Raises:
         UserError: The backbone was trained on samples that are validated on now.
     """
-    data, config = run.data, load_config(RunFolder(run.folder).config)
-    if not isinstance(data, SplitData):
+    data, own = run.data, RunFolder(run.folder)
+    if not hasattr(data, "sample_ids") or not own.config.is_file():  # trained in Python on what has no form in a file
         return
+    config = load_config(own.config)
     for origin in origins(config):
         config = origin.config
         seen = set() if same_splits(data, origin) else data.sample_ids("val") & trained_on(config)
@@ -67,7 +67,7 @@ def origins(config: dict[str, Any]) -> Iterator[Origin]:
         yield Origin(folder, config, own.last if Path(path).is_dir() else Path(path))
 
 
-def same_splits(data: SplitData, origin: Origin) -> bool:
+def same_splits(data: Any, origin: Origin) -> bool:
     """Whether a run has the same training samples, as its checkpoint says."""
     if not origin.checkpoint.is_file():
         return False
@@ -81,7 +81,7 @@ def trained_on(config: dict[str, Any]) -> set[str]:
     module, _, name = config["data"]["class_path"].rpartition(".")
     try:
         data = getattr(import_module(module), name)(**(config["data"].get("init_args") or {}))
-        return data.sample_ids("train") if isinstance(data, SplitData) else set()
+        return data.sample_ids("train") if hasattr(data, "sample_ids") else set()
     except (ImportError, AttributeError, TypeError, UserError):
         return set()
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eenet.errors import UserError
-from eenet.export.onnx_program import OPSET
+from eenet.exporting.onnx_program import OPSET
 from eenet.runtime.manifest import InputSpec
 from eenet.runtime.routed_onnx import COST, EXIT, INPUT, LOGITS, NAN_EXIT
 

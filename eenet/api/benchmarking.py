@@ -1,0 +1,221 @@
+"""What the MACs promise and what the clock shows, on real test samples of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from eenet.api.clocks import check_runtime, measure_profile
+from eenet.api.exporting import example
+from eenet.api.opening import Run, opened
+from eenet.calibration import Calibration, OperatingPoint
+from eenet.calibration.points import CALIBRATION
+from eenet.decoding.network import DecoderNetwork
+from eenet.errors import UserError
+from eenet.exporting.contenders import onnx_contenders
+from eenet.profile import Seconds
+from eenet.reporting import SCHEMA, save_figure, write_json
+from eenet.reporting.speed import Bench, speed_figure
+from eenet.runtime.contenders import (
+    Contender,
+    device_name,
+    full_network,
+    nobody_leaves,
+    race,
+    routed_network,
+    static_networks,
+)
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What was timed.
+
+    Attributes:
+        bench: See `eenet.reporting.speed`.
+        file: Where it was written.
+        figure: Its figure.
+    """
+
+    bench: Bench
+    file: Path
+    figure: Path
+
+
+def bench(
+    run: Run | str | Path,
+    *,
+    batch_size: Sequence[int] = (1, 32, 256),
+    threads: int | None = None,
+    compile: bool = False,
+    runtime: str = "torch",
+    point: str = "all",
+    samples: int = 256,
+    rounds: int = 5,
+    out: str | Path | None = None,
+    checkpoint: str = "last",
+) -> Benched:
+    """Time the full network, the static exits and the routed network in turns on test samples.
+
+    Args:
+        run: The run, or its folder.
+        batch_size: Samples per batch, each size once.
+        threads: Processor threads of an operator, which stay so; `None` for those of this process.
+        compile: Compile what is timed.
+        runtime: `torch`, or `onnx` for ONNX Runtime.
+        point: Points of `calibrate` between commas, or `all`.
+        samples: Test samples of each round, as far as there are any.
+        rounds: Rounds that count, after one that does not.
+        out: Folder of `bench.json` and `bench.png`; the run's by default.
+        checkpoint: Of a folder: `last`, `best` or a file.
+
+    Raises:
+        UserError: Counts below 1, no such run or point, or no early exits to time.
+    """
+    for field, count in (("threads", 1 if threads is None else threads), ("samples", samples), ("rounds", rounds)):
+        if count < 1:
+            raise UserError(field, count, "must be at least 1")
+    if not batch_size or min(batch_size) < 1 or len(set(batch_size)) < len(batch_size):
+        raise UserError("batch-size", list(batch_size), "must be different whole numbers from 1, as 1,32,256")
+    check_runtime(runtime)
+    if compile and runtime == "onnx":
+        raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = opened(run, checkpoint)
+    found = measure(run, batch_size, compile, point, samples, rounds, runtime)
+    file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))
+    write_json(file, found)
+    save_figure(speed_figure(found), figure)
+    return Benched(found, file, figure)
+
+
+def profile(
+    run: Run | str | Path,
+    *,
+    batch_size: Sequence[int] = (1,),
+    threads: int | None = None,
+    runtime: str = "torch",
+    rounds: int = 5,
+    checkpoint: str = "last",
+) -> list[Seconds]:
+    """Measure what the parts of a run's network take by the clock, and keep it with the run for `calibrate`.
+
+    Args:
+        run: The run, or its folder.
+        batch_size: Samples per batch, each size once.
+        threads: Processor threads of an operator, which stay so; `None` for those of this process.
+        runtime: `torch`, or `onnx` for ONNX Runtime.
+        rounds: Rounds that count, after one that does not.
+        checkpoint: Of a folder: `last`, `best` or a file.
+
+    Raises:
+        UserError: Counts below 1, no such run, or no early exits along one chain.
+    """
+    check_runtime(runtime)
+    for field, count in (("threads", 1 if threads is None else threads), ("rounds", rounds)):
+        if count < 1:
+            raise UserError(field, count, "must be at least 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = opened(run, checkpoint)
+    return [measure_profile(run, size, runtime, rounds) for size in batch_size]
+
+
+def measure(
+    run: Run, sizes: Sequence[int], compile: bool, names: str, samples: int, rounds: int, runtime: str = "torch"
+) -> Bench:
+    """Time a run; see `eenet.reporting.speed` for what is returned.
+
+    Args:
+        run: The run.
+        sizes: Samples per batch.
+        compile: Compile the full network, the static exits and the routed network alike.
+        names: Operating points, see `operating_points`.
+        samples: Test samples of a round, as far as there are any.
+        rounds: Rounds that count.
+        runtime: `torch` or `onnx`.
+
+    Raises:
+        UserError: The run is no classifier with early exits, there is no such point, or a batch needs more samples than
+            there are.
+    """
+    network, model = run.model.network, run.model
+    if isinstance(network, DecoderNetwork):
+        raise UserError("run", str(run.folder), f"holds a {type(network).__name__}; only classifiers are timed")
+    model.require_early_exits()
+    rows = sample_rows(run.data, samples)
+    for size in sizes:
+        if size > len(rows):
+            raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
+    points, device = operating_points(run, names), run.device
+    if runtime == "onnx":
+        network.cpu().eval()
+        pairs = {name: (point.network(network), point.policy) for name, point in points.items()}
+        entrants, device = onnx_contenders(network, pairs, example(run)), torch.device("cpu")
+    else:
+        entrants = contenders(run, points, compile)
+    found = []
+    for size in sizes:
+        batches = sample_batches(run.data, rows, size, device)
+        timed = race(entrants, batches, size, rounds, device)
+        slower = [1 / row["realised_speedup"] - 1 for row in timed if row["kind"] == "overhead"]
+        found.append({"batch_size": size, "samples": size * len(batches), "overhead": slower[0], "rows": timed})
+    return {
+        "schema": SCHEMA,
+        "run": str(run.folder),
+        "checkpoint": run.checkpoint.name,
+        "data": run.data.name,
+        "split": "test",
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "runtime": runtime,
+        "compiled": compile,
+        "rounds": rounds,
+        "warm_up_rounds": 1,
+        "batches": found,
+    }
+
+
+def contenders(run: Run, points: dict[str, OperatingPoint], compile: bool) -> list[Contender]:
+    """The full network, static ones, the network routed at every point, and routed when nobody leaves."""
+    network = run.model.network
+    routed = [routed_network(name, point.network(network), point.policy, compile) for name, point in points.items()]
+    static = static_networks(network, compile)
+    return [full_network(network, compile), *static, *routed, nobody_leaves(network, compile)]
+
+
+def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
+    """Points that `eenet calibrate` chose, or the run's own where it was not calibrated.
+
+    Args:
+        run: The run.
+        names: Separated by commas, or `all`.
+
+    Raises:
+        UserError: There is no such point, or it was not chosen for the run's weights and data.
+    """
+    if run.file(CALIBRATION).is_file():
+        found = Calibration.of(run.folder, run.checkpoint, names)
+    else:
+        found = Calibration("", 0, torch.empty(0), run.model.operating_points())
+    points = found.choose(names)
+    for name, point in points.items():
+        run.model.require_chosen(name, point, run.split, run.folder)
+    return points
+
+
+def sample_rows(data: Any, samples: int) -> list[int]:
+    """Test samples in a random order that is always the same, as many as asked for or as there are."""
+    return torch.randperm(len(data.dataset("test")), generator=torch.Generator().manual_seed(0))[:samples].tolist()
+
+
+def sample_batches(data: Any, rows: list[int], size: int, device: torch.device) -> list[Any]:
+    """Inputs of some test samples on a device, in full batches that are collated as the data collate them."""
+    loader = data.load(Subset(data.dataset("test"), rows), batch_size=size, drop_last=True)
+    return [data.transfer_batch_to_device(batch, device, 0)[0] for batch in loader]

@@ -1,0 +1,67 @@
+"""Classes that get a base class when an object of theirs is made, and none where it would not be used.
+
+What opens a run needs its network, its points and its data, and not what trains them, whose import takes seconds. So
+routines and data modules name Lightning's classes and become theirs when an object is made, but inside `without`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from typing import Any, ClassVar
+
+_WITHOUT = ContextVar("without", default=False)
+
+
+class Late:
+    """A class whose objects are also of a class that is imported when they are made.
+
+    Attributes:
+        late: Path of that class.
+
+    Example:
+        >>> class Table(Late):
+        ...     late = "collections.OrderedDict"
+        >>> with without():
+        ...     isinstance(Table(), dict)
+        False
+        >>> isinstance(Table(), dict), isinstance(Table(), Table), type(Table()).__name__
+        (True, True, 'Table')
+    """
+
+    late: ClassVar[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """An object with the class's late base."""
+        return super().__new__(cls if _WITHOUT.get() else _with_base(cls))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle it as of the class that can be imported."""
+        made = super().__reduce_ex__(protocol)
+        cls = type(self)
+        return (_make, (vars(cls).get("_written", cls),), *made[2:]) if isinstance(made, tuple) else made
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """Make objects without their late bases."""
+    token = _WITHOUT.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT.reset(token)
+
+
+@cache
+def _with_base(cls: type[Late]) -> type:
+    module, _, name = cls.late.rpartition(".")
+    base = getattr(import_module(module), name)
+    if issubclass(cls, base):
+        return cls
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "_written": cls}
+    return type(cls)(cls.__name__, (cls, base), names)
+
+
+def _make(cls: type) -> Any:
+    return cls.__new__(cls)
