@@ -142,7 +142,7 @@ def measure(name: str, weight: int, onnx: bool) -> dict[str, Any]:
 
 def exported(backbone: Any, example: Any) -> str:
     """Empty where every step of a network with exits becomes ONNX, else why not."""
-    from eenet.cli.inspect import exportable
+    from eenet.cli.stages import exportable
     from eenet.gates import ConfidenceGate
     from eenet.network import EarlyExitNetwork
 

@@ -1,7 +1,7 @@
 """What a saved network is: `config.json`, `model.safetensors`, and a card with the curve of its operating points.
 
-huggingface_hub's mixin finds, loads and uploads. The configuration is ours: the mixin's own replaces what is no JSON by its
-default and knows nothing that was set later, so what is written is built again and compared with the network.
+huggingface_hub's mixin finds, loads and uploads. The configuration is ours: the mixin's own replaces what is no JSON by
+its default and knows nothing that was set later. So what is written is built again and compared with the network.
 """
 
 import json

@@ -4,6 +4,8 @@ import ast
 import graphlib
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +32,8 @@ def test_imports_point_one_way(path: Path) -> None:
         "lightning_modules": {"datamodules", "eenet.cli"},
         "datamodules": {"lightning_modules", "eenet.cli"},
     }[room[0]]
-    if room[:2] == ("eenet", "cli") or room == ("eenet", "__main__.py"):
-        forbidden = set()
+    if room[:2] == ("eenet", "cli") or room in (("eenet", "__main__.py"), ("eenet", "__init__.py")):
+        forbidden = set()  # the package names what is above it, and imports it when a name is asked for
     for module in imported(path):
         parts = module.split(".")
         assert not forbidden & {".".join(parts[:n]) for n in (1, 2)}, f"{path} imports {module}"
@@ -47,6 +49,35 @@ def test_no_rooms_of_the_library_import_each_other_in_a_circle() -> None:
                 arrows.setdefault(parts[1], set()).add((node.module or "").split(".")[1])
     order = graphlib.TopologicalSorter({room: found - {room} for room, found in arrows.items()})
     assert set(order.static_order()) >= {"tree", "network", "routing", "runtime", "calibration"}
+
+
+def test_opening_a_run_needs_no_lightning_and_the_library_nothing() -> None:
+    """What is imported depends on what was before, so in a process of its own."""
+    program = """
+import sys, time
+start = time.process_time()
+import eenet
+assert time.process_time() - start < 0.1
+assert not {"torch", "numpy"} & set(sys.modules)
+from importlib import import_module
+from eenet.cli.main import COMMANDS
+import eenet.api.opening
+values = {"model": {"class_path": "lightning_modules.JointExits", "init_args": {"network": {
+    "class_path": "eenet.EarlyExitNetwork", "init_args": {"backbone": {
+        "class_path": "eenet.backbones.CifarResNet", "init_args": {"depth": 8, "num_classes": 10, "in_channels": 1,
+        "image_size": 8}}, "exits": [0, 1]}}}}, "data": {"class_path": "datamodules.Digits"}}
+made = eenet.api.opening.build(values)
+made.model.meet(made.data)
+for name, module in COMMANDS.items():
+    if name not in ("layers", "sweep"):
+        import_module(module)
+for module in ("benchmarking", "calibrating", "exporting", "inferring"):
+    import_module(f"eenet.api.{module}")
+found = {"lightning", "torchmetrics", "matplotlib", "transformers"} & set(sys.modules)
+assert not found, found
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert not ended.returncode, ended.stderr
 
 
 def sources() -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ PAGES = [
     "howto/export_and_serve.md",
     "howto/attach.md",
     *ADDED,
+    pytest.param("howto/python.md", marks=pytest.mark.slow),
     pytest.param("tutorial.md", marks=pytest.mark.slow),
 ]
 

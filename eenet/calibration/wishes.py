@@ -70,6 +70,10 @@ class Wishes:
                 raise UserError(wish, value, RANGES[wish][1])
         for alpha in self.alphas:
             check_alpha(alpha)
+        if not self.modes or not set(self.modes) <= set(MODES):
+            raise UserError("conformal", ",".join(self.modes), f"must be some of {', '.join(MODES)}, between commas")
+        if self.rule not in RULES:
+            raise UserError("quantile", self.rule, f"must be one of {', '.join(RULES)}")
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         return ((wish, value) for wish, values in self.values.items() for value in values)

@@ -7,7 +7,7 @@ from eenet.errors import NOT_MET
 from eenet.parsing.refusals import Parser
 
 WISHES = (
-    *("budget", "budget-macs", "budget-bitops", "max-accuracy-drop", "risk"),
+    *("budget", "budget-macs", "budget-bitops", "budget-ms", "max-accuracy-drop", "risk"),
     *("max-disagreement", "max-perplexity-increase", "max-rouge-drop"),
 )
 MODES = "whose quantiles, some of common,per_exit,per_exit_all,per_class"

@@ -22,7 +22,6 @@ def main(args: list[str]) -> None:
 
     options = vars(options)
     found = export(options.pop("run"), options.pop("out"), checkpoint=options.pop("ckpt_path"), **options)
-    print(
-        f"{found.programs} program{'s'[: found.programs > 1]} at {found.point}, {found.size / 1e6:.1f} MB: {found.folder}"
-    )
+    programs = f"{found.programs} program{'s'[: found.programs > 1]}"
+    print(f"{programs} at {found.point}, {found.size / 1e6:.1f} MB: {found.folder}")
     print(f"use it with: eenet.load({str(found.folder)!r})")

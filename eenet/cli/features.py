@@ -2,15 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
 from rich.table import Table
 
 from eenet.errors import UserError, command
-from eenet.features import FeatureStore
 from eenet.parsing.refusals import Parser
-from eenet.reporting import make_console
+
+if TYPE_CHECKING:
+    from eenet.features import FeatureStore
 
 
 def main(args: list[str]) -> None:
@@ -26,6 +28,8 @@ def list_stores(folder: str = "features") -> None:
     Args:
         folder: Folder of the stores.
     """
+    from eenet.reporting import make_console
+
     table = Table("key", "samples of", "number", "early exits", "dtype", "shards", "MB")
     stores = find_stores(folder)
     for store in stores:
@@ -78,12 +82,14 @@ def verify(key: str = "all", folder: str = "features") -> None:
         raise SystemExit(1)
 
 
-def find_stores(folder: str, key: str = "all") -> list[FeatureStore]:
+def find_stores(folder: str, key: str = "all") -> "list[FeatureStore]":
     """The stores in a folder whose key begins so, by name.
 
     Raises:
         UserError: A store is asked for that is not there.
     """
+    from eenet.features import FeatureStore
+
     stores = [FeatureStore.open(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]
     found = [store for store in stores if key == "all" or store.folder.name.startswith(key)]
     if not found and key != "all":

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from eenet.api.inferring import Inferred, infer
 from eenet.cli.options import add_run
 from eenet.parsing.refusals import Parser
 
@@ -17,6 +16,8 @@ def main(args: list[str]) -> None:
     add_run(parser)
     parser.add_argument("--input", type=str, required=True, help="folder of images or texts, or a .csv or .jsonl file")
     options = vars(parse(parser, args))
+    from eenet.api.inferring import infer
+
     run, checkpoint = options.pop("run"), options.pop("ckpt_path")
     say(infer(run, checkpoint=checkpoint, **options))
 
@@ -29,7 +30,7 @@ def parse(parser: Parser, args: list[str]) -> Any:
     return parser.parse_args(args)
 
 
-def say(found: Inferred) -> None:
+def say(found: Any) -> None:
     """Print what was written, and what could not be read."""
     if found.samples is None:
         print(f"was written whole before: {found.output}")

@@ -1,6 +1,5 @@
 """`eenet predict RUN`: what `infer` writes, of the run's own test split."""
 
-from eenet.api.inferring import predict
 from eenet.cli.infer import parse, say
 from eenet.cli.options import add_run
 from eenet.parsing.refusals import Parser
@@ -16,5 +15,7 @@ def main(args: list[str]) -> None:
     add_run(parser)
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
     options = vars(parse(parser, args))
+    from eenet.api.inferring import predict
+
     run, checkpoint = options.pop("run"), options.pop("ckpt_path")
     say(predict(run, checkpoint=checkpoint, **options))

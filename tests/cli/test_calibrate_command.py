@@ -40,9 +40,6 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "budget 0.5" in printed
     assert "conformal sets" in printed
-    main(
-        ["predict", "--config", str(run / "config.yaml"), "--point", "budget-0.5", "--return_predictions=false", *QUIET]
-    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +63,7 @@ def test_points_are_chosen_and_tested(run: Path, capsys: pytest.CaptureFixture[s
 def test_wishes_that_make_no_sense_are_one_clear_error_before_any_work(
     args: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("eenet.cli.calibrate.read_split")
+    monkeypatch.delattr("eenet.api.calibrating.read_split")
     assert message in failure(capsys, "calibrate", str(run), *args)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import eenet
 from eenet.cli.main import main
 from tests.cli.offline import SMALL_BERT, offline
 from tests.datamodules.tiny_files import write_fashion, write_imagenet, write_tokenizer
@@ -99,10 +100,22 @@ def test_test_takes_the_runs_last_checkpoint_and_writes_results(joint_run: Path)
     assert (joint_run / "accuracy_cost.png").exists()
 
 
-def test_validate_and_predict_run(joint_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["validate", "--config", str(joint_run / "config.yaml"), *QUIET])
+def test_validate_and_predict_take_a_run(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["validate", str(joint_run), *QUIET])
     assert "jei_dnn on digits, val split" in capsys.readouterr().out
-    main(["predict", "--config", str(joint_run / "config.yaml"), "--return_predictions=false", *QUIET])
+    main(["predict", str(joint_run), "--output", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    run = eenet.open_run(joint_run)
+    inputs = torch.cat([inputs for inputs, _ in run.batches("test")])
+    routed = run.network.route(inputs, next(iter(run.model.policies().values())))
+    assert [row["exit"] for row in rows] == routed.exits.tolist()
+    assert [int(row["label"]) for row in rows] == routed.logits.argmax(-1).tolist()
+    assert [row["id"] for row in rows[:2]] == ["0", "1"]
+
+
+def test_a_run_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["test", str(tmp_path)], ["fit", "--resume", str(tmp_path)]):
+        assert f"run = '{tmp_path}': there is no" in mistake(capsys, *args)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(backbone_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from datamodules import fashion_mnist
 from eenet import __version__
-from eenet.cli import doctor
+from eenet.cli import checks as doctor
 from eenet.cli.main import COMMANDS, LIGHTNING, main
 from eenet.errors import UserError
 from eenet.parsing.shipped import CONFIGS, names, with_paths

@@ -142,7 +142,6 @@ def test_calibrate_keeps_what_is_asked_and_test_and_generate_use_it(
         assert set(results["points"]) == {"full", *points}
     summary = tmp_path / "summary.json"
     point = ["--point", "saturation-max-disagreement-0.2", "--summary", str(summary)]
-    main(["predict", "--config", str(runs["joint"] / "config.yaml"), "--return_predictions=false"])
     main(["generate", str(runs["joint"]), "--prompt", "the rain wins", "--max_new_tokens", "5", *point])
     assert json.loads(summary.read_text())["point"] == "saturation-max-disagreement-0.2"
 

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datamodules import Digits
+from eenet.api import inferring as command
 from eenet.api.opening import chosen_point, open_run
-from eenet.cli import infer as command
 from eenet.cli.main import main
 from eenet.network import EarlyExitNetwork
 from tests.cli.test_cli import QUIET, SMALL_BERT, tiny

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from eenet import attach
-from eenet.cli.inspect import exportable
 from eenet.cli.main import main
+from eenet.cli.stages import exportable
 
 MODEL = """
 import torch

@@ -73,5 +73,7 @@ def test_it_is_timed_against_the_float_network_and_static_widths(
     assert "in BitOPs" in capsys.readouterr().out
 
 
-def test_its_predictions_have_bitops(run: Path) -> None:  # noqa: F811
-    main(["predict", "--config", str(run / "config.yaml")])
+def test_its_predictions_have_bitops(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    main(["predict", str(run), "--output", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert all(row["bitops"] > 0 and row["path"] for row in rows)

@@ -20,6 +20,7 @@ from eenet.gates import ConfidenceGate
 from eenet.policies import Threshold
 from eenet.runs import RunFolder
 from lightning_modules import BackboneTraining, DecoupledExits, JointExits
+from lightning_modules.choosing import ChoosesPoints
 from tests._dummies import make_network, make_vit
 
 QUIET: dict[str, Any] = {
@@ -146,7 +147,7 @@ def test_a_continued_run_ends_as_from_the_checkpoint_before_its_points_were_put_
     for name in ("with", "without"):
         folder = tmp_path / name
         if name == "without":
-            monkeypatch.setattr("lightning_modules.choosing.amend", lambda *_: None)
+            monkeypatch.setattr(ChoosesPoints, "amend", lambda *_: False)
         fitted(folder, limit_val_batches=1)
         checkpoint = RunFolder(folder).last
         saved = torch.load(checkpoint, weights_only=True)

@@ -21,8 +21,9 @@ from eenet.cli import sweep
 from eenet.cli.main import main
 from eenet.files import sha256, tensor_digest
 
-COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep", "runs")
-for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), "sklearn.datasets", "timm", "torch._dynamo"):
+COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep")
+API = tuple(f"eenet.api.{name}" for name in ("calibrating", "comparing", "exporting", "inferring", "opening"))
+for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, "sklearn.datasets", "timm", "torch._dynamo"):
     import_module(_name)  # once, for all forks
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
