@@ -186,13 +186,13 @@ def test_a_profile_is_kept_and_budgets_in_milliseconds_are_met_by_it(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "360"])
+        main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "40"])
     assert "eenet bench RUN --profile" in capsys.readouterr().err
-    main(["bench", str(run), "--profile", "--batch-size", "360", "--rounds", "2", "--threads", "1"])
+    main(["bench", str(run), "--profile", "--batch-size", "40", "--rounds", "2", "--threads", "1"])
     assert "hand-over" in capsys.readouterr().out
     (profile,) = json.loads((run / "profile.json").read_text())["profiles"]
-    assert (profile["runtime"], profile["batch_size"], len(profile["segments"])) == ("torch", 360, 4)
-    main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "360", "--threads", "1"])
+    assert (profile["runtime"], profile["batch_size"], len(profile["segments"])) == ("torch", 40, 4)
+    main(["calibrate", str(run), "--budget-ms", "1000", "--batch-size", "40", "--threads", "1"])
     point = json.loads((run / CALIBRATION).read_text())["points"]["budget-ms-1000"]
     assert point["asked"] == {"budget-ms": 1000}
     assert 0 < point["got"]["ms"] <= 1000
