@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -66,7 +66,8 @@ def show(backbone: StagedBackbone, formats: bool) -> None:
     )
     if not formats or not chosen:
         return
-    for name in get_args(Format):
+    formats_tried: tuple[Format, ...] = ("torch", "onnx")  # what has steps in ONNX has one file, too
+    for name in formats_tried:
         problem = exportable(EarlyExitNetwork(backbone, chosen, gate=ConfidenceGate).eval(), example_of(backbone), name)
         print(f"export as {name}: {f'no, {problem}' if problem else 'yes'}")
 

@@ -50,7 +50,7 @@ class FewStatistics(UncertaintyGate):
     """
 
     def __init__(self, gate: UncertaintyGate) -> None:
-        super().__init__(gate.num_gates)
+        Gate.__init__(self, gate.num_gates)  # draws no weights
         self.weight, self.bias = gate.weight, gate.bias
 
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:

@@ -141,7 +141,8 @@ def export_network(
 def _export_routed(
     network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, description: Description, one: bool
 ) -> Manifest:
-    onnx: Any = import_module("onnx") if onnx_program.available() else None
+    onnx_program.require_packages()
+    onnx: Any = import_module("onnx")
     plain = Description(description.labels, description.point, description.preprocessing)
     with whole(folder, folder=True) as beside:
         tried = beside / "steps"

@@ -27,8 +27,8 @@ OPSET = 20
 """Of the ONNX standard's operators."""
 
 
-def available() -> bool:
-    """Whether the packages are there that write ONNX.
+def require_packages() -> None:
+    """Refuse to write ONNX without the packages that do.
 
     Raises:
         UserError: One is missing.
@@ -36,7 +36,6 @@ def available() -> bool:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
-    return True
 
 
 def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
@@ -45,7 +44,7 @@ def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         UserError: A package is missing, or the step has an operation that ONNX does not.
     """
-    available()
+    require_packages()
     names = [f"input_{place}" for place in range(len(step.tensors))]
     try:
         with quiet():
