@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.loader import make_loader
-from datamodules.samplers import EpochSampler, Order, training_batches
+from datamodules.samplers import EpochSampler, Order, in_turn, training_batches
 from datamodules.splits import (
     Labels,
     Rare,
@@ -303,17 +303,18 @@ class SplitData(RunData):
             return self.kept.val_dataloader()
         if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self.load(self.dataset("train"), batch_size=self.batch_size)
-        return self.loader("val")
+        return self.dealt("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Test batches, in data set order; of several processes each has its own samples, and no sample comes twice."""
-        if self.processes[0] == 1:
-            return self.loader("test")
-        from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+        """Test batches, in data set order."""
+        return self.dealt("test")
 
-        dataset = self.dataset("test")
-        sampler = UnrepeatedDistributedSampler(dataset, *self.processes, shuffle=False)
-        return self.load(dataset, batch_size=self.eval_batch_size, sampler=sampler)
+    def dealt(self, split: Split) -> DataLoader:
+        """As `loader`; of several processes each has its own samples, and no sample comes twice."""
+        if self.processes[0] == 1:
+            return self.loader(split)
+        dataset = self.dataset(split)
+        return self.load(dataset, batch_size=self.eval_batch_size, sampler=in_turn(dataset, self.processes))
 
     def predict_dataloader(self) -> DataLoader:
         """The test batches."""

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from datamodules.base import RunData, Split, check_at_least
 from datamodules.features import load_whole
 from datamodules.nlg import NLG
-from datamodules.samplers import training_batches
+from datamodules.samplers import in_turn, training_batches, unrepeated
 from datamodules.splits import digest
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import DecoderNetwork, TokenFeatures
@@ -147,14 +147,13 @@ class Continuations(RunData):
     def loader(self, split: Split) -> DataLoader:
         """Batches of a split's tokens in their order."""
         table = self.table(split)
-        sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=False)
-        return load_whole(table, sampler=sampler, batch_size=self.eval_batch_size)
+        return load_whole(table, sampler=in_turn(table, self.processes), batch_size=self.eval_batch_size)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of tokens; the order of an epoch is a function of the seed and the epoch."""
         table = self.table("train")
-        sampler: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=True, seed=self.seed)
-        return load_whole(table, batch_sampler=training_batches(sampler, self.batch_size))
+        order: DistributedSampler = DistributedSampler(table, *self.processes, shuffle=True, seed=self.seed)
+        return load_whole(table, batch_sampler=training_batches(unrepeated(order), self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation texts' tokens."""

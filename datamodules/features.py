@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Split, SplitData
 from datamodules.loader import Loader
-from datamodules.samplers import training_batches
+from datamodules.samplers import in_turn, training_batches
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
@@ -44,6 +44,7 @@ class ViewSampler(DistributedSampler):
 
     def __init__(self, sampler: DistributedSampler, views: Views) -> None:
         self.sampler, self.views = sampler, views
+        self.num_replicas, self.total_size = sampler.num_replicas, sampler.total_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the view of an epoch, counted from 0."""
@@ -85,8 +86,7 @@ class FeatureLoaders:
     def val_dataloader(self) -> DataLoader:
         """Batches of features in data set order."""
         tables = Views([self.table("val")])
-        sampler: DistributedSampler = DistributedSampler(tables, *self.data.processes, shuffle=False)
-        return load_whole(tables, sampler=sampler, batch_size=self.data.eval_batch_size)
+        return load_whole(tables, sampler=in_turn(tables, self.data.processes), batch_size=self.data.eval_batch_size)
 
     def table(self, split: Split, view: int | None = None) -> FeatureTable:
         """The features of a split behind the evaluation transform, or of one augmented view of it."""

@@ -1,7 +1,7 @@
 """The order of training samples, shuffled or balanced, and how it is cut into batches."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils.data import BatchSampler, Dataset
@@ -11,6 +11,20 @@ from eenet.rank_zero import rank_zero_warn
 
 Order = Literal["shuffled", "balanced"]
 """How the samples of an epoch are drawn."""
+
+
+Sampler = TypeVar("Sampler", bound=DistributedSampler)
+
+
+def unrepeated(sampler: Sampler) -> Sampler:
+    """Let a sampler deal each item out once, where torch's repeats some so that all processes get as many.
+
+    The first processes then have an item more than the others; `Batches` gives all of them as many batches.
+    """
+    samples: Any = sampler.lengths if hasattr(sampler, "lengths") else sampler.dataset  # of texts, or any
+    sampler.total_size = len(samples)
+    sampler.num_samples = len(range(sampler.rank, sampler.total_size, sampler.num_replicas))
+    return sampler
 
 
 class EpochSampler(DistributedSampler):
@@ -30,6 +44,7 @@ class EpochSampler(DistributedSampler):
     def __init__(self, dataset: Dataset, processes: tuple[int, int], seed: int, order: Order = "shuffled") -> None:
         super().__init__(dataset, *processes, shuffle=True, seed=seed)
         self.order = order
+        unrepeated(self)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of an epoch, counted from 0."""
@@ -48,14 +63,15 @@ class EpochSampler(DistributedSampler):
 
 
 class Batches(BatchSampler):
-    """Training batches of rows; a last one of a single row joins the one before.
+    """Training batches of rows; a last one with fewer than two rows for every process joins the one before.
 
     Normalisation over a batch has no variance to learn from in a batch of one. The rule holds for every training
-    loader, so that features and raw inputs, and all methods, train on the same batches.
+    loader, so that features and raw inputs, and all methods, train on the same batches; together, those of several
+    processes are the batches of one process whose batch size is their sum.
 
     Args:
-        sampler: The order of the rows.
-        batch_size: Rows per batch; the last may have fewer, or one more.
+        sampler: The order of the rows; of several processes, the rows of this one.
+        batch_size: Rows per batch and process; the last batch may have fewer, or one or two more.
         drop_last: As torch's; Lightning passes it when it makes a sampler anew.
 
     Example:
@@ -65,15 +81,20 @@ class Batches(BatchSampler):
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:
         super().__init__(sampler, batch_size, drop_last)
+        self.processes = getattr(sampler, "num_replicas", 1)
 
     @property
-    def joined(self) -> bool:
-        """Whether the last batch has one more row than the others."""
-        samples = len(self.sampler)  # type: ignore[arg-type]
-        return not self.drop_last and self.batch_size > 1 and samples > 1 and samples % self.batch_size == 1
+    def joined(self) -> int:
+        """Rows of all processes that join the last batch."""
+        samples = getattr(self.sampler, "total_size", len(self.sampler))  # type: ignore[arg-type]
+        left = samples % (self.batch_size * self.processes)
+        joins = not self.drop_last and left < min(samples, 2 * self.processes)
+        return left if joins else 0
 
     def __len__(self) -> int:
-        return super().__len__() - self.joined
+        samples = getattr(self.sampler, "total_size", len(self.sampler))  # type: ignore[arg-type]
+        whole, left = divmod(samples, self.batch_size * self.processes)
+        return whole + (left > 0 and not self.joined and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator, so that the order is settled at the first batch: a resuming trainer makes the iterator before it
@@ -81,7 +102,7 @@ class Batches(BatchSampler):
         batches, left = super().__iter__(), len(self)
         for batch in batches:
             left -= 1
-            yield batch + next(batches) if left == 0 and self.joined else batch
+            yield batch + next(batches, []) if left == 0 and self.joined else batch
 
 
 def training_batches(sampler: DistributedSampler, batch_size: int) -> Batches:
@@ -89,7 +110,21 @@ def training_batches(sampler: DistributedSampler, batch_size: int) -> Batches:
     batches = Batches(sampler, batch_size)
     if batches.joined:
         rank_zero_warn(
-            f"data.batch_size = {batch_size}: {len(sampler)} training samples per process would leave a last batch of "
-            f"one, which joins the batch before it ({batch_size + 1} samples)"
+            f"data.batch_size = {batch_size}: training samples left for a last batch ({batches.joined}) join the batch "
+            "before it"
         )
     return batches
+
+
+def in_turn(dataset: Any, processes: tuple[int, int]) -> Any:
+    """Deals samples to processes in data set order, none twice; `None` where one process has them all.
+
+    Args:
+        dataset: The samples.
+        processes: Number of processes and the number of this one.
+    """
+    if processes[0] == 1:
+        return None
+    from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+
+    return UnrepeatedDistributedSampler(dataset, *processes, shuffle=False)

@@ -15,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
 from datamodules.readers import TextReader
+from datamodules.samplers import unrepeated
 from datamodules.splits import Rows
 from eenet.errors import UserError
 from eenet.files import NameOrFile, NameOrPath
@@ -134,8 +135,10 @@ class TextData(SplitData):
 
         assert isinstance(dataset, TextSplit)
         replicas, rank = self.processes
-        return DistributedLengthGroupedSampler(
-            self.batch_size, num_replicas=replicas, rank=rank, seed=self.seed, lengths=dataset.lengths()
+        return unrepeated(
+            DistributedLengthGroupedSampler(
+                self.batch_size, num_replicas=replicas, rank=rank, seed=self.seed, lengths=dataset.lengths()
+            )
         )
 
     @property

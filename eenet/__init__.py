@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eenet.attaching import attach
     from eenet.errors import UserError
     from eenet.network import EarlyExitNetwork
-    from eenet.runtime import load
+    from eenet.runtime.load import load
     from lightning_modules.training import evaluate, train
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "evaluate": "lightning_modules.training",
     "export": "eenet.api.exporting",
     "infer": "eenet.api.inferring",
-    "load": "eenet.runtime",
+    "load": "eenet.runtime.load",
     "open_run": "eenet.api.opening",
     "predict": "eenet.api.inferring",
     "train": "lightning_modules.training",

@@ -54,7 +54,7 @@ def without() -> Iterator[None]:
 
 
 @cache
-def _with_base(cls: type[Late]) -> type:
+def _with_base(cls: Any) -> type:
     module, _, name = cls.late.rpartition(".")
     base = getattr(import_module(module), name)
     if issubclass(cls, base):
@@ -63,5 +63,5 @@ def _with_base(cls: type[Late]) -> type:
     return type(cls)(cls.__name__, (cls, base), names)
 
 
-def _make(cls: type) -> Any:
+def _make(cls: Any) -> Any:
     return cls.__new__(cls)

@@ -83,11 +83,13 @@ class DataModel(Module):
         class_weights: Of the losses that labels teach: `none`, `balanced` (`n / (C n_c)` in the training split), or a
             list of a weight for each class.
         class_weight: The weights, `(classes,)`; `None` where all are alike, and outside a training.
+        share: What this process has of a training batch, as a multiple of the mean over all processes.
     """
 
     network: EarlyExitNetwork
     class_weights: ClassWeights = "none"
     class_weight: Tensor | None = None
+    share: Tensor | None = None
 
     def meet(self, data: Any, saved: Mapping[str, Any] | None = None) -> None:
         """Settle the data's preprocessing, and refuse data that the network cannot read.
@@ -164,7 +166,16 @@ class DataModel(Module):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Refuse a batch that cannot be trained on."""
         check_batch(batch, self.network.backbone, batch_idx, self.mixed)
-        self.check_size(len(batch[1]))
+        labels = batch[1]
+        self.check_size(len(labels))
+        if (processes := self.trainer.world_size) > 1:
+            own = torch.tensor(float(len(labels))) if self.class_weight is None else self.class_weight[labels].sum()
+            own = own.to(self.device)
+            self.share = processes * own / self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Weigh the mean loss of a process by its samples, so that several train as one on all of their samples."""
+        super().backward(loss if self.share is None else loss * self.share, *args, **kwargs)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Refuse a batch that cannot be judged."""

@@ -1,13 +1,16 @@
 """What a run shows in TensorBoard beside its scalars: charts, figures, curves, configuration and hyperparameters."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -26,6 +29,9 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_frac
 
 CURVE = "accuracy_at_percent_of_macs"
 """Tag of the accuracy/cost curve, whose step is the mean MACs per sample in percent of the full network's."""
+
+PAUSE = 30.0
+"""Seconds from one validation whose figures are drawn to the next."""
 
 _EXITS = r"(\d+_bits/)?exit_\d+$"
 _ROUTED = r"(?!exit_)[^/]+$"
@@ -56,7 +62,15 @@ LAYOUT = {
 
 
 class TensorBoardReport(Callback):
-    """Lays the charts out, draws the figures, and leaves the final results where runs are compared."""
+    """Lays the charts out, draws the figures, and leaves the final results where runs are compared.
+
+    A second goes into the figures of a validation, so they are drawn of the first, the last, and between them when
+    `PAUSE` seconds have passed.
+    """
+
+    def __init__(self) -> None:
+        self._drawn_at = float("-inf")
+        self._waiting = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the charts out."""
@@ -64,17 +78,25 @@ class TensorBoardReport(Callback):
             writer.add_custom_scalars(LAYOUT)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the validation results."""
+        """Draw the validation results, or leave them to a later one."""
         if not trainer.sanity_checking:
-            draw(trainer, pl_module)
+            self._waiting = time.monotonic() < self._drawn_at + PAUSE
+            if not self._waiting:
+                draw(trainer, pl_module)
+                self._drawn_at = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the last validation's curve and metrics."""
+        """Draw the last validation, and add its curve and metrics."""
+        if self._waiting:
+            draw(trainer, pl_module)
         conclude(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the test results and add their curve and metrics."""
-        draw(trainer, pl_module)
+        """Show the figures of the test results and add their curve and metrics."""
+        if (writer := experiment(trainer)) is not None and isinstance(pl_module, ExitRoutine) and pl_module.results:
+            for name in pl_module.figures:
+                pixels = np.asarray(Image.open(pl_module.result_file(f"{name}.png")).convert("RGB"))
+                writer.add_image(f"{pl_module.results['split']}/{name}", pixels, trainer.global_step, dataformats="HWC")
         conclude(trainer, pl_module)
 
 

@@ -1,7 +1,10 @@
-"""Shared fixtures: the tiny networks of `tests/_dummies`, and one thread so that timings of the suite are steady."""
+"""Shared fixtures: tiny networks, blank figures, and one thread so that timings of the suite are steady."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from eenet.backbones import StagedBackbone
 from eenet.runtime import ahead
@@ -10,6 +13,25 @@ from eenet.runtime.trace import Traced
 from tests._dummies import make_resnet, make_vit
 
 torch.set_num_threads(1)
+
+
+DRAW = Figure.draw
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _blank_figures() -> Iterator[None]:
+    """Figures are built and written, but their pixels are left blank: drawing takes half of a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw", lambda figure, renderer: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(_blank_figures: None) -> Iterator[None]:
+    """The pixels of figures are drawn, for tests of what figures show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw", DRAW)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,11 @@ BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE 
 FEW = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
 MOST_LINES = 60
 ADDED = ["howto/add_a_backbone.md", "howto/add_a_gate.md", "howto/add_a_policy.md", "howto/add_a_method.md"]
-PAGES = [
-    "howto/hit_a_budget.md",
-    "howto/own_images.md",
-    "howto/export_and_serve.md",
-    "howto/attach.md",
-    *ADDED,
-    pytest.param("howto/python.md", marks=pytest.mark.slow),
-    pytest.param("tutorial.md", marks=pytest.mark.slow),
+LONG = [
+    *("howto/hit_a_budget.md", "howto/own_images.md", "howto/export_and_serve.md", "howto/attach.md"),
+    *("howto/python.md", "tutorial.md"),
 ]
+PAGES = [*ADDED, *(pytest.param(page, marks=pytest.mark.slow) for page in LONG)]
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
-DEFAULT = ("1_quick_tour.ipynb", "6_language_model.ipynb")
+DEFAULT = ("1_quick_tour.ipynb",)
 
 
 def read(name: str) -> nbformat.NotebookNode:

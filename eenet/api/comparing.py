@@ -7,7 +7,7 @@ from eenet.api.opening import Run
 from eenet.errors import UserError
 from eenet.reporting import save_figure, write_json, write_text
 from eenet.reporting.compare import load_runs
-from eenet.reporting.compare_curves import DEFAULT_BUDGETS, Comparison, to_dict
+from eenet.reporting.compare_curves import DEFAULT_BUDGETS, Budgets, Comparison, to_dict
 from eenet.reporting.compare_curves import compare as compare_results
 from eenet.reporting.compare_figures import draw_all, svg
 from eenet.reporting.compare_page import page
@@ -37,7 +37,7 @@ def compare(
     if (out / "results.json").exists():
         raise UserError("out", str(out), "is the folder of a run, whose figures would be overwritten; choose another")
     folders = [str(run.folder if isinstance(run, Run) else run) for run in runs]
-    comparison = compare_results(load_runs(folders, checkpoint), budgets)
+    comparison = compare_results(load_runs(folders, checkpoint), Budgets(*budgets))
     figures = draw_all(comparison)
     for name, figure in figures.items():
         save_figure(figure, out / f"{name}.png")

@@ -27,6 +27,23 @@ LIGHTNING = {
 }
 """Lightning's commands, which `eenet.cli.lightning` runs."""
 
+ARGUMENTS = {
+    "fit": [
+        ("--config FILE", "configuration, a file or a shipped one; several are laid over each other"),
+        ("--model timm/NAME --data FOLDER --method NAME", "instead: backbone, jei_dnn, decoupled or l2w_den on images"),
+        ("--resume RUN", "continue a run after its last whole epoch"),
+        ("--ckpt_path last|auto|FILE", "continue; `auto` begins where there is nothing to continue"),
+    ],
+    "validate": [("RUN", "run folder"), ("--ckpt_path last|best|FILE", "which checkpoint")],
+    "test": [
+        ("RUN", "run folder"),
+        ("--ckpt_path last|best|FILE", "which checkpoint"),
+        ("--point NAMES|all", "points of `eenet calibrate`, as budget-0.5"),
+        ("--per_class true", "report the accuracy of every class too"),
+    ],
+}
+"""What Lightning's commands are mostly told; all that they can be, Lightning itself says."""
+
 COMMANDS = {
     "bench": "eenet.cli.bench",
     "calibrate": "eenet.cli.calibrate",
@@ -104,7 +121,10 @@ def run(args: list[str]) -> None:
     elif command in COMMANDS:
         args = with_paths(args[1:])
         import_module(COMMANDS[command]).main(args)
+    elif command in LIGHTNING and args[1:] in (["--help"], ["-h"]):
+        print(short_help(command))
     elif command in LIGHTNING or command.startswith("-"):
+        args = ["--help" if text == "--help_all" else text for text in args]
         args = with_paths(with_run(args))
         if any(text.partition("=")[0] == "--method" for text in args):
             return import_module("eenet.cli.fit").main(args[1:])
@@ -164,6 +184,17 @@ def without_trust(args: list[str]) -> list[str]:
 
         trust(value)
     return kept
+
+
+def short_help(command: str) -> str:
+    """What `--help` of one of Lightning's commands prints."""
+    lines = [f"  {name}\n      {text}" for name, text in ARGUMENTS[command]]
+    lines.append(
+        "  --trainer.KEY VALUE, --model.init_args.KEY VALUE, --data.init_args.KEY VALUE\n      change the configuration"
+    )
+    lines.append("  --print_config\n      print the configuration and end")
+    more = f"`eenet {command} --help_all` lists the options of Lightning's trainer too."
+    return "\n".join([f"usage: eenet {command} ...", "", f"{LIGHTNING[command].capitalize()}.", "", *lines, "", more])
 
 
 def usage() -> str:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 
 class Records:
-    """Named tensors, one row per sample, concatenated over batches and processes.
+    """Named tensors, one row per sample, concatenated over batches; those of processes that were dealt them in turn.
 
     Args:
         names: Of the tensors.
@@ -39,10 +40,14 @@ class Records:
             self.rows[name].append(rows[name].detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """Each tensor, `(samples, ...)`."""
-        found = {name: torch.cat(rows) for name, rows in self.rows.items()}
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return found
+        """Each tensor, `(samples, ...)`, in the order of the data set."""
+        rows = {name: torch.cat(found) for name, found in self.rows.items()}
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if processes == 1:
+            return rows
         from torchmetrics.utilities.distributed import gather_all_tensors
 
-        return {name: torch.cat(gather_all_tensors(rows)) for name, rows in found.items()}
+        rows = {name: torch.cat(gather_all_tensors(found)) for name, found in rows.items()}
+        samples = len(rows[self.names[0]])
+        dealt = torch.cat([torch.arange(rank, samples, processes) for rank in range(processes)])
+        return {name: values[dealt.argsort().to(values.device)] for name, values in rows.items()}

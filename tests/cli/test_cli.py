@@ -1,8 +1,10 @@
 """The command line in this process: configurations, run folders and users' mistakes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,21 @@ from tests.datamodules.tiny_files import write_fashion, write_imagenet, write_to
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 METHODS = [path for path in CONFIGS if path.parent.name not in ("overlays", "nlg")]
+
+
+def with_new_classes(paths: list[Path]) -> list[Any]:
+    """Configurations, those of the digits first; slow where each class they name is named by one before."""
+    named: set[str] = set()
+    found = []
+    for path in sorted(paths, key=lambda path: (path.parent.name != "digits", path)):
+        classes = set(re.findall(r"class_path: ([\w.]+)", path.read_text()))
+        name = str(path.relative_to(ROOT / "configs"))
+        found.append(pytest.param(path, id=name, marks=[pytest.mark.slow] if classes <= named else []))
+        named |= classes
+    return found
+
+
+EACH = pytest.mark.parametrize("path", with_new_classes(METHODS))
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 BACKBONE = "model.init_args.network.init_args.backbone"
 
@@ -126,13 +143,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(backbone_run: Path, capsys
     assert (backbone_run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@EACH
 def test_every_shipped_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = offline(path, tmp_path, monkeypatch)
     main(["fit", "--config", str(config), *QUIET, "--trainer.fast_dev_run=true"])
 
 
-@pytest.mark.parametrize("path", METHODS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@EACH
 def test_printed_configs_round_trip(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for number in range(2):

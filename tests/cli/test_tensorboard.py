@@ -2,10 +2,13 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -20,7 +23,7 @@ from tests.cli.test_cli import QUIET, tiny
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone and JEI-DNN on it, trained and tested."""
     folder = tmp_path_factory.mktemp("runs")
     joint = {"backbone_checkpoint": str(folder / "backbone"), "warmup_epochs": 1, "phase_batches": 2}
@@ -46,6 +49,9 @@ def test_scalars_and_figures(joint: EventAccumulator) -> None:
     assert "hp_metric" not in scalars
     figures = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy_cost", "exit_histogram")}
     assert figures | {"val/reliability", "test/reliability"} <= set(images)
+    for name in figures:
+        image = np.asarray(Image.open(BytesIO(joint.Images(name)[-1].encoded_image_string)))
+        assert image.std() > 10
 
 
 def test_every_chart_of_the_layout_shows_what_it_says(joint: EventAccumulator) -> None:

@@ -27,6 +27,8 @@ from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
 from eenet.runs import RunFolder
 from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 BUDGETS = Budgets(0.5, 1.0)
 fractions = st.floats(0.01, 1)
 

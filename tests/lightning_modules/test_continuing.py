@@ -74,7 +74,9 @@ def falling(rates: list[float]) -> bool:
     return all(later <= earlier for earlier, later in pairwise(rates))
 
 
-@pytest.mark.parametrize("name", ROUTINES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("joint", "weighted") else pytest.param(name, marks=pytest.mark.slow) for name in ROUTINES]
+)
 def test_a_cosine_falls_to_the_new_last_epoch_or_stays_where_that_did(name: str, tmp_path: Path) -> None:
     whole, routine = fit(ROUTINES[name], tmp_path / "whole", 4)
     broken, _ = fit(ROUTINES[name], tmp_path / "same", 4, kill=2)
@@ -143,8 +145,10 @@ def test_a_one_cycle_that_still_rises_goes_on_to_its_peak(tmp_path: Path) -> Non
     assert fewer[-1] < max(fewer) / 4
 
 
-@pytest.mark.parametrize("settings", [{"max_epochs": 9, "max_steps": 8}, {"max_epochs": None, "max_steps": 8}])
-@pytest.mark.parametrize("name", ["joint", "weighted"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("joint", {"max_epochs": None, "max_steps": 8}), ("weighted", {"max_epochs": 9, "max_steps": 8})],
+)
 def test_a_cosine_ends_with_the_steps_where_they_end_the_training(
     name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -170,7 +174,7 @@ def test_without_an_end_there_is_no_schedule(tmp_path: Path) -> None:
             fit(make, tmp_path, -1)
 
 
-@pytest.mark.parametrize(("method", "gate"), [("DecoderThresholds", "ConfidenceGate"), ("DecoderJointExits", None)])
+@pytest.mark.parametrize(("method", "gate"), [("DecoderThresholds", "ConfidenceGate")])
 def test_a_decoders_exits_continue_from_their_rate(
     method: str, gate: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_warm_up_and_in_a_phase_continues_bit_for_bit(tmp_path: Path) -> None:
     write_config(tmp_path / "config.yaml", dropout=0.2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -1,6 +1,6 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default two moments of two commands are tried; the slow suite tries all commands, 25 moments of each, and all kinds.
+By default two moments of a training are tried; the slow suite tries all commands, 25 moments of each, and all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
@@ -21,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 SLOW = pytest.mark.slow
-QUICK = ("fit", "infer")
+QUICK = ("fit",)
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in COMMANDS])

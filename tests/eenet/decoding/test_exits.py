@@ -23,6 +23,8 @@ from tests._dummies.decoders import FAMILIES, LAYERS, TEXTS, cut_model, make_dec
 
 FULL = full_plan(LAYERS)
 FILLS = ["project", "recompute"]
+CASES = [(name, FILLS[number % len(FILLS)]) for number, name in enumerate(FAMILIES)]
+"""Each family with one of the fills."""
 NEXT = torch.tensor([[7, 21, 13], [4, 4, 28], [19, 6, 3], [8, 25, 9], [11, 2, 16]])
 DEPTHS = [[2, 1, 4], [3, 1, 1], [1, 4, 1], [4, 2, 2], [4, 4, 4]]
 """Layers that each of the tokens in `NEXT` runs."""
@@ -94,8 +96,7 @@ def test_projected_keys_and_values_are_what_the_layer_itself_would_keep(name: st
             close(found[:, :, -expected.shape[2] :], expected)  # transformers keeps no more than a window
 
 
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "fill"), CASES)
 def test_a_rule_that_never_exits_is_the_plan(name: str, fill: Any) -> None:
     gpt, plans = make_decoder(name), [FULL, LayerPlan((0, 2), LAYERS), LayerPlan((1, 2, 3), LAYERS)]
     plain = generate(Executor(gpt, plans), pad_left(TEXTS), 10)
@@ -189,8 +190,7 @@ def test_dropping_sequences_changes_nothing_for_the_others(fill: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "fill"), CASES)
 def test_what_the_fill_and_the_rule_cost_is_what_the_counter_counts(name: str, fill: Any) -> None:
     gpt = make_decoder(name)
     confident = confidence_rule(gpt, 0.3)

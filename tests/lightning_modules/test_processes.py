@@ -1,0 +1,63 @@
+"""Two processes train what one trains on batches of twice the size, also when the last batch is not full."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy
+
+from datamodules import Digits
+from datamodules.samplers import Batches, EpochSampler
+from eenet.gates import ConfidenceGate, UncertaintyGate
+from eenet.quantization import QuantizedNetwork
+from lightning_modules import DecoupledExits, JointExits, QuEE
+from lightning_modules.routine import ExitRoutine
+from tests._dummies import make_network, make_vit
+
+
+def routine(method: str) -> ExitRoutine:
+    if method == "QuEE":
+        return QuEE(QuantizedNetwork(make_vit(), [1], widths=[32, 4]), budgets=[0.5])
+    if method == "JointExits":
+        return JointExits(make_network(gate=UncertaintyGate), warmup_epochs=1, phase_batches=3)
+    return DecoupledExits(make_network(gate=ConfidenceGate), budgets=[0.5], class_weights="balanced")
+
+
+def weights(method: str, folder: Path, processes: int, **arguments: Any) -> dict[str, torch.Tensor]:
+    seed_everything(0, verbose=False)
+    trained, data = routine(method), Digits(batch_size=256 // processes)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(
+        default_root_dir=folder, max_epochs=1 if method == "QuEE" else 3, devices=processes, **quiet, **arguments
+    )
+    trainer.fit(trained, datamodule=data)
+    return trained.state_dict()
+
+
+@given(st.integers(4, 60), st.integers(1, 8), st.integers(1, 4))
+def test_batches_of_processes_make_up_those_of_one(samples: int, batch_size: int, processes: int) -> None:
+    order = list(EpochSampler(range(samples), (1, 0), seed=3))
+    dealt = [Batches(EpochSampler(range(samples), (processes, rank), seed=3), batch_size) for rank in range(processes)]
+    batches = [list(part) for part in dealt]
+    assert len({len(part) for part in dealt} | {len(part) for part in batches}) == 1
+    together = [sorted(row for part in step for row in part) for step in zip(*batches, strict=True)]
+    whole = batch_size * processes
+    alone = [order[start : start + whole] for start in range(0, samples, whole)]
+    if whole > 1 and len(alone) > 1 and len(alone[-1]) < min(whole, 2 * processes):
+        alone[-2:] = [alone[-2] + alone[-1]]
+    assert together == [sorted(batch) for batch in alone]
+
+
+@pytest.mark.parametrize("method", ["DecoupledExits", "JointExits", "QuEE"])
+def test_two_processes_train_the_weights_of_one(method: str, tmp_path: Path) -> None:
+    alone = weights(method, tmp_path / "one", 1)
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=True)
+    together = weights(method, tmp_path / "two", 2, strategy=strategy)
+    assert together.keys() == alone.keys()
+    for name, weight in alone.items():
+        fitted = method == "QuEE" and name.startswith(("network.gate", "path_points"))  # fits magnify rounding
+        torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-3 if fitted else 1e-5)
