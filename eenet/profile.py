@@ -319,7 +319,8 @@ class Seconds:
         Raises:
             ValueError: A time is not above 0, or parts do not fit together.
         """
-        found = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        found = cls(**plain)
         early = len(found.segments) - 1
         lengths = {len(part) for part in (found.heads, found.gates, found.hand_overs)}
         if lengths != {early} or not all(value > 0 for value in (*found.segments, found.full)):
