@@ -33,14 +33,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from datamodules import BBCNews, FashionMNIST, SplitData
-from eenet.api.benchmarking import device_name, sample_batches, sample_rows
+from eenet.api.benchmarking import sample_batches, sample_rows
 from eenet.backbones import Bert, CifarResNet, StagedBackbone, ViT
 from eenet.exporting.contenders import onnx_contenders
 from eenet.gates import ConfidenceGate, Gate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime import EarlyExitRuntime, RebatchingQueue, Routed
-from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network
+from eenet.runtime.contenders import Contender, device_name, full_network, nobody_leaves, race, routed_network
 
 CPU = torch.device("cpu")
 LARGEST_REQUEST = 4

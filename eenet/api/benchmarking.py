@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from eenet.api.clocks import Runtime, check_runtime, device_name
+from eenet.api.clocks import Runtime, check_runtime
 from eenet.api.opening import Run, example, opened
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
@@ -17,7 +17,15 @@ from eenet.errors import UserError
 from eenet.exporting.contenders import onnx_contenders
 from eenet.reporting import SCHEMA, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure
-from eenet.runtime.contenders import Contender, full_network, nobody_leaves, race, routed_network, static_networks
+from eenet.runtime.contenders import (
+    Contender,
+    device_name,
+    full_network,
+    nobody_leaves,
+    race,
+    routed_network,
+    static_networks,
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,11 @@ def bench(
             raise UserError(field, count, "must be at least 1")
     if not batch_size or min(batch_size) < 1 or len(set(batch_size)) < len(batch_size):
         raise UserError("batch-size", list(batch_size), "must be different whole numbers from 1, as 1,32,256")
-    if threads is not None:
-        torch.set_num_threads(threads)
     check_runtime(runtime)
     if compile and runtime == "onnx":
-        raise UserError(
-            "compile", True, "compiles torch's steps; ONNX Runtime has its own, so leave one of the two out"
-        )
+        raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
+    if threads is not None:
+        torch.set_num_threads(threads)
     run = opened(run, checkpoint)
     found = measure(run, batch_size, compile, point, samples, rounds, runtime)
     file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))
@@ -117,18 +123,17 @@ def measure(
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
-    points = operating_points(run, names)
+    points, device = operating_points(run, names), run.device
     if runtime == "onnx":
         network.cpu().eval()
         pairs = {name: (point.network(network), point.policy) for name, point in points.items()}
-        entrants = onnx_contenders(network, pairs, example(run))
-        run.device = torch.device("cpu")
+        entrants, device = onnx_contenders(network, pairs, example(run)), torch.device("cpu")
     else:
         entrants = contenders(run, points, compile)
     found = []
     for size in sizes:
-        batches = sample_batches(run.data, rows, size, run.device)
-        timed = race(entrants, batches, size, rounds, run.device)
+        batches = sample_batches(run.data, rows, size, device)
+        timed = race(entrants, batches, size, rounds, device)
         slower = [1 / row["realised_speedup"] - 1 for row in timed if row["kind"] == "overhead"]
         found.append({"batch_size": size, "samples": size * len(batches), "overhead": slower[0], "rows": timed})
     return {
@@ -137,7 +142,7 @@ def measure(
         "checkpoint": run.checkpoint.name,
         "data": run.data.name,
         "split": "test",
-        "device": device_name(run.device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "torch": torch.__version__,

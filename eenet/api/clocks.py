@@ -22,6 +22,7 @@ from eenet.profile import Seconds
 from eenet.runs.clocked import PROFILE, find, keep
 from eenet.runtime import EarlyExitRuntime
 from eenet.runtime.clock import clock_parts, medians
+from eenet.runtime.contenders import device_name
 
 Runtime = Literal["torch", "onnx"]
 """What runs a network: torch, or ONNX Runtime."""
@@ -152,10 +153,3 @@ def validation_batches(run: Run, size: int, most: int) -> list[Any]:
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: size * most].tolist()
     loader = run.data.load(Subset(data, rows), batch_size=size, drop_last=True)
     return [pytree.tree_map(torch.Tensor.cpu, inputs) for inputs, _ in loader]
-
-
-def device_name(device: torch.device) -> str:
-    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

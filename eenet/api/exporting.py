@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from eenet.api.opening import Run, chosen_point, class_names, example, opened
+from eenet.api.opening import Chosen, Run, chosen_point, class_names, example, opened
 from eenet.errors import UserError
 from eenet.exporting import Description, export_network, set_rules
 from eenet.runtime.manifest import WEIGHTS, Format
@@ -60,14 +60,21 @@ def export(
     chosen = chosen_point(run, point)
     network = chosen.point.network(run.model.network.cpu())
     names = class_names(run.data)
-    about: dict[str, Any] = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
-    if chosen.point.chosen_on is not None:
-        about["chosen_on"] = chosen.point.chosen_on.to_dict()
-    if chosen.temperatures is not None:
-        about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
+    about = about_point(run, chosen)
     prepared = getattr(run.data, "preprocessing", None)
     rules = set_rules(chosen.point, about.get("temperatures")) if sets else {}
     description = Description(None if names is None else tuple(names), about, prepared, rules)
     manifest = export_network(network, chosen.point.policy, folder, example(run), format, description, one)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Exported(folder, chosen.name, len({*manifest.files} - {WEIGHTS}), size)
+    return Exported(folder, chosen.name, len(set(manifest.files) - {WEIGHTS}), size)
+
+
+def about_point(run: Run, chosen: Chosen) -> dict[str, Any]:
+    """What an exported folder says of its operating point: which it is, and of which weights."""
+    about: dict[str, Any] = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
+    about["weights"] = run.model.network_digest()
+    if chosen.point.chosen_on is not None:
+        about["chosen_on"] = chosen.point.chosen_on.to_dict()
+    if chosen.temperatures is not None:
+        about["temperatures"] = chosen.point.own(chosen.temperatures, run.model.network).tolist()
+    return about

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 
+from eenet.api.exporting import about_point
 from eenet.api.inputs import Item, Unreadable, batches, items
 from eenet.api.opening import Chosen, Run, chosen_point, class_names, opened
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row
 from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.runtime import ExportedRuntime, RoutedOnnx, load
 from eenet.tree import path_name
 
 
@@ -42,6 +45,7 @@ def infer(
     *,
     point: str | None = None,
     batch_size: int = 256,
+    exported: str | Path | None = None,
     checkpoint: str = "last",
 ) -> Inferred:
     """Route every input of a source; a job that was killed goes on with the batches that are not whole.
@@ -52,6 +56,7 @@ def infer(
         output: New file ending in `.parquet`, `.csv` or `.jsonl`.
         point: A point of `calibrate`, else the run's own.
         batch_size: Inputs that are read and routed together.
+        exported: A folder that `export` made of the run at that point, which routes in the network's place.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -69,7 +74,22 @@ def infer(
     stat = source.stat()
     changed = [stat.st_size, stat.st_mtime_ns] if source.is_file() else None
     about = job(run, chosen, batch_size, input=str(source.resolve()), changed=changed)
-    return write(Router(run, chosen), batches(items(source, reader), batch_size), reader.collate, Path(output), about)
+    route = Router(run, chosen, None if exported is None else exported_of(run, chosen, exported))
+    return write(route, batches(items(source, reader), batch_size), reader.collate, Path(output), about)
+
+
+def exported_of(run: Run, chosen: Chosen, folder: str | Path) -> ExportedRuntime | RoutedOnnx:
+    """An exported folder, if it is of a run at a point.
+
+    Raises:
+        UserError: It is of another one, or cannot be loaded.
+    """
+    runtime = load(folder)
+    if runtime.manifest.point != json.loads(json.dumps(about_point(run, chosen))):
+        name = runtime.manifest.point.get("name")
+        problem = f"holds point {name!r} of some run, not {chosen.name!r} of {run.folder} with its weights"
+        raise UserError("exported", str(folder), f"{problem}; export it, or name its --point")
+    return runtime
 
 
 def predict(
@@ -149,10 +169,11 @@ class Router:
     Args:
         run: The run.
         chosen: Its operating point.
+        runtime: What routes in the network's place.
     """
 
-    def __init__(self, run: Run, chosen: Chosen) -> None:
-        self.point = chosen.name
+    def __init__(self, run: Run, chosen: Chosen, runtime: ExportedRuntime | RoutedOnnx | None = None) -> None:
+        self.point, self.runtime = chosen.name, runtime
         self.network, self.policy = chosen.point.network(run.model.network), chosen.point.policy
         self.temperatures = None
         if chosen.temperatures is not None:
@@ -178,7 +199,10 @@ class Router:
     @torch.no_grad()
     def route(self, inputs: Any) -> list[Row]:
         """What is written of routed inputs; probabilities are tempered at a calibrated point."""
-        routed = self.network.route(to_device(inputs, self.network), self.policy)
+        if self.runtime is not None:
+            routed = self.runtime(inputs)
+        else:
+            routed = self.network.route(to_device(inputs, self.network), self.policy)
         logits, exits = routed.logits.double().cpu(), routed.exits.cpu()
         if self.temperatures is not None:
             logits = logits / self.temperatures[routed.nodes.cpu()].unsqueeze(1)

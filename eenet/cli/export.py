@@ -20,15 +20,8 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     from eenet.api.exporting import export
 
-    found = export(
-        options.run,
-        options.out,
-        format=options.format,
-        point=options.point,
-        one=options.one,
-        sets=options.sets,
-        checkpoint=options.ckpt_path,
-    )
+    options = vars(options)
+    found = export(options.pop("run"), options.pop("out"), checkpoint=options.pop("ckpt_path"), **options)
     programs = f"{found.programs} program{'s'[: found.programs > 1]}"
     print(f"{programs} at {found.point}, {found.size / 1e6:.1f} MB: {found.folder}")
     print(f"use it with: eenet.load({str(found.folder)!r})")

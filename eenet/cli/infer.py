@@ -15,6 +15,9 @@ def main(args: list[str]) -> None:
     parser = Parser(prog="eenet infer", description="Route new inputs through a run, batch by batch.")
     add_run(parser)
     parser.add_argument("--input", type=str, required=True, help="folder of images or texts, or a .csv or .jsonl file")
+    parser.add_argument(
+        "--exported", type=str | None, default=None, help="folder of `eenet export` that routes instead"
+    )
     options = vars(parse(parser, args))
     from eenet.api.inferring import infer
 

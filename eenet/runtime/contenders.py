@@ -195,3 +195,10 @@ def race(
         row = speed_row(one.name, times[one.name], full, batch_size, speedups.pop("macs"))
         rows.append({"kind": one.kind, **row, **{f"{unit}_speedup": value for unit, value in speedups.items()}})
     return rows
+
+
+def device_name(device: torch.device) -> str:
+    """What runs: a GPU's name, or the instructions that torch uses on the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_exported_at_a_point(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     main(["export", str(run), "--out", str(out), "--point", "budget-0.5"])
-    assert "eenet.runtime.load(" in capsys.readouterr().out
+    assert "eenet.load(" in capsys.readouterr().out
     runtime, opened = load(out), open_run(str(run))
     chosen = chosen_point(opened, "budget-0.5")
     inputs = torch.stack([image for image, _ in opened.data.dataset("test")])

@@ -275,3 +275,16 @@ def test_texts_are_read_with_the_runs_tokenizer(text_run: Path, tmp_path: Path) 
             "probability": pytest.approx(other["probability"], abs=1e-6),
             "probabilities": pytest.approx(other["probabilities"], abs=1e-6),
         }
+
+
+def test_an_exported_folder_routes_in_the_networks_place(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point, exported = "margin-budget-0.6", tmp_path / "exported"
+    main(["export", str(run), "--point", point, "--out", str(exported)])
+    infer(run, "--input", images, "--output", tmp_path / "own.jsonl", "--point", point)
+    infer(run, "--input", images, "--output", tmp_path / "other.jsonl", "--point", point, "--exported", exported)
+    assert read(tmp_path / "own.jsonl") == read(tmp_path / "other.jsonl")
+    with pytest.raises(SystemExit):
+        infer(run, "--input", images, "--output", tmp_path / "third.jsonl", "--exported", exported)
+    assert f"holds point '{point}'" in capsys.readouterr().err
