@@ -122,7 +122,6 @@ def calibrate(
         check_token_wishes(policy, wishes)
     else:
         check_wishes(network, policy, wishes)
-    clock = clock_of(run, batch_size, runtime) if budget_ms else None
     if run.split == run.data.fingerprint("test"):
         problem = "its validation split is its test split; operating points need their own"
         raise UserError("data", run.data.name, problem)
