@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.loader import make_loader
@@ -27,7 +27,6 @@ from datamodules.splits import (
     single_classes,
     stratified_split,
 )
-from eenet.backbones.base import to_device
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
@@ -47,9 +46,6 @@ else:
 
 
 Split = Literal["train", "val", "test"]
-
-EXTRACTED = 12_000
-"""Training samples that the backbone runs on where policies are fitted to some and no store has their features."""
 
 TEST_FRACTION = 0.2
 """Share of a data set without a test split that becomes one, always with seed 0."""
@@ -232,27 +228,10 @@ class SplitData(RunData):
     def training_features(
         self, network: EarlyExitNetwork, options: FeatureOptions | None, most: int
     ) -> Iterator[ExitFeatures]:
-        """Features of some training samples as an evaluation sees them, spread evenly, batch by batch.
+        """See `datamodules.features.training_features`."""
+        from datamodules.features import training_features
 
-        Where features are kept on disk they come from the store, which is filled first where it is not; else the
-        backbone runs on at most `EXTRACTED` samples.
-
-        Args:
-            network: Whose exits read them.
-            options: Where features are kept; `None` for nowhere.
-            most: Samples at most.
-        """
-        from datamodules.features import FeatureLoaders
-
-        dataset, stored = self.dataset("train"), options if options is not None and options.store == "disk" else None
-        count = min(most, len(dataset), EXTRACTED if stored is None else len(dataset))
-        rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
-        if stored is not None:
-            table = FeatureLoaders(self, network, stored).table("train")
-            yield from (to_device(table[part][0], network) for part in rows.split(self.eval_batch_size))
-            return
-        for inputs, _ in self.load(Subset(dataset, rows.tolist()), batch_size=self.eval_batch_size):
-            yield network.extract(to_device(inputs, network))
+        return training_features(self, network, options, most)
 
     @abstractmethod
     def read(self) -> tuple[Samples, Samples | None]:

@@ -12,10 +12,14 @@ from torch.utils.data.distributed import DistributedSampler
 from datamodules.base import Split, SplitData
 from datamodules.loader import Loader
 from datamodules.samplers import in_turn, training_batches
+from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.rank_zero import rank_zero_info
+
+EXTRACTED = 12_000
+"""Training samples that the backbone runs on where policies are fitted to some and no store has their features."""
 
 
 class Views(Dataset):
@@ -131,3 +135,28 @@ def load_whole(dataset: Dataset, **options: Any) -> Loader:
 def whole(batch: Any) -> Any:
     """A batch as it was sliced."""
     return batch
+
+
+def training_features(
+    data: SplitData, network: EarlyExitNetwork, options: FeatureOptions | None, most: int
+) -> Iterator[ExitFeatures]:
+    """Features of some training samples as an evaluation sees them, spread evenly, batch by batch.
+
+    Where features are kept on disk they come from the store, which is filled first where it is not; else the backbone
+    runs on at most `EXTRACTED` samples.
+
+    Args:
+        data: Whose training samples.
+        network: Whose exits read them.
+        options: Where features are kept; `None` for nowhere.
+        most: Samples at most.
+    """
+    dataset, stored = data.dataset("train"), options if options is not None and options.store == "disk" else None
+    count = min(most, len(dataset), EXTRACTED if stored is None else len(dataset))
+    rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
+    if stored is not None:
+        table = FeatureLoaders(data, network, stored).table("train")
+        yield from (to_device(table[part][0], network) for part in rows.split(data.eval_batch_size))
+        return
+    for inputs, _ in data.load(Subset(dataset, rows.tolist()), batch_size=data.eval_batch_size):
+        yield network.extract(to_device(inputs, network))
