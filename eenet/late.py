@@ -21,12 +21,13 @@ class Late:
         late: Path of that class.
 
     Example:
+        >>> from argparse import Namespace
         >>> class Table(Late):
-        ...     late = "collections.OrderedDict"
+        ...     late = "argparse.Namespace"
         >>> with without():
-        ...     isinstance(Table(), dict)
+        ...     isinstance(Table(), Namespace)
         False
-        >>> isinstance(Table(), dict), isinstance(Table(), Table), type(Table()).__name__
+        >>> isinstance(Table(), Namespace), isinstance(Table(), Table), type(Table()).__name__
         (True, True, 'Table')
     """
 

@@ -56,7 +56,7 @@ def export(
     folder = Path(out)
     if folder.exists():
         raise UserError("out", str(folder), "exists already; give a new folder")
-    run = opened(run, checkpoint, read_data=False)
+    run = opened(run, checkpoint, read_data=None)
     chosen = chosen_point(run, point)
     network = chosen.point.network(run.model.network.cpu())
     names = class_names(run.data)

@@ -72,12 +72,13 @@ class Run:
         return ChosenOn(self.model.network_digest(), self.split, samples)
 
 
-def open_run(folder: str | Path, read_data: bool = True, checkpoint: str = "last", trains: bool = False) -> Run:
+def open_run(folder: str | Path, read_data: bool | None = True, checkpoint: str = "last", trains: bool = False) -> Run:
     """Open the run of a folder.
 
     Args:
         folder: The run folder.
-        read_data: Read the data of the run, without which only its transform or tokenizer can be used.
+        read_data: Read the data of the run, without which only its transform or tokenizer can be used; `None` for where
+            they are there.
         checkpoint: Which checkpoint, as for `eenet.runs.RunFolder.checkpoint`.
         trains: Whether Lightning is to train or test it.
 
@@ -95,7 +96,7 @@ def open_run(folder: str | Path, read_data: bool = True, checkpoint: str = "last
     with imports(check_trust(values, own.config)):
         made = build({part: values[part] for part in PARTS}, trains)
     model, data = made.model, made.data
-    if not read_data:
+    if read_data is not True:
         data.recall(saved.get(type(data).__name__) or {})
     model.meet(data, saved)
     try:
@@ -104,11 +105,24 @@ def open_run(folder: str | Path, read_data: bool = True, checkpoint: str = "last
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = f"does not fit the run's configuration ({said(error)})"
         raise UserError("ckpt_path", str(file), problem) from error
-    if read_data:
+    split = None if read_data is False else read(data, read_data is None)
+    return Run(own.path, file, model.to(device).eval(), data, device, split)
+
+
+def read(data: Any, optional: bool) -> str | None:
+    """Read data for validation; the split's fingerprint, `None` where they may be missing and are.
+
+    Raises:
+        UserError: They cannot be read and have to be.
+    """
+    try:
         data.prepare_data()
         data.setup("validate")
-    split = data.fingerprint("val") if read_data else None
-    return Run(own.path, file, model.to(device).eval(), data, device, split)
+        return data.fingerprint("val")
+    except UserError:
+        if optional:
+            return None
+        raise
 
 
 def build(values: dict[str, Any], trains: bool = False) -> Any:
@@ -153,7 +167,7 @@ class Chosen:
     temperatures: Tensor | None = None
 
 
-def opened(run: Run | str | Path, checkpoint: str = "last", read_data: bool = True) -> Run:
+def opened(run: Run | str | Path, checkpoint: str = "last", read_data: bool | None = True) -> Run:
     """A run that may be open already."""
     return run if isinstance(run, Run) else open_run(run, read_data, checkpoint)
 

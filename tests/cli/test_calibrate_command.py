@@ -182,7 +182,7 @@ def test_what_a_point_got_is_what_is_routed(run: Path) -> None:
             point = chooser.point(wish, value)
             behind = point.network(network)
             routed = [behind.route(batch, point.policy) for batch in inputs]
-            assert 0.3 < point.got["macs_fraction"] <= 0.6
+            assert 0.2 < point.got["macs_fraction"] <= 0.6
             macs = torch.cat([found.macs for found in routed]).double().mean().item()
             assert macs == pytest.approx(point.got["macs_fraction"] * network.costs.full)
             right = torch.cat([found.logits for found in routed]).argmax(-1) == split.labels
@@ -201,6 +201,6 @@ def test_training_samples_come_from_the_store_or_the_backbone(run: Path, tmp_pat
 def test_stopping_on_too_few_training_samples_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eenet.cli.calibrate.read_training", lambda run, most: read_training(run, 20))
+    monkeypatch.setattr("eenet.api.calibrating.read_training", lambda run, most: read_training(run, 20))
     said = failure(capsys, "calibrate", str(run), "--policy", "stopping", "--budget", "0.6")
     assert "policy = 'stopping': needs more than 35 training samples for its regressions and has 20" in said

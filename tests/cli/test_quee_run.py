@@ -27,7 +27,7 @@ def test_its_export_gives_the_nodes_of_the_network(run: Path, tmp_path: Path) ->
             assert torch.equal(routed.nodes, expected.nodes)
             assert torch.equal(routed.logits, expected.logits)
     manifest = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert (manifest["version"], manifest["point"]["name"]) == (2, "budget-5")
+    assert (manifest["version"], manifest["point"]["name"]) == (3, "budget-5")
 
 
 def test_what_is_inferred_says_its_path_and_bitops(run: Path, tmp_path: Path) -> None:  # noqa: F811

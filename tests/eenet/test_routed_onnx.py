@@ -202,7 +202,7 @@ def test_fast_gates_decide_as_the_gates_they_stand_for() -> None:
     network = make_network(exits=[1], gate=UncertaintyGate)
     fast, policy = with_fast_gates(network, SequentialGates(0.2))
     torch.testing.assert_close(fast.gate.at(0, logits)[0], network.gate.at(0, logits)[0], atol=1e-5, rtol=1e-5)
-    assert policy.arguments() == {"shift": 0.2}
+    assert policy.arguments() == {"shift": 0.2, "clip": True}
     network = make_network(exits=[1], gate=ConfidenceGate)
     for limit in (-1.0, 0.0, 0.4, 0.77, 1.0, 1.5, float("inf")):
         fast, policy = with_fast_gates(network, Threshold([limit]))
