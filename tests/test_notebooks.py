@@ -8,7 +8,6 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
-DEFAULT = ("1_quick_tour.ipynb",)
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -29,9 +28,8 @@ def test_holds_no_outputs(name: str) -> None:
     assert notebook.cells[0].source.startswith("# ")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in NOTEBOOKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_whole(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EENET_NOTEBOOK_SMALL", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

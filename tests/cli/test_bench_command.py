@@ -133,6 +133,7 @@ def test_runs_without_exits_are_refused(tmp_path: Path) -> None:
         measure(other, [1], False, "all", 8, 1)
 
 
+@pytest.mark.slow
 def test_full_static_and_routed_networks_are_compiled_alike(
     run: Path,
     interpreted: list[str],

@@ -1,4 +1,4 @@
-"""Compilation takes seconds per graph, so one small network is compiled really; the others run their traced graphs."""
+"""Steps as machine code: compiled really in the slow tests, for seconds each; the others run their traced graphs."""
 
 import shutil
 from typing import Any
@@ -24,6 +24,7 @@ def some_leave(network: EarlyExitNetwork, inputs: Any) -> Threshold:
 
 
 @needs_compiler
+@pytest.mark.slow
 @torch.no_grad()
 def test_machine_code_routes_as_the_network_does() -> None:
     torch.manual_seed(0)

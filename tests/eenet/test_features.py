@@ -256,6 +256,7 @@ def extract_slowly(network: EarlyExitNetwork, inputs: Tensor, folder: Path) -> N
     on_disk(make_source(network, inputs, pause=0.02), folder)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_right_features(inputs: Tensor, tmp_path: Path) -> None:
     network, moments = make_network(), random.Random(0)
     context, folder = multiprocessing.get_context("fork"), tmp_path / "key"

@@ -117,6 +117,7 @@ def test_a_chain_along_a_path_is_exported_with_its_bitops(network: QuantizedNetw
         assert torch.equal(found, wanted)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_steps_of_a_tree_route_as_the_network_does(
     network: QuantizedNetwork, policy: PredictedErrors, interpreted: list[str]
