@@ -18,6 +18,11 @@ torch.set_num_threads(1)
 DRAW = Figure.draw
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that fork trainings come first: autograd refuses to run in a fork once its threads have started."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _blank_figures() -> Iterator[None]:
     """Figures are built and written, but their pixels are left blank: drawing takes half of a tiny training."""

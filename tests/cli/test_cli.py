@@ -34,6 +34,9 @@ def with_new_classes(paths: list[Path]) -> list[Any]:
 
 
 EACH = pytest.mark.parametrize("path", with_new_classes(METHODS))
+DIGITS = pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[] if path.parent.name == "digits" else [pytest.mark.slow]) for path in METHODS]
+)
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 BACKBONE = "model.init_args.network.init_args.backbone"
 
@@ -149,7 +152,7 @@ def test_every_shipped_config_runs(path: Path, tmp_path: Path, monkeypatch: pyte
     main(["fit", "--config", str(config), *QUIET, "--trainer.fast_dev_run=true"])
 
 
-@EACH
+@DIGITS
 def test_printed_configs_round_trip(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for number in range(2):

@@ -33,6 +33,7 @@ def data(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_study_is_made_once_and_goes_on_after_a_kill(
     model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

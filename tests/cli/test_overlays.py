@@ -37,6 +37,7 @@ def overfit(config: Path, folder: Path, *args: str) -> dict[str, float]:
     return {tag.split("/")[-1]: events.Scalars(tag)[-1].value for tag in tags}
 
 
+@pytest.mark.slow
 def test_overfit_reaches_every_label_of_the_batches_it_trains_on(tmp_path: Path) -> None:
     config = tiny(tmp_path / "b.yaml", "BackboneTraining", tmp_path / "run")
     assert overfit(config, tmp_path / "run")["full"] > 0.98

@@ -16,6 +16,7 @@ from eenet.tree import path_name
 from tests.cli.test_calibrate_paths import run  # noqa: F401
 
 
+@pytest.mark.slow
 def test_its_export_gives_the_nodes_of_the_network(run: Path, tmp_path: Path) -> None:  # noqa: F811
     main(["export", str(run), "--out", str(tmp_path / "out")])
     opened, runtime = open_run(str(run)), load(tmp_path / "out")

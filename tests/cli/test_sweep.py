@@ -159,6 +159,7 @@ def test_a_failed_run_is_named_and_the_others_are_reported(config: Path, capsys:
     assert (config.parent / "runs" / "sweep.csv").read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_waits_for_its_orphans_and_goes_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"from eenet.cli import sweep; sweep.COMMAND = {sweep.COMMAND!r}; sweep.main({arguments(config)[1:]!r})"
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PAUSE": "2"}, cwd=ROOT)

@@ -20,6 +20,8 @@ from lightning_modules.callbacks import RandomState
 from lightning_modules.routine import ExitRoutine
 from tests._dummies import make_network
 
+pytestmark = pytest.mark.forks
+
 
 def make_routine(kind: str = "joint", **arguments: Any) -> ExitRoutine:
     seed_everything(0, verbose=False)
@@ -74,8 +76,7 @@ def assert_same_weights(first: ExitRoutine, second: ExitRoutine) -> None:
         torch.testing.assert_close(values, states[1][name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
-@pytest.mark.parametrize("kind", ["joint", "decoupled"])
+@pytest.mark.parametrize(("kind", "store"), [("joint", "disk"), ("decoupled", "memory")])
 def test_weights_equal_those_of_the_slow_path(kind: str, store: Any, tmp_path: Path) -> None:
     options = FeatureOptions(store, folder=str(tmp_path))
     before = make_routine(kind)
@@ -92,6 +93,7 @@ def test_dropout_draws_the_same_units(tmp_path: Path) -> None:
     assert_same_weights(slow, fit(tmp_path, make_routine(dropout=0.5), FeatureOptions()))
 
 
+@pytest.mark.slow
 def test_as_many_views_as_epochs_equal_the_augmented_slow_path(tmp_path: Path) -> None:
     slow = fit(tmp_path, make_routine(), None, augment=True, epochs=3)
     options = FeatureOptions("disk", views=3, folder=str(tmp_path / "features"))

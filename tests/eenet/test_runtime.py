@@ -40,7 +40,7 @@ def gathered(network: EarlyExitNetwork, inputs: Tensor, policy: Policy) -> tuple
 
 
 @pytest.mark.parametrize("boosted", [False, True])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     batch=st.integers(1, 9),
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),

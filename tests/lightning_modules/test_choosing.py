@@ -23,6 +23,8 @@ from lightning_modules import BackboneTraining, DecoupledExits, JointExits
 from lightning_modules.choosing import ChoosesPoints
 from tests._dummies import make_network, make_vit
 
+pytestmark = pytest.mark.forks
+
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_progress_bar": False,

@@ -18,6 +18,8 @@ from lightning_modules import DecoupledExits, JointExits, QuEE
 from lightning_modules.routine import ExitRoutine
 from tests._dummies import make_network, make_vit
 
+pytestmark = pytest.mark.forks
+
 
 def routine(method: str) -> ExitRoutine:
     if method == "QuEE":
@@ -52,7 +54,7 @@ def test_batches_of_processes_make_up_those_of_one(samples: int, batch_size: int
     assert together == [sorted(batch) for batch in alone]
 
 
-@pytest.mark.parametrize("method", ["DecoupledExits", "JointExits", "QuEE"])
+@pytest.mark.parametrize("method", ["DecoupledExits", "JointExits", pytest.param("QuEE", marks=pytest.mark.slow)])
 def test_two_processes_train_the_weights_of_one(method: str, tmp_path: Path) -> None:
     alone = weights(method, tmp_path / "one", 1)
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=True)

@@ -20,6 +20,8 @@ from lightning_modules import QuEE
 from lightning_modules.tensorboard import TensorBoardReport
 from tests._dummies import make_vit
 
+pytestmark = pytest.mark.forks
+
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
@@ -138,7 +140,7 @@ def test_a_budget_that_no_path_keeps_is_said_and_keeps_nothing_from_the_others(
     assert routine.results["operating_points"][0] == run[0].results["operating_points"][0]
 
 
-@pytest.mark.parametrize("budget", [5.0, 0.001])
+@pytest.mark.parametrize("budget", [5.0, pytest.param(0.001, marks=pytest.mark.slow)])
 def test_figures_are_drawn_in_tensorboard_as_soon_as_there_is_something_to_draw(
     drawn: None, budget: float, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def seeded(**arguments: Any) -> QuEE:
     return make_routine(**arguments)
 
 
+@pytest.mark.slow
 def test_features_of_paths_are_kept_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     memory = seeded(features="memory")
     make_trainer(tmp_path / "memory").fit(memory, datamodule=Digits(batch_size=64))
@@ -220,6 +223,7 @@ class UnequalRanges(QuEE):
         return (rows * (1 + self.global_rank) for rows in super().inputs(split, batches))
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_store(tmp_path: Path) -> None:
     single = seeded()
     fit_from_disk(tmp_path / "one", single, epochs=3, max_steps=8)

@@ -22,6 +22,8 @@ from eenet.reporting import gather_exits
 from lightning_modules import DecoupledExits
 from tests._dummies import make_network
 
+pytestmark = pytest.mark.forks
+
 TEMPERATURES = torch.tensor([0.5, 1.0, 0.7, 2.0], dtype=torch.float64)
 QUANTILES = {
     ("common", 0.1): Quantiles(torch.tensor([0.9, 0.88, 0.9, 0.87])),

@@ -51,6 +51,7 @@ def test_a_larger_lambda_leaves_earlier(tmp_path: Path) -> None:
     assert costs[-2:] == pytest.approx([least] * 2, rel=1e-3)  # its gate costs a little too
 
 
+@pytest.mark.slow
 def test_the_first_of_many_exits_trains_like_the_first_of_three(tmp_path: Path) -> None:
     few, many = (
         fit(make_routine(24, exits, warmup_epochs=4, tradeoff=0.1), tmp_path, 10) for exits in ([0, 11], "all")

@@ -136,8 +136,11 @@ def test_a_checkpoint_of_the_warm_up_holds_the_weights_that_were_judged(tmp_path
         assert judge.results["exits"][0]["accuracy"] == pytest.approx(score.item())
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)
-@pytest.mark.parametrize("monitor", ["val/accuracy", "val/macs_fraction", "val/nll/learned"])
+@pytest.mark.parametrize(
+    ("settings", "monitor"),
+    zip(SETTINGS, ["val/accuracy", "val/macs_fraction", "val/nll/learned"], strict=False),
+    ids=str,
+)
 def test_callbacks_on_routed_figures_do_not_see_the_warm_up(
     monitor: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
