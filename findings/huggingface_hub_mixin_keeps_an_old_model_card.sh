@@ -9,7 +9,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.14.1 huggingface_hub==2.4.0 safetensors
+"$folder/venv/bin/pip" install --quiet torch==2.14.1 huggingface_hub==2.4.0 safetensors==0.8.0 numpy==2.4.6
 cat > "$folder/save.py" <<'PYTHON'
 import json
 import tempfile
