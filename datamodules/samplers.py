@@ -84,16 +84,19 @@ class Batches(BatchSampler):
         self.processes = getattr(sampler, "num_replicas", 1)
 
     @property
+    def samples(self) -> int:
+        """Rows of all processes."""
+        return getattr(self.sampler, "total_size", len(self.sampler))  # type: ignore[arg-type]
+
+    @property
     def joined(self) -> int:
         """Rows of all processes that join the last batch."""
-        samples = getattr(self.sampler, "total_size", len(self.sampler))  # type: ignore[arg-type]
-        left = samples % (self.batch_size * self.processes)
-        joins = not self.drop_last and left < min(samples, 2 * self.processes)
+        left = self.samples % (self.batch_size * self.processes)
+        joins = not self.drop_last and left < min(self.samples, 2 * self.processes)
         return left if joins else 0
 
     def __len__(self) -> int:
-        samples = getattr(self.sampler, "total_size", len(self.sampler))  # type: ignore[arg-type]
-        whole, left = divmod(samples, self.batch_size * self.processes)
+        whole, left = divmod(self.samples, self.batch_size * self.processes)
         return whole + (left > 0 and not self.joined and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -106,7 +109,7 @@ class Batches(BatchSampler):
 
 
 def training_batches(sampler: DistributedSampler, batch_size: int) -> Batches:
-    """The batches of a training loader; warns where the last batch is one larger than asked for."""
+    """The batches of a training loader; warns where rows join the last one."""
     batches = Batches(sampler, batch_size)
     if batches.joined:
         rank_zero_warn(
@@ -125,6 +128,4 @@ def in_turn(dataset: Any, processes: tuple[int, int]) -> Any:
     """
     if processes[0] == 1:
         return None
-    from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-
-    return UnrepeatedDistributedSampler(dataset, *processes, shuffle=False)
+    return unrepeated(DistributedSampler(dataset, *processes, shuffle=False))

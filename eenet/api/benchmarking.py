@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from eenet.api.clocks import Runtime, check_runtime
+from eenet.api.clocks import Runtime, check_runtime, use_threads
 from eenet.api.opening import Run, example, opened
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
@@ -73,7 +73,7 @@ def bench(
     Raises:
         UserError: Counts below 1, no such run or point, or no early exits to time.
     """
-    for field, count in (("threads", 1 if threads is None else threads), ("samples", samples), ("rounds", rounds)):
+    for field, count in (("samples", samples), ("rounds", rounds)):
         if count < 1:
             raise UserError(field, count, "must be at least 1")
     if not batch_size or min(batch_size) < 1 or len(set(batch_size)) < len(batch_size):
@@ -81,8 +81,7 @@ def bench(
     check_runtime(runtime)
     if compile and runtime == "onnx":
         raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     run = opened(run, checkpoint)
     found = measure(run, batch_size, compile, point, samples, rounds, runtime)
     file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))

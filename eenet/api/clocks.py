@@ -41,6 +41,19 @@ def check_runtime(runtime: str) -> None:
         raise UserError("runtime", runtime, f"must be one of {', '.join(get_args(Runtime))}")
 
 
+def use_threads(threads: int | None) -> None:
+    """Let an operator take so many processor threads from here on; `None` changes nothing.
+
+    Raises:
+        UserError: None is left.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError("threads", threads, "must be at least 1")
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Profiled:
     """What parts of a network take.
@@ -77,11 +90,9 @@ def time_parts(
         UserError: Counts below 1, or no classifier with early exits along one chain.
     """
     check_runtime(runtime)
-    for field, count in (("threads", 1 if threads is None else threads), ("rounds", rounds)):
-        if count < 1:
-            raise UserError(field, count, "must be at least 1")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if rounds < 1:
+        raise UserError("rounds", rounds, "must be at least 1")
+    use_threads(threads)
     run = opened(run, checkpoint)
     return Profiled([measure_profile(run, size, runtime, rounds) for size in batch_size], run.file(PROFILE))
 
@@ -120,8 +131,7 @@ def clock_of(run: Run, batch_size: int, runtime: Runtime, threads: int | None = 
         UserError: Its parts were not measured so.
     """
     check_runtime(runtime)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     device = device_name(torch.device("cpu"))
     parts = find(run.file(PROFILE), run.checkpoint, runtime, torch.get_num_threads(), batch_size, device)
     batches = validation_batches(run, batch_size, BATCHES)

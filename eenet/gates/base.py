@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from eenet.described import Described
@@ -51,9 +52,16 @@ class Gate(Described, nn.Module, ABC):
         """The memory before the first exit, from the first exit's logits; a gate without memory keeps nothing."""
         return ()
 
-    @abstractmethod
     def forward(self, logits: Tensor) -> Tensor:
-        """Scores of every gate, `(batch, gates)`, from the exits' logits, `(batch, gates, classes)`."""
+        """Scores of every gate, `(batch, gates)`, from the exits' logits, `(batch, gates, classes)`.
+
+        They are those of `at` in turn; a gate whose scores do not depend on each other computes them at once instead.
+        """
+        memory, scores = self.start(logits[:, 0]), []
+        for exit in range(self.num_gates):
+            score, memory = self.at(exit, logits[:, exit], memory)
+            scores.append(score)
+        return torch.stack(scores, dim=1)
 
     @abstractmethod
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:

@@ -42,14 +42,6 @@ class SchedulerGate(Gate):
         """No votes and no scores yet: `(batch, classes)` and `(batch, gates)`."""
         return torch.zeros_like(logits), logits.new_zeros(logits.shape[0], self.num_gates)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Logits of the probability that each exit is right, `(batch, gates)`."""
-        memory, scores = self.start(logits[:, 0]), []
-        for exit in range(self.num_gates):
-            score, memory = self.at(exit, logits[:, exit], memory)
-            scores.append(score)
-        return torch.stack(scores, dim=1)
-
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Logit of the probability that one exit is right, `(batch,)`."""
         votes, earlier = memory

@@ -127,14 +127,6 @@ class StoppingGate(Gate):
             parts += [own, passed.answer.softmax(-1).amax(-1, keepdim=True)]
         return torch.cat(parts, dim=1), Passed(described, prediction, run, passed.answer)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Scores `(batch, gates)`."""
-        memory, scores = self.start(logits[:, 0]), []
-        for exit in range(self.num_gates):
-            score, memory = self.at(exit, logits[:, exit], memory)
-            scores.append(score)
-        return torch.stack(scores, dim=1)
-
     def at(self, exit: int, logits: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
         """Score of one exit, `(batch,)`; with recall the answer that is remembered is the better one from here on."""
         return self.score(exit, logits, *self.known(logits, memory))

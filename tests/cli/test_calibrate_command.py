@@ -204,3 +204,8 @@ def test_stopping_on_too_few_training_samples_is_refused(
     monkeypatch.setattr("eenet.api.calibrating.read_training", lambda run, most: read_training(run, 20))
     said = failure(capsys, "calibrate", str(run), "--policy", "stopping", "--budget", "0.6")
     assert "policy = 'stopping': needs more than 35 training samples for its regressions and has 20" in said
+
+
+def test_a_budget_by_the_clock_needs_a_thread(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = failure(capsys, "calibrate", str(run), "--policy", "margin", "--budget-ms", "1", "--threads", "0")
+    assert "threads = 0: must be at least 1" in said
