@@ -8,7 +8,7 @@ from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
 from eenet.errors import UserError
 from eenet.rank_zero import rank_zero_only
-from eenet.reporting import make_console, not_chosen_lines, write_json
+from eenet.reporting import make_console, not_chosen_lines, show, write_json
 from lightning_modules.choosing import chosen
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.heading import heading
@@ -116,7 +116,7 @@ class DecoderRoutine(ExitRoutine):
             figures = ((row[key], 1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
             table.add_row(name, *("-" if figure is None else f"{figure * unit:.2f}" for figure, unit in figures))
         console = make_console()
-        console.print(table)
+        show(table, console=console)
         for line in not_chosen_lines(results["points"].values()):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from eenet.reporting import (
     reliability_figure,
     results_table,
     save_figure,
+    show,
     write_json,
 )
 from lightning_modules.base import Module
@@ -98,10 +99,10 @@ class Reports(Module):
     @rank_zero_only
     def _print_results(self) -> None:
         console = make_console()
-        console.print(results_table(self.results))
+        show(results_table(self.results), console=console)
         if self.results["part"]:
             console.print(f"figures of a part: {self.results['part']}", highlight=False)
         for line in not_chosen_lines(self.results["operating_points"]):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         if "calibrated" in self.results["exits"][0]:
-            console.print(calibration_table(self.results), conformal_table(self.results))
+            show(calibration_table(self.results), conformal_table(self.results), console=console)

@@ -28,7 +28,7 @@ def main(args: list[str]) -> None:
     options = vars(parser.parse_args(args))
     from eenet.api.benchmarking import bench
     from eenet.api.clocks import time_parts
-    from eenet.reporting import make_console
+    from eenet.reporting import show
     from eenet.reporting.speed import profile_table, speed_table
 
     run, checkpoint, sizes = options.pop("run"), options.pop("ckpt_path"), batch_sizes(options.pop("batch_size"))
@@ -36,11 +36,11 @@ def main(args: list[str]) -> None:
         kept = {name: options[name] for name in ("threads", "runtime", "rounds")}
         timed = time_parts(run, batch_size=sizes, checkpoint=checkpoint, **kept)
         for parts in timed.parts:
-            make_console().print(profile_table(parts))
+            show(profile_table(parts))
         print(f"profile: {timed.file}\nuse it with: eenet calibrate {run} --budget-ms MS")
         return
     found = bench(run, batch_size=sizes, checkpoint=checkpoint, **options)
-    make_console().print(speed_table(found.bench))
+    show(speed_table(found.bench))
     for batch in found.bench["batches"]:
         print(f"overhead when nobody leaves early, batch {batch['batch_size']}: {100 * batch['overhead']:.1f} %")
     print(f"results: {found.file}\nfigure: {found.figure}")

@@ -10,7 +10,7 @@ from eenet.calibration import OperatingPoint
 from eenet.decoding import DecoderNetwork
 from eenet.errors import some
 from eenet.policies import BestWay, PredictedErrors
-from eenet.reporting import make_console
+from eenet.reporting import show
 from eenet.tree import Tree, path_name
 
 ON_VALIDATION = (
@@ -34,7 +34,7 @@ def say(found: Calibrated) -> None:
     network = found.run.model.network
     tokens = isinstance(network, DecoderNetwork)
     if found.points:
-        make_console().print((token_table if tokens else table)(found.points, found.samples))
+        show((token_table if tokens else table)(found.points, found.samples))
         print(*[ON_VALIDATION, *([TEACHER_FORCED] if tokens else [])], sep="\n")
         print(f"calibration: {found.file}\nuse it with: eenet test {found.run.options} --point all")
     if not tokens:
@@ -50,10 +50,10 @@ def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
     units = {key: name for key, name in units.items() if key in next(iter(points.values())).got}
     widths = {name: widths_of(point) for name, point in points.items()}
     columns = ["widths"] if any(widths.values()) else []
-    costs = [f"validation {name} %" for name in units.values()]
+    costs = [f"{name} %" for name in units.values()]
     timed = ["ms by the clock"] if any("ms" in point.got for point in points.values()) else []
-    headings = ("point", "asked", *columns, "validation accuracy %", *costs, *timed)
-    found = Table(*headings, title=f"{samples} validation samples")
+    headings = ("point", "asked", *columns, "accuracy %", *costs, *timed)
+    found = Table(*headings, title=f"on {samples} validation samples")
     for name, point in points.items():
         accuracy, error = 100 * point.got["accuracy"], 100 * point.got["accuracy_se"]
         shares = [f"{100 * point.got[key]:.1f}" for key in units]

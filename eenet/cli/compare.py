@@ -27,13 +27,11 @@ def main(args: list[str]) -> None:
     parser.add_argument("--ckpt_path", type=str, default="last", help="whose results: last, best or a file name")
     options = parser.parse_args(args)
     from eenet.api.comparing import compare
-    from eenet.reporting import make_console
+    from eenet.reporting import show
     from eenet.reporting.compare_curves import parse_budgets
     from eenet.reporting.compare_table import areas_sheet, points_sheet, rich_table
 
     budgets, told = parse_budgets(options.budgets), shlex.join(["eenet", "compare", *args])
     comparison = compare(options.runs, options.out, budgets=budgets, checkpoint=options.ckpt_path, told=told)
-    console = make_console()
-    for sheet in (points_sheet(comparison), areas_sheet(comparison)):
-        console.print(rich_table(sheet))
+    show(*(rich_table(sheet) for sheet in (points_sheet(comparison), areas_sheet(comparison))))
     print(f"page: {Path(options.out, 'index.html')}")

@@ -7,13 +7,13 @@ def main(args: list[str]) -> None:
     """Run `eenet doctor` with some arguments; what is missing is no failure."""
     Parser(prog="eenet doctor", description="Print versions, and which optional parts there are.").parse_args(args)
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from eenet.cli.checks import data_and_models, machine, packages, versions
     from eenet.reporting import make_console
 
     print(*versions(), sep="\n")
-    table = Table("", "what", "for", "found, or how to get it")
+    table = Table("", "what", "for", Column("found, or how to get it", overflow="fold"))
     for section in (data_and_models(), packages(), machine()):
         for check in section:
             found = check.find()

@@ -28,7 +28,7 @@ def list_stores(folder: str = "features") -> None:
     Args:
         folder: Folder of the stores.
     """
-    from eenet.reporting import make_console
+    from eenet.reporting import show
 
     table = Table("key", "samples of", "number", "early exits", "dtype", "shards", "MB")
     stores = find_stores(folder)
@@ -36,7 +36,7 @@ def list_stores(folder: str = "features") -> None:
         layout, written = store.layout, len(list(store.folder.glob("shards/*.json")))
         cells = [store.folder.name, store.name, f"{store.samples:,}", str(len(layout.shapes)), layout.dtype]
         table.add_row(*cells, f"{written} of {len(store.shards)}", f"{store.num_bytes / 1e6:,.1f}")
-    make_console().print(table)
+    show(table)
     print(f"total: {sum(store.num_bytes for store in stores) / 1e6:,.1f} MB in {folder}")
 
 

@@ -39,7 +39,7 @@ from eenet.decoding.study import (
 )
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
-from eenet.reporting import make_console, save_figure, write_json
+from eenet.reporting import save_figure, show, write_json
 from lightning_modules.probes import train_probes
 
 SCHEMA = 1
@@ -280,7 +280,7 @@ def report(study: dict[str, Any], folder: Path) -> None:
         for row in rows:
             table.add_row(family, *(f"{row[name]:.4g}" if name in row else "" for name in columns))
         table.add_section()
-    make_console().print(table)
+    show(table)
     for family, oracle in study["oracle"].items():
         found = f"{oracle['layers']:.2f} layers ({100 * oracle['layers_fraction']:.1f} %), score {oracle['score']:.4f}"
         print(f"oracle ({study['settings']['oracle']}) over {family} plans: {found}")

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules import RunData
 from eenet.calibration import Calibration
+from eenet.cli.progress import ProgressLine, drop_useless
 from eenet.errors import UserError
 from eenet.parsing.refusals import Refusals
 from eenet.reporting import write_text
@@ -67,6 +67,7 @@ class EenetCLI(LightningCLI):
     def __init__(
         self, args: list[str] | dict[str, Any] | None = None, run: bool = True, saved: dict[str, Any] | None = None
     ) -> None:
+        drop_useless()
         self.training: Training | None = None
         self.saved = saved
         self.asked = args[0] if isinstance(args, list) and args else None
@@ -152,8 +153,10 @@ class EenetCLI(LightningCLI):
             if config.enable_checkpointing is not False:
                 callbacks.append(LastCheckpoint())
         if config.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar(refresh_rate=20))
+            callbacks.append(ProgressLine())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        if config.enable_model_summary is None:  # of modules in a tree that says nothing of exits; `inspect` does
+            kwargs["enable_model_summary"] = False
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
         trainer = super().instantiate_trainer(**kwargs)

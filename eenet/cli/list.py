@@ -9,25 +9,26 @@ from typing import Any
 from eenet.parsing.shipped import CONFIGS, names
 
 WIDTH = 180
-"""Columns of the table where there is no terminal."""
+"""Columns of the table where there is no terminal; with fewer, classes are left out."""
 
 
 def main(args: list[str]) -> None:
     """Run `eenet list` with some arguments."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from eenet.parsing.refusals import Parser
 
     Parser(prog="eenet list", description="Print the shipped configurations.").parse_args(args)
-    table = Table("configuration", "routine", "backbone", "data", "what it is")
-    for column in table.columns:
-        column.no_wrap = True
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    classes = ["routine", "backbone", "data"] if console.width >= WIDTH else []
+    table = Table(*(Column(heading, no_wrap=True) for heading in ("configuration", *classes)), "what it is")
     for _, group in groupby(names(), key=lambda name: name.partition("/")[0]):
         for name in group:
-            table.add_row(name, *describe(CONFIGS / f"{name}.yaml"))
+            *parts, purpose = describe(CONFIGS / f"{name}.yaml")
+            table.add_row(name, *parts[: len(classes)], purpose)
         table.add_section()
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    console.print(table)
     print(
         f"from {CONFIGS}\n"
         "train one: eenet fit --config digits/vit_jei_dnn\n"

@@ -45,7 +45,7 @@ def show(backbone: StagedBackbone, formats: bool) -> None:
     """Print the stages, a proposal, and what can be exported."""
     from rich.table import Table
 
-    from eenet.reporting.table import make_console
+    from eenet.reporting.console import show
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,7 +57,7 @@ def show(backbone: StagedBackbone, formats: bool) -> None:
     for stage, shapes in enumerate(state_shapes(backbone)):
         head = "own head" if stage == backbone.num_stages - 1 else f"+ {costs.heads[stage]:,}"
         table.add_row(str(stage), names[stage], shapes, f"{costs.stages[stage]:,}", f"{100 * reached[stage]:.1f}", head)
-    make_console().print(table)
+    show(table)
     chosen = propose(reached)
     said = ", ".join(names[stage] or str(stage) for stage in chosen)
     spent = ", ".join(f"{100 * reached[stage]:.0f}" for stage in chosen)

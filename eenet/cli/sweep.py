@@ -222,7 +222,7 @@ def report(folder: Path, runs: list[Run]) -> None:
     """Write `sweep.csv`, a row for each run and operating point, and print it; say which points are not chosen."""
     from rich.table import Table
 
-    from eenet.reporting import chosen_rows, make_console, not_chosen_lines, read_results, write_text
+    from eenet.reporting import chosen_rows, not_chosen_lines, read_results, show, write_text
 
     found = [(run, read_results(run.folder / "results.json")) for run in runs]
     rows = [
@@ -243,5 +243,5 @@ def report(folder: Path, runs: list[Run]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.4f}" if key in FIGURES else str(value) for key, value in row.items()))
-    make_console().print(table)
+    show(table)
     print(f"table: {folder / 'sweep.csv'}")

@@ -1,5 +1,6 @@
 """What a run found: the results of a split as plain values, written whole, drawn and tabulated."""
 
+from eenet.reporting.console import make_console, show
 from eenet.reporting.figures import accuracy_cost_figure, exit_histogram_figure, reliability_figure, save_figure
 from eenet.reporting.results import (
     SCHEMA,
@@ -14,7 +15,7 @@ from eenet.reporting.results import (
     write_json,
     write_text,
 )
-from eenet.reporting.table import calibration_table, conformal_table, make_console, not_chosen_lines, results_table
+from eenet.reporting.table import calibration_table, conformal_table, not_chosen_lines, results_table
 
 __all__ = [
     "SCHEMA",
@@ -33,6 +34,7 @@ __all__ = [
     "reliability_figure",
     "results_table",
     "save_figure",
+    "show",
     "static_exits",
     "widest_nodes",
     "write_json",

@@ -3,27 +3,30 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from eenet.reporting.results import Results, chosen_rows
 
-
-def make_console() -> Console:
-    """A console as wide as its terminal, or wide enough for the tables where there is none."""
-    return Console(width=None if Console().is_terminal else 140)
+BOTH = {
+    "NLL": ("nll", 1, 3),
+    "ECE %": ("ece", 100, 2),
+    "ECE mass %": ("ece_mass", 100, 2),
+    "Brier": ("brier", 1, 3),
+}
+"""Figures that temperatures change: where each is, what it is multiplied by, and its digits."""
 
 
 def results_table(results: Results) -> Table:
-    """Accuracy, also with classes counted alike (balanced, macro F1), calibration and cost of every row.
+    """Accuracy, cost, calibration and accuracy with classes counted alike (balanced, macro F1) of every row.
 
-    AUROC is of an exit's confidence as a sign that the last exit will disagree.
+    Leaving are the samples that leave at each exit. AUROC is of an exit's confidence as a sign that the last exit
+    will disagree.
     """
     table = Table(title=f"{results['method']} on {results['data']}, {results['split']} split, seed {results['seed']}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     quantized = ["BitOPs %"] if any("bitops_fraction" in row for row in results["operating_points"]) else []
-    headings = ["accuracy %", "balanced %", "F1 %", "NLL", "ECE %", "AUROC %", "Brier", "MACs", "MACs %"]
-    headings += [*(quantized or ["stages"]), "leaving at each exit %"]
+    headings = ["accuracy %", "MACs %", *quantized, "NLL", "ECE %", "leaving %", "MACs"]
+    headings += [*([] if quantized else ["stages"]), "balanced %", "F1 %", "Brier", "AUROC %"]
     for heading in headings:
         table.add_column(heading, justify="right")
     if uncounted := results.get("costs", {}).get("uncounted"):
@@ -50,21 +53,21 @@ def not_chosen_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def calibration_table(results: Results) -> Table:
-    """What a calibration changes: asked and got, and the figures before and after the temperatures."""
+    """What a calibration changes: asked and got, figures before and after (T) the temperatures.
+
+    ECE mass is over bins of equal mass.
+    """
     doubtful = [row["name"] for row in results["exits"] if row["calibrated"].get("doubt")]
     caption = f"{', '.join(doubtful)}: validation samples do not determine the temperature" if doubtful else None
-    table = Table(title="calibrated on the validation split; before > after the temperatures", caption=caption)
+    table = Table(title="calibrated on the validation split; T: with its temperatures", caption=caption)
     table.add_column("")
-    for heading in ("asked", "got", "NLL", "ECE %", "ECE, equal mass %", "Brier", "AURC"):
+    for heading in ("asked", "got", *(f"{name}{after}" for name in BOTH for after in ("", " T")), "AURC"):
         table.add_column(heading, justify="right")
     for row in results["exits"] + chosen_rows(results):
         table.add_row(
             row["name"],
             *_asked_and_got(row),
-            _change(row, "nll", 1, 3),
-            _change(row, "ece", 100, 2),
-            _change(row, "ece_mass", 100, 2),
-            _change(row, "brier", 1, 3),
+            *(f"{size * of[key]:.{digits}f}" for key, size, digits in BOTH.values() for of in (row, row["calibrated"])),
             f"{row['aurc']:.4f}",
         )
     return table
@@ -90,30 +93,30 @@ def _asked_and_got(row: dict[str, Any]) -> tuple[str, str]:
     asked = row.get("asked", {})
     wanted = ", ".join(f"{key} {value:g}" for key, value in asked.items())
     if "budget" in asked:
-        return wanted, f"{row['macs_fraction']:.3f}"
+        return wanted, f"MACs {100 * row['macs_fraction']:.1f} %"
     if "budget-macs" in asked:
         return wanted, si(row["macs"])
     if "budget-bitops" in asked:
-        return wanted, f"{row['bitops_fraction']:.4f}"
-    return wanted, f"{100 * row['accuracy']:.2f} %" if asked else ""
-
-
-def _change(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
-    return f"{scale * row[key]:.{digits}f} > {scale * row['calibrated'][key]:.{digits}f}"
+        return wanted, f"BitOPs {100 * row['bitops_fraction']:.2f} %"
+    return wanted, f"accuracy {100 * row['accuracy']:.2f} %" if asked else ""
 
 
 def _cells(row: dict[str, Any], shares: str) -> list[str]:
+    quantized = "bitops_fraction" in row
     return [
         row["name"],
-        *(f"{100 * row[key]:.2f}" for key in ("accuracy", "balanced_accuracy", "macro_f1")),
+        f"{100 * row['accuracy']:.2f}",
+        f"{100 * row['macs_fraction']:.1f}",
+        *([f"{100 * row['bitops_fraction']:.2f}"] if quantized else []),
         f"{row['nll']:.3f}",
         f"{100 * row['ece']:.2f}",
-        "" if row.get("failure_auroc") is None else f"{100 * row['failure_auroc']:.1f}",
-        f"{row['brier']:.3f}",
-        si(row["macs"]),
-        f"{100 * row['macs_fraction']:.1f}",
-        f"{100 * row['bitops_fraction']:.2f}" if "bitops_fraction" in row else f"{row['stages_mean']:.2f}",
         shares,
+        si(row["macs"]),
+        *([] if quantized else [f"{row['stages_mean']:.2f}"]),
+        f"{100 * row['balanced_accuracy']:.2f}",
+        f"{100 * row['macro_f1']:.2f}",
+        f"{row['brier']:.3f}",
+        "" if row.get("failure_auroc") is None else f"{100 * row['failure_auroc']:.1f}",
     ]
 
 
