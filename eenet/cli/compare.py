@@ -30,8 +30,10 @@ def main(args: list[str]) -> None:
     from eenet.reporting import show
     from eenet.reporting.compare_curves import parse_budgets
     from eenet.reporting.compare_table import areas_sheet, points_sheet, rich_table
+    from eenet.reporting.compare_verdict import verdict
 
     budgets, told = parse_budgets(options.budgets), shlex.join(["eenet", "compare", *args])
     comparison = compare(options.runs, options.out, budgets=budgets, checkpoint=options.ckpt_path, told=told)
     show(*(rich_table(sheet) for sheet in (points_sheet(comparison), areas_sheet(comparison))))
+    print(*verdict(comparison), sep="\n")
     print(f"page: {Path(options.out, 'index.html')}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from eenet.errors import UserError, command
 from eenet.files import short_names
 from eenet.profile import CostProfile, bitops
+from eenet.reporting.names import spoken
 from eenet.reporting.results import Results, check_weights, chosen_rows, read_results
 from eenet.reporting.table import not_chosen_lines
 from eenet.runs.folder import RunFolder
@@ -172,7 +173,7 @@ class Group:
     @property
     def method(self) -> str:
         """The method, with the policy if it is not the method's own."""
-        return ", ".join(filter(None, (self.results["method"], self.policy)))
+        return spoken(self.results["method"], self.policy)
 
     @property
     def seeds(self) -> list[int | None]:

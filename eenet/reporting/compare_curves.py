@@ -8,7 +8,7 @@ import numpy as np
 
 from eenet import __version__
 from eenet.errors import UserError
-from eenet.reporting.compare import STATIC_MODELS, Group, Point, Run, Spread, group_runs, spread, tested_on
+from eenet.reporting.compare import STATIC_MODELS, Group, Point, Row, Run, Spread, group_runs, spread, tested_on
 
 KINDS = ("operating_points", "random_routing", "static_exits")
 """The lines of a curve: the method's own, and the two that it has to beat."""
@@ -146,16 +146,27 @@ def curve_area(costs: Sequence[float], accuracies: Sequence[float], budgets: Bud
         >>> curve_area([0.3, 0.6], [0.8, 0.9], Budgets(0.2, 1.0)) is None
         True
     """
-    points = np.array([costs, accuracies])
-    points = points[:, np.lexsort((-points[1], points[0]))]
-    rising, first = np.unique(points[0], return_index=True)  # of points of one cost, the best
-    envelope = np.maximum.accumulate(points[1, first])
+    rising, best = raised(costs, accuracies)
     if rising[0] > budgets.low:
         return None
     inside = rising[(rising > budgets.low) & (rising < budgets.high)]
     at = np.array([budgets.low, *inside, budgets.high])
-    heights = np.interp(at, rising, envelope)
+    heights = np.interp(at, rising, best)
     return float(np.diff(at) @ (heights[1:] + heights[:-1]) / 2 / (budgets.high - budgets.low))
+
+
+def raised(costs: Sequence[float], accuracies: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rising costs, and the accuracy of the best point that costs no more."""
+    points = np.array([costs, accuracies])
+    points = points[:, np.lexsort((-points[1], points[0]))]
+    rising, first = np.unique(points[0], return_index=True)  # of points of one cost, the best
+    return rising, np.maximum.accumulate(points[1, first])
+
+
+def envelope(rows: Sequence[Row], budget: float) -> float | None:
+    """Accuracy of the line of `curve_area` at a budget, `None` where its cheapest point costs more."""
+    rising, best = raised([row["macs_fraction"] for row in rows], [row["accuracy"] for row in rows])
+    return None if rising[0] > budget else float(np.interp(budget, rising, best))
 
 
 def line_area(groups: Sequence[Group], kind: str, budgets: Budgets) -> Area:

@@ -16,6 +16,7 @@ from eenet.profile import bitops
 from eenet.reporting.compare import MIXTURES, Group, Point, Spread
 from eenet.reporting.compare_bitops import quantized_lines
 from eenet.reporting.compare_curves import Comparison, Curve
+from eenet.reporting.compare_verdict import full_network
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito, told apart with any colour vision; black is the static models'."""
@@ -32,6 +33,9 @@ def accuracy_cost(comparison: Comparison) -> Figure:
     figure, (axes,) = _figure(comparison, 7.5, 1)
     _draw_lines(axes, comparison, "accuracy")
     axes.axvspan(*(100 * budget for budget in comparison.budgets), color="0.5", alpha=0.1, lw=0)
+    full = full_network(comparison)
+    if full is not None:
+        axes.axhline(100 * full.mean, color="0.5", lw=1, zorder=0)
     _legend(figure, comparison)
     return figure
 
@@ -179,6 +183,7 @@ def _legend(figure: Figure, comparison: Comparison) -> None:
         ]
         if len(figure.axes) == 1:
             handles.append(Patch(color="0.5", alpha=0.2, label="between the budgets of the area"))
+            handles.append(Line2D([], [], color="0.5", lw=1, label="full network"))
         figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(figure.axes), frameon=False)
 
 

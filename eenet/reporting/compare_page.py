@@ -8,6 +8,7 @@ from eenet import __version__
 from eenet.errors import command as quoted
 from eenet.reporting.compare_curves import Comparison
 from eenet.reporting.compare_table import Sheet, areas_sheet, definitions, exits_sheet, points_sheet
+from eenet.reporting.compare_verdict import latency_sheet, verdict
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -15,13 +16,16 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; } th { white-space: normal; }
-th:first-child, td:first-child { text-align: left; } thead, tbody { border-bottom: 1px solid #999; }
+th:first-child, td:first-child, .words td { text-align: left; }
+.words td { white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child { min-width: 9rem; } thead, tbody { border-bottom: 1px solid #999; }
 tbody tr:nth-child(even) { background: #f4f4f4; } dt { font-weight: 600; } code { overflow-wrap: anywhere; }
 """
 
 CAPTIONS = {
     "accuracy_cost": "Accuracy against MACs. Full lines: the operating points, with one standard deviation over seeds. "
     "Dashed: random routing at the same exit fractions. Dotted: the static exits of every run. Black: static models. "
+    "Grey: the full network. "
     "The grey band is where the area is taken.",
     "accuracy_bitops": "Accuracy against BitOPs. Full lines: the operating points, with one standard deviation over "
     "seeds. Dotted: static networks cut at an exit. Dashed: early exits by the maximum probability over the segments "
@@ -40,19 +44,23 @@ def page(comparison: Comparison, figures: Mapping[str, str], command: str) -> st
         figures: SVGs by the names of `CAPTIONS`.
         command: The command line that made it.
     """
-    areas = areas_sheet(comparison)
+    areas, drawn = areas_sheet(comparison), [_figure(*figure) for figure in figures.items()]
     parts = [
         f"<h1>Comparison on {escape(comparison.title)}</h1>",
-        _provenance(comparison),
+        *drawn[:1],
+        *(f"<p><strong>{escape(line)}</strong></p>" for line in verdict(comparison)),
+        _table(latency_sheet(comparison)),
+        _table(points_sheet(comparison)),
         _table(areas),
         *(f"<p>{escape(line)}</p>" for line in areas.caption.splitlines()),
-        *(_figure(name, svg) for name, svg in figures.items()),
-        _table(points_sheet(comparison)),
+        *drawn[1:],
         _table(exits_sheet(comparison)),
         _definitions(definitions(comparison)),
+        _provenance(comparison),
         _runs(comparison, command),
     ]
-    head = f'<meta charset="utf-8"><title>eenet: {escape(comparison.title)}</title><style>{STYLE}</style>'
+    title = f"<title>eenet: {escape(comparison.title)}</title>"
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{title}<style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
@@ -63,12 +71,12 @@ def _provenance(comparison: Comparison) -> str:
     return f"<p>{record['sizes'][split]:,} samples, the same in all runs, digest {escape(record['digest'][split])}.</p>"
 
 
-def _table(sheet: Sheet) -> str:
+def _table(sheet: Sheet, kind: str = "") -> str:
     if not sheet.sections:
         return ""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in sheet.headings)
     body = "".join(_section(name, rows, len(sheet.headings)) for name, rows in sheet.sections.items())
-    table = f"<table><thead><tr>{head}</tr></thead>{body}</table>"
+    table = f"<table{kind}><thead><tr>{head}</tr></thead>{body}</table>"
     return f'<h2>{escape(sheet.title)}</h2><div class="wide">{table}</div>'
 
 
@@ -105,4 +113,5 @@ def _runs(comparison: Comparison, command: str) -> str:
         for run in comparison.runs
     ]
     sheet = Sheet("Runs", ["folder", "method", "seed", "versions", "results made by"], {"": rows}, "")
-    return f"{_table(sheet)}<p>This page was made by eenet {escape(__version__)}: <code>{escape(command)}</code></p>"
+    table = _table(sheet, ' class="words"')
+    return f"{table}<p>This page was made by eenet {escape(__version__)}: <code>{escape(command)}</code></p>"

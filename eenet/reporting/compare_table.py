@@ -75,7 +75,7 @@ def definitions(comparison: Comparison) -> dict[str, str]:
         "at each exit, drawn at random, at the same MACs: exactly the mixture of the static exits' figures. ECE and "
         "AURC are not means over samples, so a mixture's ECE is not the mixture of ECEs, and none is shown",
         "static exits": "the network cut at one exit for all samples",
-        "static models": "backbones of other sizes trained alone, of runs of the method `backbone`",
+        "static models": "backbones of other sizes trained alone, of runs of the method backbone",
         "accuracy %": "share of the samples whose predicted class is right",
         "balanced %": "balanced accuracy: mean over the classes with samples of the share of theirs that is right",
         "F1 %": "macro F1: mean over classes of the harmonic mean of precision and recall",

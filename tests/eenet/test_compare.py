@@ -24,6 +24,7 @@ from eenet.reporting.compare_figures import FIGURES as DRAWN
 from eenet.reporting.compare_figures import accuracy_cost, calibration_cost, draw_all, exit_histogram, svg
 from eenet.reporting.compare_page import page
 from eenet.reporting.compare_table import areas_sheet, exits_sheet, points_sheet
+from eenet.reporting.compare_verdict import latency_sheet, verdict
 from eenet.runs import RunFolder
 from tests._dummies.results import EXIT_ACCURACIES, make_results, make_static, write_run
 
@@ -110,7 +111,7 @@ def test_seeds_are_averaged() -> None:
     }
     (curve,) = compared(**runs).curves
     (group,) = curve.groups
-    assert (group.label, group.seeds, curve.name) == ("tradeoff=1", [0, 1, 2], "jei_dnn")
+    assert (group.label, group.seeds, curve.name) == ("tradeoff=1", [0, 1, 2], "JEI-DNN")
     (point,) = group.points("operating_points")
     assert point.figures["accuracy"] == pytest.approx((np.mean(accuracies), np.std(accuracies, ddof=1)))
     macs = 1 - np.array(shares) / 2
@@ -146,7 +147,7 @@ def test_runs_with_several_points_or_other_exits_are_curves_of_their_own() -> No
         one=make_results(budgets), two=make_results(budgets), three=make_results(), four=make_results(exit_stages=[1])
     )
     assert [curve.name for curve in comparison.curves] == [
-        f"jei_dnn ({name})" for name in ("one", "two", "three", "four")
+        f"JEI-DNN ({name})" for name in ("one", "two", "three", "four")
     ]
 
 
@@ -154,7 +155,7 @@ def test_policies_of_one_run_are_curves_of_their_own() -> None:
     names = ["budget-0.6", "patience-budget-0.6", "budget-0.9", "patience-budget-0.9"]
     results = make_results([(name, 0.2 * n, 0.6 + n / 10) for n, name in enumerate(names)])
     comparison = compared(a=results)
-    assert [curve.name for curve in comparison.curves] == ["jei_dnn", "jei_dnn, patience"]
+    assert [curve.name for curve in comparison.curves] == ["JEI-DNN", "JEI-DNN, patience"]
     assert [[point.name for _, point in curve.points("operating_points")] for curve in comparison.curves] == [
         ["budget-0.9", "budget-0.6"],
         ["patience-budget-0.9", "patience-budget-0.6"],
@@ -168,7 +169,7 @@ def test_static_models_stand_at_their_share_of_the_dearest_backbone() -> None:
         large=make_static(1000, 0.9), exits=make_results(), small=make_static(500, 0.7, backbone={"family": "ViT"})
     )
     static, routed = comparison.curves
-    assert (static.name, routed.name) == ("static models", "jei_dnn")
+    assert (static.name, routed.name) == ("static models", "JEI-DNN")
     assert [point.figures["macs_fraction"].mean for _, point in static.points("operating_points")] == [0.5, 1.0]
     assert static.areas["operating_points"].value == pytest.approx((0.8, None))
     assert routed.areas["operating_points"].value is None
@@ -219,7 +220,7 @@ def test_bitops_are_compared_where_a_run_is_quantized() -> None:
     sheet = points_sheet(comparison)
     column = sheet.headings.index("BitOPs %")
     shown = {name: [row[column] for row in rows] for name, rows in sheet.sections.items()}
-    assert shown == {"quee": ["2.34±0.00"], "jei_dnn": ["75.00"]}  # 64 / 1024 of 750 MACs in 2,000
+    assert shown == {"QuEE": ["2.34±0.00"], "JEI-DNN": ["75.00"]}  # 64 / 1024 of 750 MACs in 2,000
     lines = quantized_lines(comparison)
     points = {
         name: [(p.figures["bitops_fraction"].mean, p.figures["accuracy"].mean) for p in line]
@@ -237,7 +238,7 @@ def test_bitops_are_compared_where_a_run_is_quantized() -> None:
     assert set(figures) == {*DRAWN, "accuracy_bitops"}
     (axes,) = figures["accuracy_bitops"].axes
     assert axes.get_xscale() == "log"
-    assert {line.get_label() for line in axes.containers} == {*points, "quee", "jei_dnn"}
+    assert {line.get_label() for line in axes.containers} == {*points, "QuEE", "JEI-DNN"}
     assert "accuracy bitops" in page(comparison, {name: svg(figure) for name, figure in figures.items()}, "")
     assert set(draw_all(compared(a=make_results()))) == {*DRAWN}
 
@@ -245,7 +246,7 @@ def test_bitops_are_compared_where_a_run_is_quantized() -> None:
 def test_the_table_shows_mean_deviation_and_the_gain_over_random_routing() -> None:
     runs = {f"a_seed_{n}": make_results([("learned", 0.5, 0.7 + 0.1 * n)], seed=n) for n in range(2)}
     sheet = points_sheet(compared(**runs))
-    (row,) = sheet.sections["jei_dnn"]
+    (row,) = sheet.sections["JEI-DNN"]
     shown = dict(zip(sheet.headings, row, strict=True))
     assert shown["operating point"] == "a: learned"
     assert shown["accuracy %"] == "75.00±7.07"
@@ -445,6 +446,42 @@ def test_the_page_is_whole_escaped_and_self_contained() -> None:
     assert text == page(
         comparison, {name: svg(draw(comparison)) for name, draw in DRAWN.items()}, f"eenet compare {evil}"
     )
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ((0.60, 0.62), "10.00 ± 0.00 points ahead of decoupled exits: more than the spread over 2 seeds."),
+        ((0.80, 0.62), "0.00 ± 14.14 points ahead of"),
+    ],
+)
+def test_the_verdict_names_the_best_and_doubts_what_the_seeds_do_not_show(second: tuple, expected: str) -> None:
+    runs = {}
+    for seed, (mine, theirs) in enumerate(zip((0.70, 0.72), second, strict=True)):
+        runs[f"jei_seed_{seed}"] = make_results([("learned", 0.5, mine)], seed=seed)
+        runs[f"other_seed_{seed}"] = make_results([("learned", 0.5, theirs)], seed=seed, method="decoupled")
+    low, high, full = verdict(compared(**runs))
+    assert low == "Within 50 % of the MACs: no curve has a point that is cheap enough."
+    assert expected in high
+    assert ("neither is shown to be better" in high) == (second[0] == 0.80)
+    assert full == "The full network: 80.00 ± 0.00 % right."
+
+
+def test_the_verdict_says_that_one_seed_shows_nothing_and_the_clock_has_a_table(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    write_run(folder, make_results())
+    row = {"name": "full network", "p50_ms": 2.0, "theoretical_speedup": 1.0, "realised_speedup": 1.0}
+    bench = {"device": "cpu", "threads": 1, "runtime": "torch", "batches": [{"batch_size": 1, "rows": [row]}]}
+    (folder / "bench.json").write_text(json.dumps(bench))
+    other = write_run(tmp_path / "b", make_results(method="decoupled"))
+    comparison = compare(load_runs([str(folder), other]), Budgets(0.75, 1.0))
+    assert "one seed in common" in verdict(comparison)[0]
+    assert latency_sheet(comparison).sections == {
+        "a, seed 0: batch 1, cpu, 1 threads, torch": [["full network", "2.00", "1.00", "1.00"]]
+    }
+    (folder / "bench.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        latency_sheet(comparison)
 
 
 def test_the_page_says_when_the_samples_are_not_known() -> None:
