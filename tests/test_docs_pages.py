@@ -17,9 +17,9 @@ LOOK = """
 <body><pre id="found"></pre><script>
 const scrolls = node => ["auto", "scroll"].includes(getComputedStyle(node).overflowX);
 const cut = (document, width) => {
-  const found = [];
-  if (document.documentElement.scrollWidth > width + 1) found.push(`page: ${document.documentElement.scrollWidth} px wide`);
-  for (const node of document.querySelectorAll("article pre, article table, article img, article math, article code")) {
+  const found = [], page = document.documentElement.scrollWidth;
+  if (page > width + 1) found.push(`page: ${page} px wide`);
+  for (const node of document.querySelectorAll(":is(pre, table, img, math, code):not(header *, nav *)")) {
     let above = node;
     while (above && !scrolls(above)) above = above.parentElement;
     const right = node.getBoundingClientRect().right;

@@ -13,13 +13,13 @@ from eenet.reporting.compare_verdict import latency_sheet, verdict
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-img { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; } th { white-space: normal; }
 th:first-child, td:first-child, .words td { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; }
 th:first-child, td:first-child { min-width: 9rem; } thead, tbody { border-bottom: 1px solid #999; }
-tbody tr:nth-child(even) { background: #f4f4f4; } dt { font-weight: 600; } code { overflow-wrap: anywhere; }
+tbody tr:nth-child(even) { background: #f4f4f4; } dt { font-weight: 600; } code, p { overflow-wrap: anywhere; }
 """
 
 CAPTIONS = {

@@ -11,6 +11,9 @@ from eenet.reporting.compare import Group, Row, Spread, spread
 from eenet.reporting.compare_curves import Comparison, Curve, envelope
 from eenet.reporting.compare_table import Sheet
 
+ENOUGH = 3
+"""Least number of seeds for a claim that one is better."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -59,6 +62,8 @@ def sentence(comparison: Comparison, budget: float) -> str:
     by = f"{100 * ahead.mean:.2f}" + ("" if ahead.deviation is None else f" ± {100 * ahead.deviation:.2f}")
     if ahead.deviation is None:
         doubt = "one seed in common, so that nothing is known of the spread"
+    elif len(shared) < ENOUGH:
+        doubt = f"{len(shared)} seeds, which are too few to say so"
     elif ahead.mean > ahead.deviation:
         doubt = f"more than the spread over {len(shared)} seeds"
     else:
