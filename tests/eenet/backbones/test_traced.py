@@ -342,3 +342,12 @@ def test_a_backbone_by_hand_is_proved(options: dict[str, Any], message: str) -> 
     guard(Written())
     with pytest.raises(UserError, match=message):
         EarlyExitNetwork(Written(**options), exits=[0])
+
+
+def test_a_number_of_exits_is_at_equal_distances_and_none_is_refused() -> None:
+    network = eenet.attach(Net(), IMAGES, exits=1)
+    given = eenet.attach(Net(), IMAGES, exits={"fractions": [0.5]})
+    assert network.exit_stages == given.exit_stages
+    assert network.costs.stages == given.costs.stages
+    with pytest.raises(UserError, match="must be at least 1"):
+        eenet.attach(Net(), IMAGES, exits=0)
