@@ -72,7 +72,10 @@ class Reports(Module):
         return folder_of(self.trainer).file(name, None if checkpoint is None else Path(checkpoint))
 
     def _log_results(self, split: str, principal: dict[str, Any] | None = None) -> None:
-        """Log the figures of exits and chosen points, and those of the principal point, which stopping may watch."""
+        """Log the figures of exits and chosen points, and those of the principal point, which stopping may watch.
+
+        Those of a test are a chart of one dot each in TensorBoard, which has them in its figures and HPARAMS instead.
+        """
         values: dict[str, float] = {}
         points = chosen_rows(self.results)
         for row in self.results["exits"] + points:
@@ -83,8 +86,11 @@ class Reports(Module):
                 values[f"{split}/share_leaving/{row['name']}/exit_{exit}"] = share
         principal = principal or (self.results["operating_points"][0] if points else {})
         watched = {f"{split}/{key}": principal[key] for key in ("macs_fraction", "accuracy") if key in principal}
-        self.log_dict(values, rank_zero_only=True)
-        self.log_dict(watched, rank_zero_only=True, prog_bar=True)
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        logged = split != "test" or not all(isinstance(logger, TensorBoardLogger) for logger in self.loggers)
+        self.log_dict(values, rank_zero_only=True, logger=logged)
+        self.log_dict(watched, rank_zero_only=True, prog_bar=True, logger=logged)
 
     @rank_zero_only
     def _write_results(self) -> None:

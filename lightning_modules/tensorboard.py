@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from eenet.reporting import Results, chosen_rows
 from eenet.runs import flatten
 from lightning_modules.routine import ExitRoutine
 
@@ -26,9 +25,6 @@ TensorBoard takes every scalar beside a run's hyperparameters for a metric; ther
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")
 """Figures of the principal operating point in the HPARAMS tab."""
-
-CURVE = "accuracy_at_percent_of_macs"
-"""Tag of the accuracy/cost curve, whose step is the mean MACs per sample in percent of the full network's."""
 
 PAUSE = 30.0
 """Seconds from one validation whose figures are drawn to the next."""
@@ -49,7 +45,6 @@ LAYOUT = {
         "macro F1": ["Multiline", [f"val/macro_f1/{_ROUTED}"]],
         "mean MACs (fraction of the full network)": ["Multiline", [f"val/macs_fraction/{_ROUTED}"]],
         "share leaving at each exit": ["Multiline", ["val/share_leaving/"]],
-        "accuracy at mean MACs (step: % of the full network)": ["Multiline", [f"(val|test)/{CURVE}/"]],
     },
     "Calibration": {
         "ECE of each exit": ["Multiline", [f"val/ece/{_EXITS}"]],
@@ -86,13 +81,13 @@ class TensorBoardReport(Callback):
                 self._drawn_at = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation, and add its curve and metrics."""
+        """Draw the last validation, and add its metrics."""
         if self._waiting:
             draw(trainer, pl_module)
         conclude(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the figures of the test results and add their curve and metrics."""
+        """Show the figures of the test results and add their metrics."""
         if (writer := experiment(trainer)) is not None and isinstance(pl_module, ExitRoutine) and pl_module.results:
             for name in pl_module.figures:
                 pixels = np.asarray(Image.open(pl_module.result_file(f"{name}.png")).convert("RGB"))
@@ -116,25 +111,16 @@ def draw(trainer: Trainer, routine: LightningModule) -> None:
 
 
 def conclude(trainer: Trainer, routine: LightningModule) -> None:
-    """Add the accuracy/cost curve of the routine's last results, and its metrics for the HPARAMS tab."""
+    """Add the metrics of the routine's last results for the HPARAMS tab."""
     writer = experiment(trainer)
     if writer is None or not isinstance(routine, ExitRoutine) or not routine.results:
         return
-    for tag, accuracy, percent in curve_points(routine.results):
-        writer.add_scalar(tag, accuracy, percent)
     with SummaryWriter(str(Path(writer.log_dir, HPARAMS))) as metrics:
         principal = routine.results["operating_points"][0]
         for name in METRICS if principal.get("chosen", True) else ():
             metrics.add_scalar(f"{routine.results['split']}/{name}", principal[name], trainer.global_step)
         _, _, session_end = hparams({}, {})
         metrics._get_file_writer().add_summary(session_end)
-
-
-def curve_points(results: Results) -> Iterator[tuple[str, float, int]]:
-    """Tag, accuracy and percent of the full MACs of every static exit and operating point, the cheapest first."""
-    for name, rows in (("static", results["exits"]), ("routed", chosen_rows(results))):
-        for row in sorted(rows, key=lambda row: row["macs_fraction"]):
-            yield f"{results['split']}/{CURVE}/{name}", row["accuracy"], round(100 * row["macs_fraction"])
 
 
 def show_config(logger: Logger | None, text: str) -> None:

@@ -64,7 +64,7 @@ def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
         The arguments; and what they may import, `None` for anything, where no run's own configuration is among them.
     """
     from eenet.runs.paths import is_own, load_config
-    from eenet.runs.trust import check_trust
+    from eenet.runs.trust import check_trust, of_user
 
     found, allowed, opens = list(args), list[str](), False
     for i, text in enumerate(found):
@@ -79,7 +79,7 @@ def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
             found[i] = f"{name}={inlined}" if given else inlined
         else:
             allowed += DOTTED.findall(Path(path).read_text())
-    return found, allowed if opens else None
+    return found, [path for name in allowed for path in of_user(name)] if opens else None
 
 
 @contextmanager

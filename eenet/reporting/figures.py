@@ -54,24 +54,37 @@ def exit_histogram_figure(results: Results) -> "Figure":
 
 
 def reliability_figure(results: Results) -> "Figure":
-    """A reliability diagram for every static exit and every operating point: accuracy by confidence bin."""
+    """A reliability diagram for every static exit and every operating point.
+
+    Bars are the accuracy of the samples in each bin of confidence, dots their mean confidence and accuracy, joined
+    where bins are neighbours; below, how the samples spread over the bins. The dotted diagonal is perfect calibration.
+    """
     from matplotlib.figure import Figure
 
     rows = results["exits"] + chosen_rows(results)
-    columns = min(4, len(rows))
+    columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained", dpi=72)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * lines + 0.6), layout="constrained", dpi=72)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for axes, row in zip(grid, rows, strict=False):
         bins = row["bins"]
-        axes.plot([0, 1], [0, 1], ":", color="0.5")
-        axes.bar([(index + 0.5) / NUM_BINS for index in bins["index"]], bins["accuracy"], 1 / NUM_BINS, alpha=0.6)
-        axes.plot(bins["confidence"], bins["accuracy"], ".-", color="C1")
-        axes.set_title(f"{row['name']}: ECE {100 * row['ece']:.1f} %", fontsize=9)
+        centres = (np.array(bins["index"]) + 0.5) / NUM_BINS
+        dots = np.full((2, NUM_BINS), np.nan)
+        dots[:, bins["index"]] = bins["confidence"], bins["accuracy"]
+        shares = np.array(bins["count"]) / sum(bins["count"])
+        axes.plot([0, 1], [0, 1], ":", color="0.5", label="calibrated")
+        axes.bar(centres, bins["accuracy"], 1 / NUM_BINS, color="C0", alpha=0.5, label="accuracy")
+        axes.plot(*dots, ".-", color="C1", label="mean confidence and accuracy")
+        axes.bar(centres, -0.3 * shares, 0.8 / NUM_BINS, color="0.6", label="samples, downwards (a full bar: all)")
+        axes.axhline(0, color="0.3", lw=0.8)
+        axes.set_title(f"{row['name']}\nECE {100 * row['ece']:.1f} %, n = {sum(bins['count']):,}", fontsize=10)
+        axes.set_ylim(-0.3, 1)
+        axes.set_yticks([0, 0.5, 1])
     for axes in grid[len(rows) :]:
         axes.set_axis_off()
     figure.supxlabel("confidence")
     figure.supylabel("accuracy")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 

@@ -118,10 +118,20 @@ def _check(key: str, text: Any, source: Path) -> list[str]:
     found = _find(text)
     if found is None:  # whoever makes the object says so, with the names that are near
         return []
-    defined = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    defined = _defined(found)
     if not isinstance(found, type) or under(defined, WRITERS) or not under(defined, (*ROOMS, *named())):
         raise _refusal(key, text, source)
     return [text, defined]
+
+
+def of_user(text: str) -> list[str]:
+    """A path of a class that the user's own arguments name, and where the class is defined; others are not imported."""
+    found = _find(text) if under(text, PACKAGES) else None
+    return [text] if found is None else [text, _defined(found)]
+
+
+def _defined(found: Any) -> str:
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
 
 
 def under(path: str, names: list[str] | tuple[str, ...]) -> bool:
