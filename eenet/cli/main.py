@@ -57,6 +57,7 @@ COMMANDS = {
     "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",
     "predict": "eenet.cli.predict",
+    "serve": "eenet.cli.serve",
     "sweep": "eenet.cli.sweep",
 }
 """Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
