@@ -26,6 +26,8 @@ from eenet.calibration import Calibration
 from eenet.calibration.points import CALIBRATION
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
+from eenet.images import read_image
+from eenet.preprocessing import Preprocessing
 from eenet.profile import Costs
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
 from eenet.runtime.manifest import MANIFEST, InputSpec
@@ -194,7 +196,7 @@ def of_run(run: Run, point: str | None, most_rows: int) -> Service:
     reader, backbone = run.data.reader(), run.model.network.backbone
     if hasattr(reader, "transform"):
         spec = InputSpec(None, "float32", tuple(backbone.example_input().shape[1:]))
-        inputs = Inputs((spec,), most_rows, image=run.data.preprocessing.read)
+        inputs = Inputs((spec,), most_rows, image=image_reader(run.data.preprocessing))
     else:
         specs = tuple(InputSpec(name, "int64", (None,)) for name in backbone.example_input())
         inputs = Inputs(specs, most_rows, text=partial(reader.fields, base=Path()), texts=len(reader.columns))
@@ -210,7 +212,7 @@ def of_export(runtime: ExportedRuntime | RoutedOnnx, source: str, point: str | N
     manifest, own = runtime.manifest, str(runtime.manifest.point.get("name", "own"))
     if point not in (None, own):
         raise UserError("point", point, f"{source} was exported at {own} and has no other; serve the run, or export it")
-    image = None if manifest.preprocessing is None else manifest.preprocessing.read
+    image = None if manifest.preprocessing is None else image_reader(manifest.preprocessing)
     inputs = Inputs(manifest.inputs, most_rows, image)
     temperatures = manifest.point.get("temperatures")
     tempered = None if temperatures is None else torch.tensor(temperatures, dtype=torch.float64)
@@ -222,6 +224,12 @@ def of_export(runtime: ExportedRuntime | RoutedOnnx, source: str, point: str | N
     about |= {"format": manifest.format, "weights": manifest.point.get("weights")}
     about["points"] = {own: figures(manifest.point.get("asked") or {}, manifest.point.get("got") or {})}
     return Service(inputs, {own: route}, about, [])
+
+
+def image_reader(prepared: Preprocessing) -> Callable[[bytes], Tensor]:
+    """What makes an input of the bytes of an image file; its steps are made once."""
+    transform = prepared.transform()
+    return lambda content: transform(read_image(content, prepared.mode))
 
 
 def describe(source: str, inputs: Inputs, labels: Any, costs: Costs) -> dict[str, Any]:

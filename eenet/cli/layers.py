@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -266,6 +267,7 @@ def report(study: dict[str, Any], folder: Path) -> None:
         figures["oracle"] = oracle_figure(study)
     if study["controllers"]:
         figures["controllers"] = controllers_figure(study)
+    rmtree(folder / "tensorboard", ignore_errors=True)  # of this study before it was killed, or had other budgets
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for family, rows in study["curves"].items():
             for row in rows:
