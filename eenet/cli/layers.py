@@ -109,7 +109,7 @@ def load_data(path: str) -> NLG:
     parser = Parser()
     parser.add_subclass_arguments(NLG, "data")
     try:
-        config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text())})
+        config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text(encoding="utf-8"))})
         return parser.instantiate_classes(config).data
     except Exception as error:
         if isinstance(error.__cause__ or error, UserError):

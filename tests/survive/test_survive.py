@@ -4,14 +4,18 @@ By default two moments of a training are tried; the slow suite tries all command
 `python -m tests.survive.score` prints a score.
 """
 
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from eenet.runs import RunFolder
-from tests.survive.harness import COMMANDS, QUIET, Base, killed, run
+from tests.survive.harness import COMMANDS, QUIET, Base, Ended, content, killed, run
 from tests.survive.wrong import strange_configurations, wrong_checkpoints
 
 
@@ -20,6 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base.make(tmp_path_factory.mktemp("survive") / "base")
 
 
+ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
 QUICK = ("fit",)
 
@@ -64,3 +69,43 @@ def test_nothing_of_a_stranger_runs(base: Base, every: int, tmp_path: Path) -> N
     ends = list(strange_configurations(base, tmp_path / "run", every))
     assert [name for name, _, ran in ends if ran] == []
     assert len(ends) > 1
+
+
+SURROUNDINGS: dict[str, dict[str, str | None]] = {
+    "C, without home": {"LC_ALL": "C", "HOME": None, "PYTHONHASHSEED": "1"},
+    "UTF-8, with a home that cannot be written": {"LC_ALL": "C.UTF-8", "HOME": "/proc/self", "PYTHONHASHSEED": "2"},
+}
+WORK = [
+    ["calibrate", "läufe/exits", "--budget", "0.4"],
+    ["infer", "läufe/exits", "--input", "bilder", "--output", "läufe/größe.csv", "--point", "budget-0.4"],
+    ["export", "läufe/exits", "--out", "läufe/für alle"],
+]
+
+
+@pytest.mark.parametrize("work", [WORK[:2], pytest.param(WORK[2:], marks=SLOW)], ids=["calibrate, infer", "export"])
+def test_locale_home_and_hash_seed_change_nothing(base: Base, tmp_path: Path, work: list[list[str]]) -> None:
+    (tmp_path / "bilder").mkdir()
+    for image in (base.folder / "images").iterdir():
+        shutil.copy(image, tmp_path / "bilder" / f"größe {image.name}")
+    before, left = os.getcwd(), []
+    try:
+        for number, changed in enumerate(({}, *SURROUNDINGS.values())):
+            place = tmp_path / str(number)
+            shutil.copytree(base.folder / "runs/exits", place / "läufe/exits")
+            (place / "bilder").symlink_to(tmp_path / "bilder")
+            os.chdir(place)
+            if number == 0:
+                ended = [run(args) for args in work]
+            else:
+                kept = {**os.environ, **changed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                program = f"from eenet.cli.main import main\nfor args in {work!a}:\n    main(args)"
+                command = [sys.executable, "-c", program]
+                env = {name: value for name, value in kept.items() if value is not None}
+                found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+                ended = [Ended(found.returncode, found.stdout + found.stderr)]
+            assert [one.text for one in ended if one.code or "Traceback" in one.text] == []
+            left.append(content(place / "läufe"))
+    finally:
+        os.chdir(before)
+    assert any("ü" in name or "ö" in name for name in left[0])
+    assert left[1:] == left[:1] * 2
