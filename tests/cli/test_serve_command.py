@@ -1,14 +1,21 @@
 """`eenet serve`: LitServe's server and loop over real sockets; the whole command under load is slow."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,12 +24,15 @@ from sklearn.datasets import load_digits
 
 pytest.importorskip("litserve")
 
+from datamodules.fashion_mnist import debian_folder
 from eenet.api.opening import chosen_point, open_run
 from eenet.cli.main import main
 from eenet.serving.server import Worker
 from tests._dummies.service import Client, serving
 from tests.cli.test_cli import QUIET, failure
 from tests.survive.harness import config
+
+ROOT = Path(__file__).parents[2]
 
 
 class Held(Worker):
@@ -201,3 +211,43 @@ def test_a_port_in_use_is_refused(run: Path, service: Client, capsys: pytest.Cap
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no" in failure(capsys, "serve", str(tmp_path), "--port", "18765")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_the_command_ends_with_all_its_processes(run: Path, sent: signal.Signals, status: int, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom eenet.cli.main import main"
+    command = [sys.executable, "-c", f"{program}\nmain(['serve', {str(run)!r}, '--port', '{port}'])"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT)
+    client = Client(f"http://127.0.0.1:{port}")
+    while True:
+        assert process.poll() is None
+        with suppress(OSError):
+            if client.get("/health").status == 200:
+                break
+        time.sleep(0.2)
+    inputs = torch.randn(3, 1, 8, 8)
+    assert len(client.post({"inputs": inputs.tolist()}).content["rows"]) == 3
+    others = psutil.Process(process.pid).children(recursive=True)
+    assert len(others) >= 3
+    process.send_signal(sent)
+    assert process.wait(60) == status
+    assert psutil.wait_procs(others, 20)[1] == []
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(debian_folder() is None, reason="needs Fashion-MNIST")
+def test_under_load_every_request_gets_its_own_answer(tmp_path: Path) -> None:
+    options = ["--network", "cifar_resnet_14", "--seconds", "3", "--clients", "8", "--output", str(tmp_path / "a.json")]
+    subprocess.run([sys.executable, "benchmarks/serve.py", "load", *options], cwd=ROOT, check=True)
+    found = json.loads((tmp_path / "a.json").read_text())
+    for kind in ("routed", "full"):
+        assert [row["asked"] for row in found[kind]] == [row["answered"] for row in found[kind]]
+        assert found[kind][0]["answered"] > 0

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -109,3 +111,26 @@ def test_locale_home_and_hash_seed_change_nothing(base: Base, tmp_path: Path, wo
         os.chdir(before)
     assert any("ü" in name or "ö" in name for name in left[0])
     assert left[1:] == left[:1] * 2
+
+
+@SLOW
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_command_ends_soon_after_one_of_its_processes(base: Base, tmp_path: Path, victim: int) -> None:
+    """As Lightning starts them: the command is the first, and a second one is its child."""
+    folder = RunFolder(tmp_path / "run")
+    args = ["fit", "--config", str(base.folder / "config.yaml"), f"--trainer.default_root_dir={folder.path}", *QUIET]
+    command = [sys.executable, "-m", "eenet", *args, "--trainer.devices=2", "--trainer.max_epochs=5000"]
+    with (tmp_path / "said").open("w") as said:
+        first = psutil.Popen(command, stdout=said, stderr=said, cwd=ROOT)
+    while not folder.last.is_file():
+        assert first.poll() is None
+        time.sleep(0.1)
+    (second,) = first.children()
+    (first if victim == 0 else second).kill()
+    start = time.monotonic()
+    if victim:
+        assert first.wait(30) == 2
+        assert "trainer.devices = " in (tmp_path / "said").read_text()
+    else:
+        second.wait(30)
+    assert time.monotonic() - start < 30
