@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from eenet.runs import RunFolder
+from tests.survive.exports import damaged_exports
 from tests.survive.harness import COMMANDS, QUIET, Base, Ended, content, killed, run
 from tests.survive.wrong import strange_configurations, wrong_checkpoints
 
@@ -71,6 +72,18 @@ def test_nothing_of_a_stranger_runs(base: Base, every: int, tmp_path: Path) -> N
     ends = list(strange_configurations(base, tmp_path / "run", every))
     assert [name for name, _, ran in ends if ran] == []
     assert len(ends) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "formats"), [(80, ["torch"]), pytest.param(600, ["torch", "torch", "onnx"], marks=SLOW)]
+)
+def test_damaged_exports_do_nothing_and_are_refused_in_one_line(
+    base: Base, tmp_path: Path, count: int, formats: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried = list(damaged_exports(base, tmp_path, count, 0, formats))
+    assert [one for one in tried if one.acted or one.unclear] == []
+    assert len(tried) == count
+    assert capfd.readouterr().out == ""
 
 
 SURROUNDINGS: dict[str, dict[str, str | None]] = {
