@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eenet.api.exporting import export
     from eenet.api.inferring import infer, predict
     from eenet.api.opening import Run, open_run
+    from eenet.api.serving import serve
     from eenet.attaching import attach
     from eenet.errors import UserError
     from eenet.network import EarlyExitNetwork
@@ -34,6 +35,7 @@ _HOMES = {
     "load": "eenet.runtime.load",
     "open_run": "eenet.api.opening",
     "predict": "eenet.api.inferring",
+    "serve": "eenet.api.serving",
     "time_parts": "eenet.api.clocks",
     "train": "lightning_modules.training",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "open_run",
     "predict",
+    "serve",
     "time_parts",
     "train",
 ]

@@ -26,6 +26,9 @@ Mode = Literal["L", "RGB"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 """Of the files that are taken for images in a folder, lower case."""
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Pillow's names of the same, the only ones that bytes of unknown origin may have: others start programs."""
+
 
 class UnreadableImage(Exception):
     """One image that cannot be read, and why."""
@@ -46,7 +49,8 @@ def read_image(source: str | PathLike[str] | bytes, mode: Mode) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            file, formats = (io.BytesIO(source), FORMATS) if isinstance(source, bytes) else (source, None)
+            with Image.open(file, formats=formats) as image:
                 return eight_bits(image).convert(mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error

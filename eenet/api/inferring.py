@@ -13,12 +13,11 @@ import torch
 from eenet.api.exporting import about_point
 from eenet.api.inputs import Item, Unreadable, batches, items
 from eenet.api.opening import Chosen, Run, chosen_point, class_names, opened
-from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row
+from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
 from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.files import sha256
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
-from eenet.tree import path_name
 
 
 @dataclass(frozen=True)
@@ -203,24 +202,4 @@ class Router:
             routed = self.runtime(inputs)
         else:
             routed = self.network.route(to_device(inputs, self.network), self.policy)
-        logits, exits = routed.logits.double().cpu(), routed.exits.cpu()
-        if self.temperatures is not None:
-            logits = logits / self.temperatures[routed.nodes.cpu()].unsqueeze(1)
-        probabilities = logits.softmax(-1)
-        best, labels = probabilities.max(-1)
-        columns = labels, best, exits, routed.macs, probabilities
-        rows = [
-            {
-                "label": str(label) if self.names is None else self.names[label],
-                "probability": probability,
-                "exit": exit,
-                "macs": macs,
-                "probabilities": every,
-            }
-            for label, probability, exit, macs, every in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-        if routed.bitops is not None:
-            paths = [path_name(self.network.tree.nodes[node]) for node in routed.nodes.tolist()]
-            for row, path, bitops in zip(rows, paths, routed.bitops.tolist(), strict=True):
-                row |= {"path": path, "bitops": bitops}
-        return rows
+        return rows_of(routed, self.names, self.temperatures, self.network.tree)

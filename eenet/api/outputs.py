@@ -12,9 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from eenet.errors import UserError
 from eenet.files import sha256, whole
 from eenet.reporting import write_json, write_text
+from eenet.routing.route import Routed
+from eenet.tree import Tree, path_name
 
 Row = dict[str, Any]
 """`id` and, of an input that was read, `label`, `probability`, `exit`, `macs`, `probabilities`; else its `problem`.
@@ -25,6 +29,38 @@ Where something is quantized also `path`, the widths of the segments that were r
 COLUMNS = ["id", "label", "probability", "exit", "macs", "probabilities"]
 QUANTIZED_COLUMNS = [*COLUMNS[:-1], "path", "bitops", "probabilities"]
 JOB, JOINED = "job.json", "joined.json"
+
+
+def rows_of(routed: Routed, names: Sequence[str] | None, temperatures: Tensor | None, tree: Tree) -> list[Row]:
+    """What is said of routed inputs, a row without `id` for each.
+
+    Args:
+        routed: What the network returned.
+        names: Of the classes; their numbers where they have none.
+        temperatures: Of every node, `(nodes,)`, where the network was calibrated: probabilities are tempered.
+        tree: Of the network.
+    """
+    logits, exits = routed.logits.double().cpu(), routed.exits.cpu()
+    if temperatures is not None:
+        logits = logits / temperatures[routed.nodes.cpu()].unsqueeze(1)
+    probabilities = logits.softmax(-1)
+    best, labels = probabilities.max(-1)
+    columns = labels, best, exits, routed.macs, probabilities
+    rows = [
+        {
+            "label": str(label) if names is None else names[label],
+            "probability": probability,
+            "exit": exit,
+            "macs": macs,
+            "probabilities": every,
+        }
+        for label, probability, exit, macs, every in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    if routed.bitops is not None:
+        paths = [path_name(tree.nodes[node]) for node in routed.nodes.tolist()]
+        for row, path, bitops in zip(rows, paths, routed.bitops.tolist(), strict=True):
+            row |= {"path": path, "bitops": bitops}
+    return rows
 
 
 class Parts:

@@ -75,6 +75,7 @@ def packages() -> Iterable[Check]:
         ("torchao", "int8 conversions of your own", "pip install torchao"),
         ("onnx", "eenet export --format onnx", "pip install 'eenet[export]'"),
         ("onnxruntime", "running what was exported to ONNX", "pip install 'eenet[export]'"),
+        ("litserve", "eenet serve", "pip install 'eenet[serve]'"),
     ):
         yield Check(package, use, lambda package=package: installed(package), remedy)  # type: ignore[misc]
 

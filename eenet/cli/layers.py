@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def load_data(path: str) -> NLG:
     parser = Parser()
     parser.add_subclass_arguments(NLG, "data")
     try:
-        config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text())})
+        config = parser.parse_object({"data": yaml.safe_load(Path(path).read_text(encoding="utf-8"))})
         return parser.instantiate_classes(config).data
     except Exception as error:
         if isinstance(error.__cause__ or error, UserError):
@@ -266,6 +267,7 @@ def report(study: dict[str, Any], folder: Path) -> None:
         figures["oracle"] = oracle_figure(study)
     if study["controllers"]:
         figures["controllers"] = controllers_figure(study)
+    rmtree(folder / "tensorboard", ignore_errors=True)  # of this study before it was killed, or had other budgets
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for family, rows in study["curves"].items():
             for row in rows:

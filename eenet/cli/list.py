@@ -46,7 +46,7 @@ def describe(path: Path) -> tuple[str, str, str, str]:
     """
     import yaml
 
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     purpose = re.split(r"[:;](?:\s|$)|\.(?:\s+[A-Z`]|$)", text.partition("\n")[0].lstrip("# "))[0]
     data = values if "class_path" in values else values.get("data")

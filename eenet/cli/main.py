@@ -57,6 +57,7 @@ COMMANDS = {
     "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",
     "predict": "eenet.cli.predict",
+    "serve": "eenet.cli.serve",
     "sweep": "eenet.cli.sweep",
 }
 """Modules of the commands beside Lightning's; each has a `main(args)` and says in its first line what it is for."""
@@ -220,5 +221,5 @@ def purpose(module: str) -> str:
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    documentation = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    documentation = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return documentation.splitlines()[0].partition(": ")[2].rstrip(".")

@@ -60,6 +60,8 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         remedy = "lower it, or raise trainer.accumulate_grad_batches in its place"
         return about("data.init_args.batch_size", args, f"this machine's memory is too small ({said}); {remedy}")
+    if type(error) is RuntimeError and "gloo" in said and "peer" in said:
+        return about("trainer.devices", args, "another process of this training ended; its own output says why")
     if said.startswith("Error(s) in loading state_dict"):
         return about("ckpt_path", args, f"is of another model than the configuration's: {said.partition(': ')[2]}")
     if restores(error):

@@ -149,7 +149,7 @@ def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
     """
     from eenet.reporting import write_json
 
-    wanted = {"configs": [Path(config).read_text() for config in configs], "calibrate": calibrate}
+    wanted = {"configs": [Path(config).read_text(encoding="utf-8") for config in configs], "calibrate": calibrate}
     record = folder / "sweep.json"
     if record.is_file() and json.loads(record.read_text()) != wanted:
         problem = f"holds runs of another configuration or calibration than {configs} {calibrate}; choose another"

@@ -78,7 +78,7 @@ def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
             inlined = yaml.safe_dump(values, sort_keys=False)
             found[i] = f"{name}={inlined}" if given else inlined
         else:
-            allowed += DOTTED.findall(Path(path).read_text())
+            allowed += DOTTED.findall(Path(path).read_text(encoding="utf-8"))
     return found, [path for name in allowed for path in of_user(name)] if opens else None
 
 

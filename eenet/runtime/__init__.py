@@ -1,14 +1,13 @@
 """Routed inference as it is deployed: run only what each sample needs; the router itself is `eenet.routing`.
 
-Here live the module that deploys a routed network, the one that runs an exported folder, the queue that refills its
-batches from many requests, and the stopwatch that judges them.
+Here live the module that deploys a routed network, the one that runs an exported folder, and the stopwatch that judges
+them.
 """
 
 from eenet.routing import ALWAYS, Carried, Compaction, Routed, Step, make_steps, route
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.exported import ExportedRuntime
 from eenet.runtime.load import load
-from eenet.runtime.queue import RebatchingQueue
 from eenet.runtime.routed_onnx import RoutedOnnx
 from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
@@ -18,7 +17,6 @@ __all__ = [
     "Compaction",
     "EarlyExitRuntime",
     "ExportedRuntime",
-    "RebatchingQueue",
     "Routed",
     "RoutedOnnx",
     "Step",

@@ -19,7 +19,7 @@ from eenet.runtime.program import DTYPES
 
 
 class ExportedNetwork:
-    """What routing and the queue ask of a network.
+    """What routing asks of a network.
 
     Args:
         manifest: What the folder says of itself.
@@ -89,7 +89,7 @@ class Exported:
 
 
 class ExportedRuntime(Exported):
-    """Routes batches of any size through exported programs; `RebatchingQueue` serves it like an `EarlyExitRuntime`.
+    """Routes batches of any size through exported programs.
 
     Args:
         manifest: What the folder says of itself.

@@ -71,7 +71,7 @@ def make_session(model: Path | bytes, sizes: Mapping[str, int] | None = None) ->
         options.add_free_dimension_override_by_name(name, size)
     given = model if isinstance(model, bytes) else str(model)
     try:
-        return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its exceptions have no common class
         source = "a model" if isinstance(model, bytes) else str(model)
         raise UserError("export", source, f"ONNX Runtime refuses it ({said(error)})") from error

@@ -17,8 +17,10 @@ from sklearn.datasets import load_digits
 from datamodules import Digits
 from eenet.api import inferring as command
 from eenet.api.opening import chosen_point, open_run
+from eenet.api.serving import of_run
 from eenet.cli.main import main
 from eenet.network import EarlyExitNetwork
+from eenet.serving import Asked, Refused, answers
 from tests.cli.test_cli import QUIET, SMALL_BERT, tiny
 from tests.datamodules.tiny_files import films, write_tokenizer
 
@@ -275,6 +277,40 @@ def test_texts_are_read_with_the_runs_tokenizer(text_run: Path, tmp_path: Path) 
             "probability": pytest.approx(other["probability"], abs=1e-6),
             "probabilities": pytest.approx(other["probabilities"], abs=1e-6),
         }
+
+
+def test_served_texts_are_answered_as_the_network_routes_them_alone(text_run: Path) -> None:
+    opened = open_run(text_run, False)
+    service = of_run(opened, None, 16)
+    texts, point = films(12), next(iter(service.points))
+    asked = [Asked(point, service.inputs.read("", json.dumps({"texts": [text]}).encode())) for text in texts[:8]]
+    asked.append(Asked(point, service.inputs.read("", json.dumps({"texts": texts[8:]}).encode())))
+    found = answers(asked, lambda name, batch: service.points[name](batch), 16)
+    rows = [row for answer in found for row in answer["rows"]]  # type: ignore[index]
+    assert len({len(opened.data.tokenizer(text)["input_ids"]) for text in texts}) > 1
+    chosen = chosen_point(opened, None)
+    for text, row in zip(texts, rows, strict=True):
+        tokens = dict(opened.data.tokenizer([text], return_tensors="pt"))
+        routed = chosen.point.network(opened.model.network).route(tokens, chosen.point.policy)
+        assert row["probabilities"] == pytest.approx(routed.logits[0].softmax(-1).tolist(), abs=1e-5)
+        assert (row["exit"], row["macs"]) == (routed.exits.item(), routed.macs.item())
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "problem"),
+    [
+        ({"texts": [" "]}, "", 422, r"texts\[0\] needs 1 text"),
+        ({"texts": [3]}, "", 422, r"texts\[0\] is no text"),
+        ({"texts": []}, "", 422, "no rows"),
+        ({"inputs": [[1]]}, "", 400, "`texts` alone"),
+        ({}, "image/png", 415, "no images are taken"),
+    ],
+)
+def test_what_is_no_text_is_refused(text_run: Path, body: Any, kind: str, status: int, problem: str) -> None:
+    inputs = of_run(open_run(text_run, False), None, 16).inputs
+    with pytest.raises(Refused, match=problem) as refused:
+        inputs.read(kind, json.dumps(body).encode())
+    assert refused.value.status == status
 
 
 def test_an_exported_folder_routes_in_the_networks_place(

@@ -20,7 +20,7 @@ from eenet.inference_modules import ConvPoolHead, MLPHead
 from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from eenet.quantization import QuantizedBackbone
-from eenet.runtime import ALWAYS, RebatchingQueue, load
+from eenet.runtime import ALWAYS, load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, manifest_digest, sha256
 from tests._dummies import make_network, make_resnet, make_vit
 
@@ -174,14 +174,6 @@ def test_the_folder_says_what_it_is(network: EarlyExitNetwork, policy: Policy, e
     shared = saved.keys() & state.keys()
     assert len(shared) > 30
     assert all(torch.equal(saved[name], state[name]) for name in shared)
-
-
-def test_an_exported_folder_serves_the_queue(network: EarlyExitNetwork, policy: Policy, exported: Path) -> None:
-    inputs = digits()[:40]
-    with RebatchingQueue(load(exported), max_batch=8) as service:
-        futures = [service.submit(rows) for rows in inputs.split(5)]
-        exits = torch.cat([future.result(timeout=60).exits for future in futures])
-    assert torch.equal(exits, network.route(inputs, policy).exits)
 
 
 WITHOUT = """

@@ -18,7 +18,7 @@ from eenet.exporting.routed_onnx import SetRule
 from eenet.gates import ConfidenceGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, SequentialGates, Threshold
-from eenet.runtime import RebatchingQueue, RoutedOnnx, load
+from eenet.runtime import RoutedOnnx, load
 from tests._dummies import make_network, make_resnet
 from tests.eenet.test_export import digits, set_digests
 
@@ -133,11 +133,6 @@ def test_conformal_sets_are_those_of_the_library(exported: Path) -> None:
 def test_other_inputs_are_refused(exported: Path, inputs: Any) -> None:
     with pytest.raises(UserError, match="inputs"):
         load(exported)(inputs)
-
-
-def test_the_queue_needs_steps(exported: Path) -> None:
-    with pytest.raises(UserError, match="onnx-steps"):
-        RebatchingQueue(load(exported))
 
 
 def loop(graph: Any) -> None:

@@ -1,8 +1,6 @@
 """Networks whose tree branches, deployed: exported, compiled, in the queue, and timed against static ones."""
 
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,11 +10,10 @@ from eenet.errors import UserError
 from eenet.exporting import export_network
 from eenet.policies import PredictedErrors, Threshold
 from eenet.quantization import QuantizedNetwork
-from eenet.runtime import Carried, EarlyExitRuntime, ExportedRuntime, RebatchingQueue, load, route
+from eenet.runtime import EarlyExitRuntime, ExportedRuntime, load, route
 from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
 from tests._dummies import make_vit
-from tests.eenet.quantization.test_quantized_network import inputs as random_inputs
-from tests.eenet.quantization.test_quantized_network import make_network, sharpen
+from tests.eenet.quantization.test_quantized_network import sharpen
 from tests.eenet.test_export import digits
 
 IMAGES = 300
@@ -129,38 +126,6 @@ def test_compiled_steps_of_a_tree_route_as_the_network_does(
         assert routed.nodes.tolist() == expected.nodes.tolist()
         torch.testing.assert_close(routed.logits, expected.logits)
     assert runtime.warm_up(digits()[:2]) > 0
-
-
-@torch.no_grad()
-def test_the_queue_fills_the_batches_of_places_whatever_path_samples_came_by() -> None:
-    network = make_network(make_vit(depth=3), exits=[0, 1], widths=[8, 4])
-    rows = random_inputs(network, 96)
-    sharpen(network, rows)
-    runtime, seen = EarlyExitRuntime(network, network.policy(8, 0.0)), defaultdict[int, list[int]](list)
-
-    def watched(place: int, step: Any) -> Any:
-        def run(given: Any) -> Any:
-            seen[place].append(len(given.state if isinstance(given, Carried) else given))
-            return step(given)
-
-        return run
-
-    expected = [runtime(row) for row in rows.split(1)]
-    runtime.steps = [watched(place, step) for place, step in enumerate(runtime.steps)]
-    with RebatchingQueue(runtime, max_batch=16, min_batch=16, max_wait=60, capacity=96) as service:
-        futures = [service.submit(part) for part in rows.split(3)]
-        results = [future.result(60) for future in futures]
-    for name in ("nodes", "exits", "macs", "bitops"):
-        found = torch.cat([getattr(result, name) for result in results])
-        assert found.tolist() == [getattr(one, name).item() for one in expected]
-    torch.testing.assert_close(
-        torch.cat([found.logits for found in results]), torch.cat([one.logits for one in expected])
-    )
-    paths = [network.tree.nodes[one.nodes.item()] for one in expected]  # type: ignore[index]
-    assert len(set(paths)) >= 3
-    for place, (exit, width) in enumerate(network.tree.places):
-        here = sum(path[exit : exit + 1] == (width,) for path in paths)
-        assert sum(seen[place]) == here
 
 
 @torch.no_grad()

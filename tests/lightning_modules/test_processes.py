@@ -1,14 +1,19 @@
 """Two processes train what one trains on batches of twice the size, also when the last batch is not full."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from torch.multiprocessing import ProcessExitedException
 
 from datamodules import Digits
 from datamodules.samplers import Batches, EpochSampler
@@ -63,3 +68,30 @@ def test_two_processes_train_the_weights_of_one(method: str, tmp_path: Path) -> 
     for name, weight in alone.items():
         fitted = method == "QuEE" and name.startswith(("network.gate", "path_points"))  # fits magnify rounding
         torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-3 if fitted else 1e-5)
+
+
+class Dies(Callback):
+    """Kills a process in its second batch, as a machine without memory does.
+
+    Args:
+        rank: Which.
+        note: File that says when.
+    """
+
+    def __init__(self, rank: int, note: Path) -> None:
+        self.rank, self.note = rank, note
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, number: int) -> None:
+        if number == 1 and trainer.global_rank == self.rank:
+            self.note.write_text(str(time.monotonic()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_dies_ends_the_others(rank: int, tmp_path: Path) -> None:
+    before, note = set(psutil.Process().children(recursive=True)), tmp_path / "died"
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=True)
+    with pytest.raises(ProcessExitedException):
+        weights("DecoupledExits", tmp_path, 2, strategy=strategy, callbacks=[Dies(rank, note)])
+    assert time.monotonic() - float(note.read_text()) < 30
+    assert not set(psutil.Process().children(recursive=True)) - before

@@ -1,7 +1,9 @@
 """Commands in forks of one process that has the imports: as they end, as a kill ends them, and what they leave."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +22,9 @@ import yaml
 from eenet.cli import sweep
 from eenet.cli.main import main
 from eenet.files import sha256, tensor_digest
+from tests._dummies.word_decoder import NOUNS, VERBS, write_decoder
 
-COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep")
+COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep", "layers")
 API = tuple(f"eenet.api.{name}" for name in ("calibrating", "comparing", "exporting", "inferring", "opening"))
 for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, "sklearn.datasets", "timm", "torch._dynamo"):
     import_module(_name)  # once, for all forks
@@ -198,6 +201,17 @@ class Base:
         return cls(folder)
 
 
+def _write_decoder(folder: Path) -> None:
+    """A tiny decoder and a task for it, where they are not there yet."""
+    if (folder / "decoder").exists():
+        return
+    write_decoder(folder / "decoder")
+    rows = [{"prompt": f"the {noun} {verb}", "reference": f"{noun} {verb}"} for noun in NOUNS for verb in VERBS]
+    (folder / "task.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = {"train": None, "test": "task.jsonl", "new_tokens": 4}
+    (folder / "task.yaml").write_text(yaml.safe_dump({"class_path": "datamodules.nlg.NLG", "init_args": arguments}))
+
+
 def _write_images(folder: Path) -> None:
     from PIL import Image
 
@@ -220,8 +234,15 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "export": (["export", "runs/exits", "--out", "out/export", "--point", "budget-0.5"], "out"),
     "infer": (["infer", "runs/exits", "--input", "images", "--output", "out/rows.csv", "--batch-size", "2"], "out"),
     "compare": (["compare", "runs/exits", "runs/twin", "--out", "out"], "out"),
+    "layers": (
+        ["layers", "decoder", "--data", "task.yaml", "--out", "out", "--budgets", "1,4", "--tokens", "2"],
+        "out",
+    ),
 }
 """Arguments of the commands that are killed, and the folder that they change."""
+
+NEEDS: dict[str, Callable[[Path], None]] = {"layers": _write_decoder}
+"""What makes the files of a command that the others do without, in the base's folder."""
 
 VOLATILE = (".pt", ".txt", ".log", ".png", ".svg", ".html", "hparams.yaml", "results.json", ".sha256", "sweep.json")
 """Endings of files whose bytes hold times or paths, or whose content is compared otherwise."""
@@ -231,12 +252,14 @@ def content(folder: Path) -> dict[str, str]:
     """What a command leaves: files by path, with the digest of what has to be the same again."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock"):
-        name = str(path.relative_to(folder))
+        name = re.sub(r"(tfevents)\..*", r"\1", str(path.relative_to(folder)))
+        while name in found:
+            name += ", another one"
         if path.suffix == ".ckpt":
             saved = torch.load(path, weights_only=True)
             found[name] = tensor_digest(sorted(saved["state_dict"].items()))
         else:
-            found[name] = "" if name.endswith(VOLATILE) else sha256(path)
+            found[name] = "" if path.name.endswith(VOLATILE) or "tfevents" in path.name else sha256(path)
     return found
 
 
@@ -258,6 +281,7 @@ def reference(base: Base, name: str, place: Path) -> Reference:
     """Run a command undisturbed, once per base."""
     if name not in base.references:
         args, changed = COMMANDS[name]
+        NEEDS.get(name, lambda folder: None)(base.folder)
         workplace(base, place)
         ended = run(args, 0, place / changed)
         assert ended.code == 0, ended.text

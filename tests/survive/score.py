@@ -1,9 +1,10 @@
-"""`python -m tests.survive.score --moments 2 --every 1`: how much was tried, and how much of it went wrong."""
+"""`python -m tests.survive.score --moments 2 --every 1 --folders 600`: how much was tried, and how much went wrong."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
+from .exports import damaged_exports
 from .harness import COMMANDS, Base, killed
 from .wrong import strange_configurations, wrong_checkpoints
 
@@ -13,6 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=2, help="kills of each command")
     parser.add_argument("--every", type=int, default=1, help="take one of so many wrong checkpoints and configurations")
+    parser.add_argument("--folders", type=int, default=600, help="damaged exports")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -30,6 +32,11 @@ def main() -> None:
         ]
         print(
             *ran, *vague, f"configurations: {len(strange)} tried, {len(ran)} ran code, {len(vague)} unclear", sep="\n"
+        )
+        folders = list(damaged_exports(base, place / "folders", options.folders, options.seed))
+        acted, bad = [one for one in folders if one.acted], [one for one in folders if one.unclear]
+        print(
+            *acted, *bad, f"folders: {len(folders)} tried, {len(acted)} acted, {len(bad)} unclear", sep="\n", flush=True
         )
         tried, wrong = 0, 0
         for name in COMMANDS if options.moments else ():

@@ -1,17 +1,25 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default two moments of a training are tried; the slow suite tries all commands, 25 moments of each, and all kinds.
+By default two moments of a training and of a study of layers are tried; the slow suite tries all commands, 25 moments of
+each, and all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
+import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from eenet.runs import RunFolder
-from tests.survive.harness import COMMANDS, QUIET, Base, killed, run
+from tests.survive.exports import damaged_exports
+from tests.survive.harness import COMMANDS, QUIET, Base, Ended, content, killed, run
 from tests.survive.wrong import strange_configurations, wrong_checkpoints
 
 
@@ -20,8 +28,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base.make(tmp_path_factory.mktemp("survive") / "base")
 
 
+ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
-QUICK = ("fit",)
+QUICK = ("fit", "layers")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in COMMANDS])
@@ -64,3 +73,87 @@ def test_nothing_of_a_stranger_runs(base: Base, every: int, tmp_path: Path) -> N
     ends = list(strange_configurations(base, tmp_path / "run", every))
     assert [name for name, _, ran in ends if ran] == []
     assert len(ends) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "formats"), [(80, ["torch"]), pytest.param(600, ["torch", "torch", "onnx"], marks=SLOW)]
+)
+def test_damaged_exports_do_nothing_and_are_refused_in_one_line(
+    base: Base, tmp_path: Path, count: int, formats: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried = list(damaged_exports(base, tmp_path, count, 0, formats))
+    assert [one for one in tried if one.acted or one.unclear] == []
+    assert len(tried) == count
+    assert capfd.readouterr().out == ""
+
+
+SURROUNDINGS: dict[str, dict[str, str | None]] = {
+    "C, without home": {"LC_ALL": "C", "HOME": None, "PYTHONHASHSEED": "1"},
+    "UTF-8, with a home that cannot be written": {"LC_ALL": "C.UTF-8", "HOME": "/proc/self", "PYTHONHASHSEED": "2"},
+}
+WORK = [
+    ["calibrate", "läufe/exits", "--budget", "0.4"],
+    ["infer", "läufe/exits", "--input", "bilder", "--output", "läufe/größe.csv", "--point", "budget-0.4"],
+    ["export", "läufe/exits", "--out", "läufe/für alle"],
+]
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "work"),
+    [
+        ("C, without home", WORK[:2]),
+        pytest.param("UTF-8, with a home that cannot be written", WORK[:2], marks=SLOW),
+        *(pytest.param(name, WORK[2:], marks=SLOW) for name in SURROUNDINGS),
+    ],
+)
+def test_locale_home_and_hash_seed_change_nothing(
+    base: Base, tmp_path: Path, surroundings: str, work: list[list[str]]
+) -> None:
+    (tmp_path / "bilder").mkdir()
+    for image in (base.folder / "images").iterdir():
+        shutil.copy(image, tmp_path / "bilder" / f"größe {image.name}")
+    before, left = os.getcwd(), []
+    try:
+        for number, changed in enumerate(({}, SURROUNDINGS[surroundings])):
+            place = tmp_path / str(number)
+            shutil.copytree(base.folder / "runs/exits", place / "läufe/exits")
+            (place / "bilder").symlink_to(tmp_path / "bilder")
+            os.chdir(place)
+            if number == 0:
+                ended = [run(args) for args in work]
+            else:
+                kept = {**os.environ, **changed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                program = f"from eenet.cli.main import main\nfor args in {work!a}:\n    main(args)"
+                command = [sys.executable, "-c", program]
+                env = {name: value for name, value in kept.items() if value is not None}
+                found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+                ended = [Ended(found.returncode, found.stdout + found.stderr)]
+            assert [one.text for one in ended if one.code or "Traceback" in one.text] == []
+            left.append(content(place / "läufe"))
+    finally:
+        os.chdir(before)
+    assert any("ü" in name or "ö" in name for name in left[0])
+    assert left[0] == left[1]
+
+
+@SLOW
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_command_ends_soon_after_one_of_its_processes(base: Base, tmp_path: Path, victim: int) -> None:
+    """As Lightning starts them: the command is the first, and a second one is its child."""
+    folder = RunFolder(tmp_path / "run")
+    args = ["fit", "--config", str(base.folder / "config.yaml"), f"--trainer.default_root_dir={folder.path}", *QUIET]
+    command = [sys.executable, "-m", "eenet", *args, "--trainer.devices=2", "--trainer.max_epochs=5000"]
+    with (tmp_path / "said").open("w") as said:
+        first = psutil.Popen(command, stdout=said, stderr=said, cwd=ROOT)
+    while not folder.last.is_file():
+        assert first.poll() is None
+        time.sleep(0.1)
+    (second,) = first.children()
+    (first if victim == 0 else second).kill()
+    start = time.monotonic()
+    if victim:
+        assert first.wait(30) == 2
+        assert "trainer.devices = " in (tmp_path / "said").read_text()
+    else:
+        second.wait(30)
+    assert time.monotonic() - start < 30
