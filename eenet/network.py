@@ -173,6 +173,14 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
                 features.append(self.read(len(features), branch))
         return ExitFeatures(features, self.backbone.classify(state))
 
+    def embed(self, width: int, inputs: Any) -> State:
+        """What comes before the first segment, which runs at a width where there are several."""
+        return self.backbone.embed(inputs)
+
+    def classify(self, width: int, state: State) -> Tensor:
+        """The backbone's own head after a last segment, `(batch, classes)`."""
+        return self.backbone.classify(state)
+
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages of a segment, at a width where there are several."""
         for stage in self.segments[segment]:
@@ -314,7 +322,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
 
     Operators without a count, and stages and heads whose weights count nothing, are named in the profile and warned of.
     """
-    backbone, uncounted = network.backbone, list[str]()
+    backbone, uncounted = network.backbone.plain, list[str]()
 
     def count(part: str, function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
         found = count_operators(function, *args)
@@ -367,7 +375,8 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         tuple(network.exit_stages),
         tuple(uncounted),
         network.boosted,
-        backbone.stage_bitops,
+        network.backbone.stage_bitops,
+        network.backbone.outer_bitops,
     )
     if not profile.full:
         problem = "counts 0 MACs, of which exits could save none; the model has to multiply matrices, or convolve"

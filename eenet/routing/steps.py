@@ -34,6 +34,12 @@ class Routable(Protocol):
     def costs(self) -> Costs:
         """Of every node."""
 
+    def embed(self, width: int, inputs: Any) -> State:
+        """What comes before the first segment."""
+
+    def classify(self, width: int, state: State) -> Tensor:
+        """The backbone's own head."""
+
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages between two exits."""
 
@@ -142,12 +148,11 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
         place: Number of the place that the step ends at.
         given: What the step before handed on; the inputs for a first one.
     """
-    backbone = network.backbone
     exit, width = network.tree.places[place]
-    state, before, gate, memory = given if exit else (backbone.embed(given), (), (), ())
+    state, before, gate, memory = given if exit else (network.embed(width, given), (), (), ())
     state = network.run_segment(exit, width, state)
     if exit == network.num_exits - 1:
-        return (), backbone.classify(state), None
+        return (), network.classify(width, state), None
     features = network.read(exit, state)
     logits = network.logits_at(place, features, before)
     read = network.gate_input(logits, features)
