@@ -142,7 +142,7 @@ def overruled(network: QuantizedNetwork, width: int) -> QuantizedNetwork:
     for node, predictor in enumerate(network.predictors):
         onward = tree.reachable(node).index(tree.index.get((*tree.nodes[node], width), node))
         predictors.append(Overruled(predictor, onward, 1 / 3 if tree.exit(node) == 0 else 1 / 2))
-    gate = ErrorGate(tree, network.backbone.feature_dims)
+    gate = ErrorGate(tree, network.backbone.feature_dims, network.backbone.num_classes)
     gate.predictors = nn.ModuleList(predictors)
     return network.with_gate(gate)
 

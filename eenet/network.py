@@ -202,9 +202,27 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         logits = self.inference_modules[place](features)
         return logits + before if self.boosted and place else logits
 
-    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
-        """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there."""
-        return logits if self.gate.reads == "logits" else known_at(logits, features)
+    def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
+        """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there.
+
+        Args:
+            logits: The exit's.
+            features: What `read` gave there.
+            before: What `remember` gave at the exit before.
+        """
+        return logits if self.gate.reads == "logits" else known_at(logits, features, before)
+
+    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
+        """What later exits need of this one: logits in a boosted network, what a gate that reads more has known.
+
+        Args:
+            before: What was remembered before.
+            logits: The exit's.
+            read: From `gate_input`.
+        """
+        if self.gate.reads == "known":
+            return (*before, read.row)
+        return logits if self.boosted else ()
 
     def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
@@ -223,8 +241,11 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
             extracted: From `extract`.
             logits: From `exit_logits`.
         """
-        early = extracted.features[: self.tree.num_early]
-        return [known_at(logits[:, node], features) for node, features in enumerate(early)]
+        found: list[Known] = []
+        for node, features in enumerate(extracted.features[: self.tree.num_early]):
+            way = self.tree.along(self.tree.nodes[node])[:-1]
+            found.append(known_at(logits[:, node], features, tuple(found[passed].row for passed in way)))
+        return found
 
     def from_features(self, extracted: Any) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
@@ -311,10 +332,16 @@ def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int
     return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
 
 
-def known_at(logits: Tensor, features: Tensor) -> Known:
-    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged."""
+def known_at(logits: Tensor, features: Tensor, passed: tuple[Tensor, ...] = ()) -> Known:
+    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged.
+
+    Args:
+        logits: The exit's.
+        features: What its head reads.
+        passed: What the exits before said.
+    """
     pooled = features.flatten(2).mean(-1) if features.ndim > 2 else features
-    return Known(uncertainty_statistics(logits), pooled)
+    return Known(uncertainty_statistics(logits), pooled, logits.log_softmax(-1), passed)
 
 
 def count_costs(network: EarlyExitNetwork) -> CostProfile:

@@ -17,7 +17,7 @@ from eenet.costs import count_macs
 from eenet.errors import UserError
 from eenet.exits import find_exits
 from eenet.files import tensor_digest
-from eenet.gates import ConfidenceGate, ErrorGate, ErrorPredictor, Gate, Known, TreeStoppingGate
+from eenet.gates import ConfidenceGate, ErrorGate, Gate, Known, TreeStoppingGate
 from eenet.inference_modules import InferenceModule, LinearHead
 from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
 from eenet.policies import PredictedErrors
@@ -68,11 +68,12 @@ class NarrowErrorGate(ErrorGate):
     Args:
         tree: The tree.
         dims: Width of the features at each early exit.
+        classes: Number of classes.
         rest_width: Bits.
     """
 
-    def __init__(self, tree: Tree, dims: Sequence[int], rest_width: int) -> None:
-        super().__init__(tree, dims)
+    def __init__(self, tree: Tree, dims: Sequence[int], classes: int, rest_width: int) -> None:
+        super().__init__(tree, dims, classes)
         self.rest_width = rest_width
 
     def errors(self, node: int, known: Known) -> Tensor:
@@ -127,7 +128,9 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         def make(dim: int, num_classes: int) -> InferenceModule:
             return WidthHeads(inference_module, dim, num_classes, ordered, shared_heads)
 
-        super().__init__(backbone, stages, make, lambda num_gates: NarrowErrorGate(tree, dims, rest_width))
+        super().__init__(
+            backbone, stages, make, lambda num_gates: NarrowErrorGate(tree, dims, backbone.num_classes, rest_width)
+        )
         self.prepare_twins(widths, "network.widths", rest_width, edge_width)
         self.family, self.tree = family, tree
         self._counted: dict[type[Gate], CostProfile] = {}  # by gate, of all paths
@@ -239,12 +242,14 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
 
     @cached_property
     def _macs_of_predictors(self) -> list[int]:
-        device, found = self.ranges.device, []
-        for predictor in self.predictors:
-            assert isinstance(predictor, ErrorPredictor)
-            weight = predictor.project.weight
-            rows = torch.zeros(1, weight.shape[1], device=device, dtype=weight.dtype)
-            found.append(count_macs(predictor, Known(rows.new_zeros(1, 4), rows))[0])
+        found, weight = [], next(self.parameters())
+        dims = [self.backbone.feature_dims[stage] for stage in self.exit_stages]
+        for node, predictor in enumerate(self.predictors):
+            known: list[Known] = []
+            for dim in dims[: self.tree.exit(node) + 1]:
+                statistics, features, log_p = (weight.new_zeros(1, n) for n in (4, dim, self.backbone.num_classes))
+                known.append(Known(statistics, features, log_p, tuple(before.row for before in known)))
+            found.append(count_macs(predictor, known[-1])[0])
         return found
 
     def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:

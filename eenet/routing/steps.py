@@ -49,8 +49,11 @@ class Routable(Protocol):
     def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
         """Logits of an early exit."""
 
-    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
+    def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
         """What the gate reads there."""
+
+    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
+        """What later exits need of this one."""
 
 
 class Carried(NamedTuple):
@@ -58,7 +61,7 @@ class Carried(NamedTuple):
 
     Attributes:
         state: Of the backbone.
-        before: Logits of the exit before, in a boosted network.
+        before: What later heads and gates need of the exits passed, from `remember`.
         gate: The gate's memory; where the tree branches, the node of each sample.
         policy: The policy's memory.
     """
@@ -155,12 +158,12 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
         return (), network.classify(width, state), None
     features = network.read(exit, state)
     logits = network.logits_at(place, features, before)
-    read = network.gate_input(logits, features)
+    read = network.gate_input(logits, features, before)
     scores, gate = network.gate.at(place, read, gate if exit else network.gate.start(read))
     predictions = logits.argmax(-1) if policy.reads_predictions else scores
     leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
     return (
-        Carried(state, logits if network.boosted else (), leave if network.tree.branches else gate, memory),
+        Carried(state, network.remember(before, logits, read), leave if network.tree.branches else gate, memory),
         network.gate.answer(logits, gate),
         leave,
     )

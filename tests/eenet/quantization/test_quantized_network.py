@@ -131,8 +131,9 @@ def test_bitops_by_hand() -> None:
     tokens, dim, classes = 5, 16, 10
     embed, linear, attention = 4 * 16 * dim, tokens * 12 * dim**2, 2 * tokens**2 * dim
     head = dim * classes
-    predictors = [  # projection and two layers; 13 nodes can be reached from the first exit, 4 from the second
-        16 * dim + 20 * 32 + 32 * options for options in (13, 4)
+    own = 4 + 5 + classes + dim  # statistics, the best log-probabilities and all, features
+    predictors = [  # two layers; 13 nodes can be reached from the first exit, 4 from the second, which reads both
+        32 * (inputs + options) for inputs, options in ((own, 13), (2 * own + 1, 4))
     ]
     path = (8, 4, 32)
     outer = embed + 2 * head + sum(predictors)  # 8 bits beside segments at 8 and at 4
