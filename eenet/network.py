@@ -15,7 +15,7 @@ from eenet.backbones.proofs import guard
 from eenet.costs import count_operators
 from eenet.described import Described
 from eenet.errors import UserError
-from eenet.exits import find_exits
+from eenet.exits import check_exits, find_exits, segment_stages
 from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, uncertainty_statistics
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.boosting import boost
@@ -292,44 +292,6 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
     def heads(self) -> Sequence[InferenceModule]:
         """The inference modules of the early exits."""
         return list(self.inference_modules)  # type: ignore[arg-type]
-
-
-def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]:
-    """The early exits' stages.
-
-    Raises:
-        UserError: Not increasing, or not among the stages before the last.
-
-    Example:
-        >>> check_exits("all", 4), check_exits([1], 4)
-        ([0, 1, 2], [1])
-    """
-    if exits == "all":
-        return list(range(num_stages - 1))
-    if not isinstance(exits, list) or not all(isinstance(stage, int) for stage in exits):
-        raise UserError("network.exits", exits, "must be `all` or a list of stage numbers")
-    if any(not 0 <= stage < num_stages - 1 for stage in exits):
-        raise UserError(
-            "network.exits",
-            exits,
-            f"early exits read after stages 0 to {num_stages - 2}; the backbone's own head after the last stage, "
-            f"{num_stages - 1}, is always the last exit and is not listed",
-        )
-    if sorted(set(exits)) != exits:
-        raise UserError("network.exits", exits, f"must be increasing, such as {sorted(set(exits))}")
-    return exits
-
-
-def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int]]:
-    """The stages of each segment, which ends at an exit.
-
-    Example:
-        >>> segment_stages([1], 4)
-        [[0, 1], [2, 3]]
-    """
-    ends = [*exit_stages, num_stages - 1]
-    starts = [0, *(stage + 1 for stage in exit_stages)]
-    return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
 
 
 def known_at(logits: Tensor, features: Tensor, passed: tuple[Tensor, ...] = ()) -> Known:

@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from eenet.calibration import ChosenOn, OperatingPoint, fit_temperatures
+from eenet.calibration import ChosenOn, OperatingPoint
 from eenet.calibration.curves import (
     THRESHOLDS,
     Point,
@@ -16,19 +16,18 @@ from eenet.calibration.curves import (
     halves_at_budget,
     path_curve,
     point_for_budget,
-    static_curve,
-    threshold_curve,
 )
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
-from eenet.gates import ErrorGate, Known
+from eenet.gates import ErrorGate
 from eenet.metrics import Records
 from eenet.network import ExitFeatures, ExitOutputs
 from eenet.objectives import ClassWeights, weighted_sum_loss
 from eenet.policies import Policy, Threshold
 from eenet.policies.predicted_errors import TRADEOFFS
-from eenet.quantization import QuantizedNetwork, SimplePredictors, fit_predictor, judge_predictors, other_predictions
+from eenet.quantization import QuantizedNetwork, SimplePredictors, judge_predictors, other_predictions
+from eenet.quantization.nodes import Nodes, curves_of, fit_predictors, named_curves
 from eenet.quantization.predictors import Targets
 from eenet.reporting import Results, chosen_rows, evaluate, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
@@ -47,28 +46,6 @@ PATH_FIGURES = {
 
 LEAST_HELD_OUT = 32
 """Validation samples without which no predictor is fitted."""
-
-
-class Nodes(NamedTuple):
-    """Samples at every node.
-
-    Attributes:
-        correct: 1 where a node is right, `(samples, nodes)`.
-        confidence: Maximum probability at each node, `(samples, nodes)`.
-        known: What the predictor of each early node reads.
-        log_p: Log-probabilities, `(samples, nodes, classes)`.
-        labels: `(samples,)`.
-    """
-
-    correct: Tensor
-    confidence: Tensor
-    known: list[Known]
-    log_p: Tensor
-    labels: Tensor
-
-    def tempered(self, temperatures: Tensor) -> Tensor:
-        """Tempered log-probabilities, `(samples, nodes, classes)`."""
-        return (self.log_p / temperatures.to(self.log_p).unsqueeze(1)).log_softmax(-1)
 
 
 class QuEE(ExitRoutine):
@@ -246,27 +223,8 @@ class QuEE(ExitRoutine):
 
     def curves(self) -> dict[str, list[Point]]:
         """The curves on validation samples, by name."""
-        return self._named(*(found.tolist() for found in (self.path_points, self.threshold_points, self.static_points)))
-
-    def _named(self, *rows: list) -> dict[str, list[Point]]:
-        """QuEE's, thresholds along each path, those of one width and of the widest, static ones, and the union.
-
-        Args:
-            rows: Of paths, thresholds and static networks.
-        """
-        paths, thresholds, static = (
-            [Point(int(width), knob, right, cost, int(path)) for width, knob, right, cost, path in found]
-            for found in rows
-        )
-        uniform = [point for point in thresholds if len(set(self.network.tree.full[point.path])) == 1]
-        return {
-            "quee": paths,
-            "thresholds": thresholds,
-            "early_exit": [point for point in uniform if point.width == self.network.widths[0]],
-            "quantized_early_exit": uniform,
-            "static": static,
-            "union": [*static, *thresholds, *paths],
-        }
+        found = (self.path_points.tolist(), self.threshold_points.tolist(), self.static_points.tolist())
+        return named_curves(self.network.tree, *([Point.of(row) for row in rows] for rows in found))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
@@ -335,20 +293,15 @@ class QuEE(ExitRoutine):
         if total < LEAST_HELD_OUT:
             remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
             raise UserError("data.validation_fraction", total, remedy)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # doubtful temperatures are told of by `eenet calibrate`
-            self.temperatures.copy_(fit_temperatures(nodes.log_p, nodes.labels).values)
-        labels = nodes.labels.view(-1, 1, 1).expand(-1, len(tree.nodes), 1)
-        soft, errors = 1 - nodes.tempered(self.temperatures).gather(2, labels).squeeze(2).exp(), 1 - nodes.correct
-        scores = errors.new_full((total, tree.num_early, len(tree.nodes)), float("inf"))
-        for node, predictor in enumerate(self.network.predictors):
-            reachable, known = tree.reachable(node), nodes.known[node]
-            found = fit_predictor(predictor, known, errors[:, reachable], soft[:, reachable], self.targets)  # type: ignore[arg-type]
-            scores[:, node, reachable] = found.unseen
-            self.clusters[node], self.steps[node] = found.clusters, found.steps
-            self.simple[node].fit(known, errors[:, reachable])  # type: ignore[operator]
+        fitted = fit_predictors(self.network, nodes, self.targets)
+        self.temperatures.copy_(fitted.temperatures)
+        self.clusters.copy_(torch.tensor(fitted.clusters))
+        self.steps.copy_(torch.tensor(fitted.steps))
+        scores = fitted.unseen
+        for node, known in enumerate(nodes.known):
+            self.simple[node].fit(known, 1 - nodes.correct[:, tree.reachable(node)])  # type: ignore[operator]
         self.out_of_fold = scores
-        for name, points in zip(("path", "threshold", "static"), self._curves(nodes, scores), strict=True):
+        for name, points in zip(("path", "threshold", "static"), curves_of(self.network, nodes, scores), strict=True):
             getattr(self, f"{name}_points").copy_(torch.tensor(points, dtype=torch.float64))
 
     def fit_on(self, batches: Iterable[Any], split: str | None) -> bool:
@@ -377,15 +330,6 @@ class QuEE(ExitRoutine):
         """The errors that the gate predicts, `(samples, early nodes, nodes)`."""
         return self.gate(nodes.known)
 
-    def _curves(self, nodes: Nodes, scores: Tensor) -> tuple[list[Point], list[Point], list[Point]]:
-        network, tree = self.network, self.network.tree
-        costs = [network.along(path).costs.fractions("bitops") for path in tree.full]
-        return (
-            path_curve(network.policy(network.widths[0], 0.0), scores, nodes.correct),
-            threshold_curve(tree, costs, nodes.confidence, nodes.correct),
-            static_curve(tree, costs, nodes.correct),
-        )
-
     def more_results(self, records: dict[str, Tensor]) -> Results:
         """Static networks of each width, and, once the predictors are fitted, curves and the predictors' quality."""
         network, tree, nodes = self.network, self.network.tree, self.nodes(records)
@@ -398,7 +342,7 @@ class QuEE(ExitRoutine):
         if not self.fitted:
             return found
         scores = records["scores"] if records["scores"].numel() else self.predicted(nodes)
-        curves, errors = self._named(*self._curves(nodes, scores)), 1 - nodes.correct
+        curves, errors = named_curves(self.network.tree, *curves_of(self.network, nodes, scores)), 1 - nodes.correct
         simple: list[SimplePredictors] = list(self.simple)  # type: ignore[arg-type]
         others = other_predictions(tree, simple, nodes.known, errors, nodes.tempered(self.temperatures))
         policy = network.policy(network.widths[0], 0.0)

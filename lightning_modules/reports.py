@@ -19,6 +19,7 @@ from eenet.reporting import (
     reliability_figure,
     results_table,
     save_figure,
+    widths_table,
     write_json,
 )
 from lightning_modules.base import Module
@@ -103,5 +104,7 @@ class Reports(Module):
             console.print(f"figures of a part: {self.results['part']}", highlight=False)
         for line in not_chosen_lines(self.results["operating_points"]):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if quantization := self.results.get("quantization"):
+            console.print(widths_table(quantization["parts"]))
         if "calibrated" in self.results["exits"][0]:
             console.print(calibration_table(self.results), conformal_table(self.results))

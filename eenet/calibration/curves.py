@@ -31,6 +31,17 @@ class Point(NamedTuple):
     cost: float
     path: int = -1
 
+    @classmethod
+    def of(cls, row: Sequence[float]) -> "Point":
+        """A point from a row of numbers.
+
+        Example:
+            >>> Point.of([8.0, 0.5, 0.9, 0.1, -1.0])
+            Point(width=8, knob=0.5, accuracy=0.9, cost=0.1, path=-1)
+        """
+        width, knob, accuracy, cost, path = row
+        return cls(int(width), knob, accuracy, cost, int(path))
+
 
 def path_curve(policy: PredictedErrors, scores: Tensor, correct: Tensor) -> list[Point]:
     """A policy of predicted errors at every first width and every price.

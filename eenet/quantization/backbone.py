@@ -59,7 +59,7 @@ class QuantizedBackbone(Twins, StagedBackbone):
     @property
     def quantization(self) -> dict[str, Any]:
         """The widths of its parts, and the layers that are quantized and those not."""
-        return self.describe_twins()
+        return {**self.describe_twins(), "parts": self.part_rows({})}
 
     def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
         """The ranges of the activations, and which are used."""

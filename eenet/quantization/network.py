@@ -15,14 +15,14 @@ from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
 from eenet.errors import UserError
-from eenet.exits import find_exits
+from eenet.exits import check_exits, find_exits
 from eenet.files import tensor_digest
 from eenet.gates import ConfidenceGate, ErrorGate, Gate, Known, TreeStoppingGate
 from eenet.inference_modules import InferenceModule, LinearHead
-from eenet.network import EarlyExitNetwork, ExitFeatures, check_exits, count_costs
+from eenet.network import EarlyExitNetwork, ExitFeatures, count_costs
 from eenet.policies import PredictedErrors
 from eenet.profile import CostProfile, Costs, TreeCosts, bitops
-from eenet.quantization.grid import activation_width, check_widths
+from eenet.quantization.grid import check_widths
 from eenet.quantization.products import Split, quantized_products, split_macs
 from eenet.quantization.segments import evaluation
 from eenet.quantization.twins import Twins
@@ -340,7 +340,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             "float_macs": [sum(part.float_macs for part in parts) for parts in segments],
             "full_bitops": self.costs.columns["bitops"].full,
             "predictor_bitops": self._bitops_of_predictors,
-            "parts": [row for width in self.widths for row in self._part_rows(width)],
+            "parts": self.part_rows({f"head {exit}": split for exit, split in enumerate(self._head_macs)}),
             "bitops": [row for width in self.widths for row in self._bitops_rows(width)],
             "memory_bytes": self.memory(),
         }
@@ -354,20 +354,3 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             {"segment": segment, "width": width, "bitops": own, "cumulative": total}
             for segment, (own, total) in enumerate(zip(each, totals, strict=True))
         ]
-
-    def _part_rows(self, width: int) -> list[dict[str, Any]]:
-        """Of the whole network at a width: each kind of part with its MACs, its bits and its BitOPs."""
-        rest, stages = self.outer_width(width), self.stage_layers
-        layers = sum(part.macs for part in stages)
-        attention = sum(part.attention_macs for part in stages)
-        floats = sum(part.float_macs for part in stages)
-        own = sum(self.stage_bitops_at(width)) - bitops(attention, rest, rest) - bitops(floats)
-        outer = [("embedding", self.embed_macs), ("classifier", self.classifier_macs)]
-        outer += [(f"head {exit}", split) for exit, split in enumerate(self._head_macs)]
-        rows = [("layers of the stages", layers, width, activation_width(width), own)]
-        rows += [("attention's products", attention, rest, rest, bitops(attention, rest, rest))]
-        rows += [(name, split.quantized, rest, rest, bitops(split.quantized, rest, rest)) for name, split in outer]
-        floats += sum(split.rest for _, split in outer)
-        rows += [("all else", floats, FLOAT, FLOAT, bitops(floats))]
-        keys = ("part", "macs", "weight_bits", "activation_bits", "bitops")
-        return [{"width": width, **dict(zip(keys, row, strict=True))} for row in rows]

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.errors import UserError
+from eenet.profile import bitops
 from eenet.quantization.grid import activation_grid, activation_width, check_widths
 from eenet.quantization.layers import NATIVE_WIDTH, Rounding, SimulatedLayer, Weights, channels, native_layer
 from eenet.quantization.products import Split, check_rest, quantized_products
@@ -150,6 +151,29 @@ class Twins(nn.Module):
         """BitOPs of what is before the stages and of the backbone's own head, where the stages run at a width."""
         rest = self.rest_width if width != FLOAT else FLOAT
         return self.embed_macs.bitops(rest), self.classifier_macs.bitops(rest)
+
+    def part_rows(self, heads: Mapping[str, Split]) -> list[dict[str, Any]]:
+        """Of the whole network at each width: each kind of part with its MACs, its bits and its BitOPs.
+
+        Args:
+            heads: Other parts that have the width of the rest, by name.
+        """
+        outer = {"embedding": self.embed_macs, "classifier": self.classifier_macs, **heads}
+        layers, attention, floats = (
+            sum(getattr(part, name) for part in self.stage_layers) for name in ("macs", "attention_macs", "float_macs")
+        )
+        others = floats + sum(split.rest for split in outer.values())
+        found = []
+        for width in self.widths:
+            rest = self.rest_width if width != FLOAT else FLOAT
+            own = sum(self.stage_bitops_at(width)) - bitops(attention, rest, rest) - bitops(floats)
+            rows = [("layers of the stages", layers, width, activation_width(width), own)]
+            narrow = [("attention's products", attention), *((name, split.quantized) for name, split in outer.items())]
+            rows += [(name, macs, rest, rest, bitops(macs, rest, rest)) for name, macs in narrow]
+            rows += [("all else", others, FLOAT, FLOAT, bitops(others))]
+            keys = ("part", "macs", "weight_bits", "activation_bits", "bitops")
+            found += [{"width": width, **dict(zip(keys, row, strict=True))} for row in rows]
+        return found
 
     def take_ranges(self, inputs: Callable[[str, int], Iterable[Any]], batches: int) -> list[Tensor]:
         """Calibrate with batches of training inputs, and choose among ranges on as many validation inputs.

@@ -14,7 +14,14 @@ from eenet.reporting.results import (
     write_json,
     write_text,
 )
-from eenet.reporting.table import calibration_table, conformal_table, make_console, not_chosen_lines, results_table
+from eenet.reporting.table import (
+    calibration_table,
+    conformal_table,
+    make_console,
+    not_chosen_lines,
+    results_table,
+    widths_table,
+)
 
 __all__ = [
     "SCHEMA",
@@ -35,6 +42,7 @@ __all__ = [
     "save_figure",
     "static_exits",
     "widest_nodes",
+    "widths_table",
     "write_json",
     "write_text",
 ]
