@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from eenet.backbones import ViT
 from eenet.gates import ErrorGate
 from eenet.quantization import QuantizedNetwork, activation_grid
-from eenet.quantization.layers import NativeLinear, SimulatedLayer
+from eenet.quantization.grid import weight_codes, weight_scales
+from eenet.quantization.layers import NativeLinear, SimulatedLayer, Weights
 
 CPU = {"cpu": torch.backends.cpu.get_cpu_capability()}
 
@@ -67,7 +68,9 @@ def layers(rounds: int = 40, output: Path | None = None) -> None:
         layer, values = nn.Linear(inputs, outputs), torch.randn(rows, inputs)
         grid = activation_grid(-4.0, 4.0, 8)
         half, half_values = copy.deepcopy(layer).bfloat16(), values.bfloat16()
-        native, simulated = NativeLinear(layer, grid), SimulatedLayer(layer, 8, grid)
+        codes = weight_codes(layer.weight, 8).to(torch.int8)
+        weights = Weights(codes, weight_scales(layer.weight, 8), torch.zeros(outputs))
+        native, simulated = NativeLinear(layer, weights, grid), SimulatedLayer(layer, weights, grid)
         dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(copy.deepcopy(layer)), {nn.Linear})
         variants: dict[str, Callable[[], Tensor]] = {
             "float32": lambda layer=layer, values=values: layer(values),
@@ -139,7 +142,7 @@ def overruled(network: QuantizedNetwork, width: int) -> QuantizedNetwork:
     for node, predictor in enumerate(network.predictors):
         onward = tree.reachable(node).index(tree.index.get((*tree.nodes[node], width), node))
         predictors.append(Overruled(predictor, onward, 1 / 3 if tree.exit(node) == 0 else 1 / 2))
-    gate = ErrorGate(tree, network.backbone.feature_dims)
+    gate = ErrorGate(tree, network.backbone.feature_dims, network.backbone.num_classes)
     gate.predictors = nn.ModuleList(predictors)
     return network.with_gate(gate)
 

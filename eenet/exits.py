@@ -1,5 +1,6 @@
 """Which stages exits read after: by number, by name, or by cost."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -67,3 +68,41 @@ def stage_fractions(backbone: StagedBackbone) -> list[float]:
         for module, mode in modes:
             module.training = mode
     return [total / max(spent, 1) for total in totals]
+
+
+def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]:
+    """The early exits' stages.
+
+    Raises:
+        UserError: Not increasing, or not among the stages before the last.
+
+    Example:
+        >>> check_exits("all", 4), check_exits([1], 4)
+        ([0, 1, 2], [1])
+    """
+    if exits == "all":
+        return list(range(num_stages - 1))
+    if not isinstance(exits, list) or not all(isinstance(stage, int) for stage in exits):
+        raise UserError("network.exits", exits, "must be `all` or a list of stage numbers")
+    if any(not 0 <= stage < num_stages - 1 for stage in exits):
+        raise UserError(
+            "network.exits",
+            exits,
+            f"early exits read after stages 0 to {num_stages - 2}; the backbone's own head after the last stage, "
+            f"{num_stages - 1}, is always the last exit and is not listed",
+        )
+    if sorted(set(exits)) != exits:
+        raise UserError("network.exits", exits, f"must be increasing, such as {sorted(set(exits))}")
+    return exits
+
+
+def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int]]:
+    """The stages of each segment, which ends at an exit.
+
+    Example:
+        >>> segment_stages([1], 4)
+        [[0, 1], [2, 3]]
+    """
+    ends = [*exit_stages, num_stages - 1]
+    starts = [0, *(stage + 1 for stage in exit_stages)]
+    return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]

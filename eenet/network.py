@@ -15,7 +15,7 @@ from eenet.backbones.proofs import guard
 from eenet.costs import count_operators
 from eenet.described import Described
 from eenet.errors import UserError
-from eenet.exits import find_exits
+from eenet.exits import check_exits, find_exits, segment_stages
 from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, uncertainty_statistics
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.boosting import boost
@@ -173,6 +173,14 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
                 features.append(self.read(len(features), branch))
         return ExitFeatures(features, self.backbone.classify(state))
 
+    def embed(self, width: int, inputs: Any) -> State:
+        """What comes before the first segment, which runs at a width where there are several."""
+        return self.backbone.embed(inputs)
+
+    def classify(self, width: int, state: State) -> Tensor:
+        """The backbone's own head after a last segment, `(batch, classes)`."""
+        return self.backbone.classify(state)
+
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages of a segment, at a width where there are several."""
         for stage in self.segments[segment]:
@@ -194,9 +202,27 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         logits = self.inference_modules[place](features)
         return logits + before if self.boosted and place else logits
 
-    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
-        """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there."""
-        return logits if self.gate.reads == "logits" else known_at(logits, features)
+    def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
+        """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there.
+
+        Args:
+            logits: The exit's.
+            features: What `read` gave there.
+            before: What `remember` gave at the exit before.
+        """
+        return logits if self.gate.reads == "logits" else known_at(logits, features, before)
+
+    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
+        """What later exits need of this one: logits in a boosted network, what a gate that reads more has known.
+
+        Args:
+            before: What was remembered before.
+            logits: The exit's.
+            read: From `gate_input`.
+        """
+        if self.gate.reads == "known":
+            return (*before, read.row)
+        return logits if self.boosted else ()
 
     def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
@@ -215,8 +241,11 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
             extracted: From `extract`.
             logits: From `exit_logits`.
         """
-        early = extracted.features[: self.tree.num_early]
-        return [known_at(logits[:, node], features) for node, features in enumerate(early)]
+        found: list[Known] = []
+        for node, features in enumerate(extracted.features[: self.tree.num_early]):
+            way = self.tree.along(self.tree.nodes[node])[:-1]
+            found.append(known_at(logits[:, node], features, tuple(found[passed].row for passed in way)))
+        return found
 
     def from_features(self, extracted: Any) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
@@ -265,48 +294,16 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         return list(self.inference_modules)  # type: ignore[arg-type]
 
 
-def check_exits(exits: list[int] | Literal["all"], num_stages: int) -> list[int]:
-    """The early exits' stages.
+def known_at(logits: Tensor, features: Tensor, passed: tuple[Tensor, ...] = ()) -> Known:
+    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged.
 
-    Raises:
-        UserError: Not increasing, or not among the stages before the last.
-
-    Example:
-        >>> check_exits("all", 4), check_exits([1], 4)
-        ([0, 1, 2], [1])
+    Args:
+        logits: The exit's.
+        features: What its head reads.
+        passed: What the exits before said.
     """
-    if exits == "all":
-        return list(range(num_stages - 1))
-    if not isinstance(exits, list) or not all(isinstance(stage, int) for stage in exits):
-        raise UserError("network.exits", exits, "must be `all` or a list of stage numbers")
-    if any(not 0 <= stage < num_stages - 1 for stage in exits):
-        raise UserError(
-            "network.exits",
-            exits,
-            f"early exits read after stages 0 to {num_stages - 2}; the backbone's own head after the last stage, "
-            f"{num_stages - 1}, is always the last exit and is not listed",
-        )
-    if sorted(set(exits)) != exits:
-        raise UserError("network.exits", exits, f"must be increasing, such as {sorted(set(exits))}")
-    return exits
-
-
-def segment_stages(exit_stages: Sequence[int], num_stages: int) -> list[list[int]]:
-    """The stages of each segment, which ends at an exit.
-
-    Example:
-        >>> segment_stages([1], 4)
-        [[0, 1], [2, 3]]
-    """
-    ends = [*exit_stages, num_stages - 1]
-    starts = [0, *(stage + 1 for stage in exit_stages)]
-    return [list(range(start, end + 1)) for start, end in zip(starts, ends, strict=True)]
-
-
-def known_at(logits: Tensor, features: Tensor) -> Known:
-    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged."""
     pooled = features.flatten(2).mean(-1) if features.ndim > 2 else features
-    return Known(uncertainty_statistics(logits), pooled)
+    return Known(uncertainty_statistics(logits), pooled, logits.log_softmax(-1), passed)
 
 
 def count_costs(network: EarlyExitNetwork) -> CostProfile:
@@ -314,7 +311,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
 
     Operators without a count, and stages and heads whose weights count nothing, are named in the profile and warned of.
     """
-    backbone, uncounted = network.backbone, list[str]()
+    backbone, uncounted = network.backbone.plain, list[str]()
 
     def count(part: str, function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
         found = count_operators(function, *args)
@@ -367,7 +364,8 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         tuple(network.exit_stages),
         tuple(uncounted),
         network.boosted,
-        backbone.stage_bitops,
+        network.backbone.stage_bitops,
+        network.backbone.outer_bitops,
     )
     if not profile.full:
         problem = "counts 0 MACs, of which exits could save none; the model has to multiply matrices, or convolve"

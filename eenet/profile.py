@@ -102,7 +102,10 @@ class CostProfile(Costs):
         exit_stages: The stage after which each early exit reads.
         uncounted: What has no count in some part; all figures of that part are too low by it.
         boosted: Each early exit adds the logits of those before it, and so needs their heads.
-        stage_bitops: BitOPs of each stage where stages are quantized; everything else is at 32 bits.
+        stage_bitops: BitOPs of each stage where stages are quantized.
+        outer_bitops: Those of `embed` and `classifier`; at 32 bits by default, as are the next two.
+        head_bitops: Those of each of `heads`.
+        gate_bitops: Those of each of `gates`.
     """
 
     embed: int
@@ -114,6 +117,9 @@ class CostProfile(Costs):
     uncounted: tuple[str, ...] = ()
     boosted: bool = False
     stage_bitops: tuple[int, ...] | None = None
+    outer_bitops: tuple[int, int] | None = None
+    head_bitops: tuple[int, ...] | None = None
+    gate_bitops: tuple[int, ...] | None = None
 
     @property
     def num_exits(self) -> int:
@@ -140,13 +146,13 @@ class CostProfile(Costs):
         """MACs, and BitOPs where stages are quantized."""
         found = {"macs": Column(tuple(self.cumulative), tuple(self.static), self.full)}
         if self.stage_bitops is not None:
-            heads, gates = (tuple(map(bitops, part)) for part in (self.heads, self.gates))
+            embed, classifier = self.outer_bitops or (bitops(self.embed), bitops(self.classifier))
             own = CostProfile(
-                bitops(self.embed),
+                embed,
                 self.stage_bitops,
-                bitops(self.classifier),
-                heads,
-                gates,
+                classifier,
+                self.head_bitops or tuple(map(bitops, self.heads)),
+                self.gate_bitops or tuple(map(bitops, self.gates)),
                 self.exit_stages,
                 boosted=self.boosted,
             )

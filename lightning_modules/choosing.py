@@ -81,8 +81,8 @@ class ChoosesPoints(Module):
         """
         return False
 
-    def held_out(self, samples: int) -> Tensor | None:
-        """Of so many validation samples those that alone may choose own points; `None` for all."""
+    def unseen_scores(self, samples: int) -> Tensor | None:
+        """What the gate would say of so many validation samples had it not learned from them; `None` if it has not."""
         return None
 
     def configure_callbacks(self) -> "list[Callback]":

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,20 @@ from eenet.calibration.curves import (
     halves_at_budget,
     path_curve,
     point_for_budget,
-    static_curve,
-    threshold_curve,
 )
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
-from eenet.gates import ErrorGate, Known
+from eenet.gates import ErrorGate
 from eenet.metrics import Records
-from eenet.network import ExitOutputs
+from eenet.network import ExitFeatures, ExitOutputs
 from eenet.objectives import ClassWeights, weighted_sum_loss
-from eenet.policies import Policy
+from eenet.policies import Policy, Threshold
 from eenet.policies.predicted_errors import TRADEOFFS
-from eenet.quantization import QuantizedNetwork, SimplePredictors, fit_predictor, judge_predictors, other_predictions
-from eenet.reporting import Results, chosen_rows, static_exits
+from eenet.quantization import QuantizedNetwork, SimplePredictors, judge_predictors, other_predictions
+from eenet.quantization.nodes import Nodes, curves_of, fit_predictors, named_curves
+from eenet.quantization.predictors import Targets
+from eenet.reporting import Results, chosen_rows, evaluate, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.schedules import OptimizerCallable
@@ -47,38 +48,22 @@ LEAST_HELD_OUT = 32
 """Validation samples without which no predictor is fitted."""
 
 
-class Nodes(NamedTuple):
-    """Samples at every node.
-
-    Attributes:
-        correct: 1 where a node is right, `(samples, nodes)`.
-        confidence: Maximum probability at each node, `(samples, nodes)`.
-        known: What the predictor of each early node reads.
-    """
-
-    correct: Tensor
-    confidence: Tensor
-    known: list[Known]
-
-    def take(self, rows: Tensor) -> "Nodes":
-        """Some of the samples."""
-        known = [Known(*(values[rows] for values in node)) for node in self.known]
-        return Nodes(self.correct[rows], self.confidence[rows], known)
-
-
 class QuEE(ExitRoutine):
     """Train inference modules on the features of every path, then error predictors on the validation split.
 
-    The activations' ranges come from training inputs without labels before anything is trained. At the validation of
-    the whole split on the final weights one random half of the split teaches the predictors; the other half chooses the
-    number of clusters and the weights, and gives the curve on which each budget finds its first width and lambda.
-    Budgets may differ at test time: the whole curve is in the checkpoint.
+    Codes and ranges come from training inputs without labels before anything is trained. At the validation of the whole
+    split on the final weights predictors are fitted to it in five folds, so that each sample is predicted by what has
+    not seen it, and once to all. On these predictions each budget finds its point: the most accurate of first widths
+    and lambdas, of thresholds along each path and of static networks. Budgets may differ at test time: the curves are
+    in the checkpoint.
 
     Args:
         network: The network; its backbone is frozen.
         backbone_checkpoint: Run folder or checkpoint that the backbone's weights come from.
         budgets: Mean BitOPs allowed, as fractions of the float network's; an operating point for each.
-        calibration_batches: Evaluation batches of training inputs that give the activations' ranges.
+        calibration_batches: Evaluation batches of training inputs that the quantizer is calibrated with.
+        targets: What predictors learn: `mixed`, half of each error and half of one minus the tempered probability of
+            the true class, or `kmeans`, error rates of clusters. [inferred]
         optimizer: Makes the optimizer of the inference modules.
         final_learning_rate: Where the cosine schedule ends.
         features: `off`, `memory` or `disk`: run every path of the frozen backbone once per sample and train from what
@@ -94,6 +79,11 @@ class QuEE(ExitRoutine):
     chooses = True
     network: QuantizedNetwork
     path_points: Tensor
+    threshold_points: Tensor
+    static_points: Tensor
+    steps: Tensor
+    out_of_fold: Tensor
+    temperatures: Tensor
     clusters: Tensor
     weights: Tensor
 
@@ -103,6 +93,7 @@ class QuEE(ExitRoutine):
         backbone_checkpoint: FilePath | None = None,
         budgets: list[float] | None = None,
         calibration_batches: int = 4,
+        targets: Targets = "mixed",
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4),
         final_learning_rate: float = 2e-4,
         features: Features = "off",
@@ -121,15 +112,23 @@ class QuEE(ExitRoutine):
             if not budget > 0:
                 raise UserError("model.budgets", budget, "is a fraction of the float network's BitOPs, above 0")
         network.calibration_batches = calibration_batches
-        self.optimizer, self.final_learning_rate = optimizer, final_learning_rate
+        self.optimizer, self.final_learning_rate, self.targets = optimizer, final_learning_rate, targets
         self.simple = nn.ModuleList(
             SimplePredictors(len(network.tree.reachable(node))) for node in range(network.tree.num_early)
         )
-        self._known = Records(["uncertainty", "features"])
-        sizes = {"path": len(TRADEOFFS), "threshold": len(THRESHOLDS), "static": network.num_exits}
+        self._known = Records(["features", "log_probabilities", "labels"])
+        tree = network.tree
+        sizes = {
+            "path": len(network.widths) * len(TRADEOFFS),
+            "threshold": len(tree.full) * len(THRESHOLDS),
+            "static": len(tree.nodes),
+        }
         for name, size in sizes.items():
-            self.register_buffer(f"{name}_points", torch.zeros(len(network.widths) * size, 4, dtype=torch.float64))
-        self.register_buffer("clusters", torch.zeros(network.tree.num_early, dtype=torch.long))
+            self.register_buffer(f"{name}_points", torch.zeros(size, len(Point._fields), dtype=torch.float64))
+        self.register_buffer("out_of_fold", torch.zeros(0, tree.num_early, len(tree.nodes)))
+        self.register_buffer("temperatures", torch.ones(len(tree.nodes), dtype=torch.float64))
+        self.register_buffer("clusters", torch.zeros(tree.num_early, dtype=torch.long))
+        self.register_buffer("steps", torch.zeros(tree.num_early, dtype=torch.long))
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
 
@@ -155,27 +154,55 @@ class QuEE(ExitRoutine):
         """Why budgets cannot be met, by the names of their points."""
         cheapest = self.network.costs.fractions("bitops").min().item()
         if self.fitted:
-            cheapest = min(point.cost for point in self.curves()["quee"])
+            cheapest = min(point.cost for point in self.curves()["union"])
         why = f"cannot be met: the cheapest path costs {cheapest:.4f} of the float network's BitOPs"
         return {f"budget-{budget:g}": why for budget in self.budgets if budget < cheapest}
 
     def policies(self) -> dict[str, Policy]:
         """For each budget the first width and lambda that are most accurate on the validation split.
 
-        Before the predictors are fitted, and for a budget that cannot be met, the widest and lambda 0.
+        Before the predictors are fitted, and for a budget that they cannot meet, the widest and lambda 0.
         """
-        curve, unmet, found = self.curves()["quee"], self.unmet, dict[str, Policy]()
+        curve, found = self.curves()["quee"], dict[str, Policy]()
+        least = min(point.cost for point in curve)
         for budget in self.budgets:
-            name, setting = f"budget-{budget:g}", (self.network.widths[0], 0.0)
-            if self.fitted and name not in unmet:
+            setting = self.network.widths[0], 0.0
+            if self.fitted and budget >= least:
                 point = point_for_budget(curve, budget, "model.budgets")
                 setting = point.width, point.knob
-            found[name] = self.network.policy(*setting)
+            found[f"budget-{budget:g}"] = self.network.policy(*setting)
         return found
 
     def own_points(self) -> dict[str, OperatingPoint]:
-        """As every routine's; before the predictors are fitted nothing has chosen them."""
-        return super().own_points() if self.fitted else {name: OperatingPoint(p) for name, p in self.policies().items()}
+        """For each budget the most accurate of all curves; before the predictors are fitted nothing has chosen them."""
+        routed = {name: OperatingPoint(policy) for name, policy in self.policies().items()}
+        if not self.fitted:
+            return routed
+        curves, exits = self.curves(), self.network.num_exits
+        found = {}
+        for budget, (name, own) in zip(self.budgets, routed.items(), strict=True):
+            if name not in self.unmet:
+                point = point_for_budget(curves["union"], budget, "model.budgets")
+                if point in curves["thresholds"]:
+                    own = OperatingPoint(Threshold([point.knob] * (exits - 1)), path=self.network.tree.full[point.path])
+                elif point in curves["static"]:
+                    stay = [float("inf") if exit < point.knob else -float("inf") for exit in range(exits - 1)]
+                    own = OperatingPoint(Threshold(stay), path=self.network.tree.full[point.path])
+            found[name] = replace(own, chosen_on=self.validated_on)
+        return found
+
+    def validation_rows(self, records: dict[str, Tensor]) -> Results:
+        """As every routine's, also for points along one path."""
+        rows = super().validation_rows(records)
+        if not self.fitted:
+            return rows
+        for number, (name, point) in enumerate(self.own_points().items()):
+            if point.path is not None:
+                chain, nodes = point.network(self.network), self.network.tree.along(point.path)
+                statistics, predictions = records["statistics"][:, nodes], records["predictions"][:, nodes]
+                own = evaluate(statistics, predictions, statistics[:, :-1, 0], {name: point.policy}, chain.costs)
+                rows["operating_points"][number] = own["operating_points"][0]
+        return rows
 
     @property
     def wish(self) -> str:
@@ -195,15 +222,9 @@ class QuEE(ExitRoutine):
         return "predictors are fitted after the last epoch"
 
     def curves(self) -> dict[str, list[Point]]:
-        """The curves on validation samples: QuEE's, early exits by confidence (all widths; widest) and static ones."""
-        rows = {name: getattr(self, f"{name}_points").tolist() for name in ("path", "threshold", "static")}
-        points = {name: [Point(int(width), *rest) for width, *rest in found] for name, found in rows.items()}
-        return self._named(points["path"], points["threshold"], points["static"])
-
-    def _named(self, paths: list[Point], thresholds: list[Point], static: list[Point]) -> dict[str, list[Point]]:
-        """Curves by the name that results give them; early exit alone is the thresholds' at the widest width."""
-        widest = [point for point in thresholds if point.width == self.network.widths[0]]
-        return {"quee": paths, "early_exit": widest, "quantized_early_exit": thresholds, "static": static}
+        """The curves on validation samples, by name."""
+        found = (self.path_points.tolist(), self.threshold_points.tolist(), self.static_points.tolist())
+        return named_curves(self.network.tree, *([Point.of(row) for row in rows] for rows in found))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Sum over inference modules of the cross-entropy, each on the features of all paths that lead to it."""
@@ -220,8 +241,9 @@ class QuEE(ExitRoutine):
         logits = self.network.exit_logits(extracted)
         known = self.network.known(extracted, logits)
         self._known.update(
-            uncertainty=torch.stack([rows.statistics for rows in known], dim=1),
             features=torch.cat([rows.features for rows in known], dim=1),
+            log_probabilities=logits.log_softmax(-1),
+            labels=labels,
         )
         outputs = ExitOutputs(logits, logits.new_empty(len(logits), 0))  # predicted once, from the records
         self.record(outputs, labels)
@@ -237,8 +259,9 @@ class QuEE(ExitRoutine):
             tree, dims = self.network.tree, self.network.backbone.feature_dims
             stages = [self.network.exit_stages[tree.exit(node)] for node in range(tree.num_early)]
             features = found["features"].split([dims[stage] for stage in stages], dim=1)
-            known = [Known(found["uncertainty"][:, node], rows) for node, rows in enumerate(features)]
-            self._nodes = Nodes(statistics[..., 1], statistics[..., 0], known)
+            log_p, labels = found["log_probabilities"], found["labels"]
+            known = self.network.known(ExitFeatures(list(features), log_p[:, -1]), log_p)
+            self._nodes = Nodes(statistics[..., 1], statistics[..., 0], known, log_p, labels)
         return self._nodes
 
     def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
@@ -248,35 +271,37 @@ class QuEE(ExitRoutine):
         return {"accuracy": records["statistics"][..., 1].mean().item()}
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
-        """Add the predicted errors of all samples."""
-        records["scores"] = self.predicted(self.nodes(records))
+        """Add the predicted errors of all samples: those of the folds where the predictors have learned from them."""
+        nodes = self.nodes(records)
+        learned = self.fitted and self.trial() is None and self.current and len(self.out_of_fold) == len(nodes.labels)
+        records["scores"] = self.out_of_fold.to(nodes.correct) if learned else self.predicted(nodes)
 
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the predictors on a whole validation of the final weights."""
         if self.trial() is None and not (self.fitted and self.current):
             with torch.inference_mode(False):
-                nodes = self.nodes(records)
-                self.fit_predictors(nodes)
-                records["scores"] = self.predicted(nodes)
+                self.fit_predictors(self.nodes(records))
+                records["scores"] = self.out_of_fold
 
     def fit_predictors(self, nodes: Nodes) -> None:
-        """Fit the predictors on one half of the validation samples, and take the curves of the other half.
+        """Fit the predictors on the validation samples, and take the curves of what did not see them.
 
         Raises:
             UserError: Too few samples.
         """
-        total = len(nodes.correct)
+        total, tree = len(nodes.correct), self.network.tree
         if total < LEAST_HELD_OUT:
             remedy = f"gives {total} samples and predictors need {LEAST_HELD_OUT}; hold out more of the training split"
             raise UserError("data.validation_fraction", total, remedy)
-        first, second = (nodes.take(rows.to(nodes.correct.device)) for rows in split_rows(total))
-        for node, predictor in enumerate(self.network.predictors):
-            reachable = self.network.tree.reachable(node)
-            errors = 1 - first.correct[:, reachable], 1 - second.correct[:, reachable]
-            known = first.known[node], second.known[node]
-            self.clusters[node] = fit_predictor(predictor, known, errors).clusters  # type: ignore[arg-type]
-            self.simple[node].fit(first.known[node], errors[0])  # type: ignore[operator]
-        for name, points in zip(("path", "threshold", "static"), self._curves(second), strict=True):
+        fitted = fit_predictors(self.network, nodes, self.targets)
+        self.temperatures.copy_(fitted.temperatures)
+        self.clusters.copy_(torch.tensor(fitted.clusters))
+        self.steps.copy_(torch.tensor(fitted.steps))
+        scores = fitted.unseen
+        for node, known in enumerate(nodes.known):
+            self.simple[node].fit(known, 1 - nodes.correct[:, tree.reachable(node)])  # type: ignore[operator]
+        self.out_of_fold = scores
+        for name, points in zip(("path", "threshold", "static"), curves_of(self.network, nodes, scores), strict=True):
             getattr(self, f"{name}_points").copy_(torch.tensor(points, dtype=torch.float64))
 
     def fit_on(self, batches: Iterable[Any], split: str | None) -> bool:
@@ -296,23 +321,14 @@ class QuEE(ExitRoutine):
         self.validated_on = ChosenOn(self.network_digest(), split, len(nodes.correct))
         return True
 
-    def held_out(self, samples: int) -> Tensor:
-        """The half that taught no predictor."""
-        return split_rows(samples)[1]
+    def unseen_scores(self, samples: int) -> Tensor | None:
+        """The predictions of the folds."""
+        return self.out_of_fold if len(self.out_of_fold) == samples else None
 
     @torch.no_grad()
     def predicted(self, nodes: Nodes) -> Tensor:
         """The errors that the gate predicts, `(samples, early nodes, nodes)`."""
         return self.gate(nodes.known)
-
-    def _curves(self, nodes: Nodes) -> tuple[list[Point], list[Point], list[Point]]:
-        network, tree = self.network, self.network.tree
-        uniform = {width: network.along((width,) * tree.segments).costs.fractions("bitops") for width in tree.widths}
-        return (
-            path_curve(network.policy(network.widths[0], 0.0), self.predicted(nodes), nodes.correct),
-            threshold_curve(tree, uniform, nodes.confidence, nodes.correct),
-            static_curve(tree, network.costs, nodes.correct),
-        )
 
     def more_results(self, records: dict[str, Tensor]) -> Results:
         """Static networks of each width, and, once the predictors are fitted, curves and the predictors' quality."""
@@ -325,19 +341,22 @@ class QuEE(ExitRoutine):
         }
         if not self.fitted:
             return found
-        curves, errors = self._named(*self._curves(nodes)), 1 - nodes.correct
+        scores = records["scores"] if records["scores"].numel() else self.predicted(nodes)
+        curves, errors = named_curves(self.network.tree, *curves_of(self.network, nodes, scores)), 1 - nodes.correct
         simple: list[SimplePredictors] = list(self.simple)  # type: ignore[arg-type]
-        others = other_predictions(tree, simple, nodes.known, errors)
+        others = other_predictions(tree, simple, nodes.known, errors, nodes.tempered(self.temperatures))
         policy = network.policy(network.widths[0], 0.0)
         return found | {
-            "curves": {name: curve_rows(points) for name, points in curves.items()},
+            "curves": {name: curve_rows(points, tree) for name, points in curves.items() if name != "union"},
             "curves_of_other_predictors": {
-                name: curve_rows(path_curve(policy, scores, nodes.correct)) for name, scores in others.items()
+                name: curve_rows(path_curve(policy, other, nodes.correct), tree) for name, other in others.items()
             },
-            "at_budgets": [halves_at_budget(budget, self.curves(), curves) for budget in self.budgets],
+            "at_budgets": [halves_at_budget(budget, tree, self.curves(), curves) for budget in self.budgets],
             "predictors": {
+                "targets": self.targets,
                 "clusters": self.clusters.tolist(),
-                **judge_predictors(self.gate, simple, nodes.known, errors),
+                "steps": self.steps.tolist(),
+                **judge_predictors(tree, scores, simple, nodes.known, errors),
             },
         }
 
@@ -351,18 +370,18 @@ class QuEE(ExitRoutine):
         super().on_test_start()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every routine; predictors of checkpoints that were written before they were a gate get their names."""
-        state, old, new = checkpoint["state_dict"], "network.predictors.", "network.gate.predictors."
-        checkpoint["state_dict"] = {name.replace(old, new): value for name, value in state.items()}
+        """As every routine.
+
+        Raises:
+            UserError: It is of an older version.
+        """
+        state = checkpoint["state_dict"]
+        if "out_of_fold" not in state:
+            raise UserError("ckpt_path", None, "is of an older version with other predictors; run `eenet fit` again")
+        self.out_of_fold = torch.zeros_like(state["out_of_fold"])
         super().on_load_checkpoint(checkpoint)
 
     def configure_optimizers(self) -> Any:
         """The inference modules' optimizer under a cosine schedule."""
         optimizer = self.optimizer(self.network.inference_modules.parameters())
         return {"optimizer": optimizer, "lr_scheduler": self.cosine(optimizer, self.final_learning_rate)}
-
-
-def split_rows(samples: int) -> tuple[Tensor, Tensor]:
-    """Of so many validation samples the half that teaches the predictors, and the half that chooses points."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    return order[: samples // 2], order[samples // 2 :]

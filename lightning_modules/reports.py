@@ -20,6 +20,7 @@ from eenet.reporting import (
     results_table,
     save_figure,
     show,
+    widths_table,
     write_json,
 )
 from lightning_modules.base import Module
@@ -110,5 +111,7 @@ class Reports(Module):
             console.print(f"figures of a part: {self.results['part']}", highlight=False)
         for line in not_chosen_lines(self.results["operating_points"]):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if quantization := self.results.get("quantization"):
+            show(widths_table(quantization["parts"]), console=console)
         if "calibrated" in self.results["exits"][0]:
             show(calibration_table(self.results), conformal_table(self.results), console=console)

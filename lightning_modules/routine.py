@@ -244,7 +244,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         with self.kept(trial is not None):
             if not self.too_early and (trial is None or not self.current):
                 self.choose_points(records)
-            rows = evaluate(**records, policies=self.policies(), costs=self.network.costs)
+            rows = self.validation_rows(records)
             more = self.more_results(records)
         if self.trainer.sanity_checking:
             return
@@ -256,6 +256,10 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         self._log_results("val", principal)
         if self.trainer.state.fn == "validate":
             self._print_results()
+
+    def validation_rows(self, records: dict[str, Tensor]) -> Results:
+        """Rows of exits and of the routine's own points, from `statistics`, `predictions` and `scores`."""
+        return evaluate(**records, policies=self.policies(), costs=self.network.costs)
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Give the training what it learns from validation: `statistics`, `predictions` and `scores` of all samples."""

@@ -215,8 +215,10 @@ def read_split(run: Run, split: str) -> Split:
         labels.append(classes.cpu())
         if network.gate.reads == "known":
             scores.append(network.gate(network.known(extracted, found)).cpu())
-    held_out = run.model.held_out(samples)
-    return Split(logits, torch.cat(labels), torch.cat(scores) if scores else None, held_out)
+    unseen = run.model.unseen_scores(samples) if split == "val" else None
+    if unseen is not None:
+        scores = [unseen.cpu()]
+    return Split(logits, torch.cat(labels), torch.cat(scores) if scores else None)
 
 
 @torch.no_grad()

@@ -56,11 +56,13 @@ class StagedBackbone(Described, nn.Module, ABC):
         max_tokens: The most tokens of a text that it takes, `None` for images.
         trainable: Whether gradients reach its weights.
         stage_bitops: BitOPs of each stage where stages are quantized, `None` where they are not.
+        outer_bitops: Those of what comes before the stages and of the backbone's own head.
         stage_names: What stages are called in a configuration, `None` for a family that numbers them.
     """
 
     trainable: ClassVar[bool] = True
     stage_bitops: tuple[int, ...] | None = None
+    outer_bitops: tuple[int, int] | None = None
 
     num_stages: int
     num_classes: int
@@ -69,6 +71,11 @@ class StagedBackbone(Described, nn.Module, ABC):
     input_shape: tuple[int, ...] | None = None
     max_tokens: int | None = None
     stage_names: list[str] | None = None
+
+    @property
+    def plain(self) -> "StagedBackbone":
+        """The backbone in floating point, whose MACs are counted: itself where it is not quantized."""
+        return self
 
     def find_stage(self, name: str) -> int:
         """The stage with a name.

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from eenet.calibration.class_thresholds import WIDTHS, class_offsets
@@ -45,14 +44,12 @@ class Split(NamedTuple):
         logits: Of all nodes, `(samples, nodes, classes)`.
         labels: `(samples,)`.
         scores: Of a gate that reads more than logits, as it gives them.
-        held_out: Samples that had no part in that gate, which alone may choose its points; `None` for all.
         training: Logits of all nodes on training samples, where the policy is fitted to them.
     """
 
     logits: Logits
     labels: Tensor
     scores: Tensor | None = None
-    held_out: Tensor | None = None
     training: Logits | None = None
 
 
@@ -100,11 +97,10 @@ def candidates(
     widest = tree.index[tree.full[0]]
     if name in ("own", "random") and isinstance(own, PredictedErrors):
         assert split.scores is not None
-        known, rows = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)), split.held_out
+        known = read_exits(split.logits, labels, ConfidenceGate(tree.num_early))
         correct = known.predictions == labels.unsqueeze(1)
         scored = Scored(known.predictions, split.scores, correct, network.costs.fractions(), correct[:, widest])
-        rows = torch.arange(len(labels)) if rows is None else rows
-        rest = (scored.rows(rows), network.costs, known.true_scores[rows], labels[rows])
+        rest = (scored, network.costs, known.true_scores, labels)
         return [Candidate(policy, None, None, *rest) for policy in own.variants()]
     gate, policy = decider(name, tree.num_early, own, lambda: fit_scheduler(split.logits, labels))
     known = read_exits(split.logits, labels, network.gate if gate is None else gate)

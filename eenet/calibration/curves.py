@@ -1,4 +1,4 @@
-"""Operating curves of a tree on held-out samples: QuEE's, and those of its two halves."""
+"""Operating curves of a tree on held-out samples: QuEE's, and those of thresholds and of static networks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from eenet.errors import UnmetError, UserError
 from eenet.policies import PredictedErrors, Threshold
-from eenet.profile import Costs
-from eenet.tree import Tree
+from eenet.tree import Tree, path_name
 
 THRESHOLDS = [*(1 - torch.logspace(0, -5, 41, dtype=torch.float64)).tolist(), float("inf")]
 """Thresholds of the maximum probability on a curve."""
@@ -23,12 +22,25 @@ class Point(NamedTuple):
         knob: lambda, the confidence threshold, or the number of the exit.
         accuracy: Share of the samples that are right.
         cost: Mean BitOPs as a fraction of the plain backbone's in floating point.
+        path: Number of the full path that all samples go along; -1 where the policy chooses.
     """
 
     width: int
     knob: float
     accuracy: float
     cost: float
+    path: int = -1
+
+    @classmethod
+    def of(cls, row: Sequence[float]) -> "Point":
+        """A point from a row of numbers.
+
+        Example:
+            >>> Point.of([8.0, 0.5, 0.9, 0.1, -1.0])
+            Point(width=8, knob=0.5, accuracy=0.9, cost=0.1, path=-1)
+        """
+        width, knob, accuracy, cost, path = row
+        return cls(int(width), knob, accuracy, cost, int(path))
 
 
 def path_curve(policy: PredictedErrors, scores: Tensor, correct: Tensor) -> list[Point]:
@@ -48,31 +60,38 @@ def path_curve(policy: PredictedErrors, scores: Tensor, correct: Tensor) -> list
     return points
 
 
-def threshold_curve(tree: Tree, costs: Mapping[int, Tensor], confidence: Tensor, correct: Tensor) -> list[Point]:
-    """Early exits by confidence at every width and each of `THRESHOLDS`; no predictor runs and none is paid for.
+def threshold_curve(tree: Tree, costs: Sequence[Tensor], confidence: Tensor, correct: Tensor) -> list[Point]:
+    """Early exits by confidence along every full path at each of `THRESHOLDS`; no predictor runs and none is paid for.
 
     Args:
         tree: The paths.
-        costs: By width, of leaving at each exit of the path that keeps it, as fractions of the full network's.
+        costs: For each full path, of leaving at each of its exits, as fractions of the full network's.
         confidence: Maximum probability at each node, `(samples, nodes)`.
         correct: 1 where a node is right, `(samples, nodes)`.
     """
     points = []
-    for width, fractions in costs.items():
-        own = tree.along((width,) * tree.segments)
+    for number, (path, fractions) in enumerate(zip(tree.full, costs, strict=True)):
+        own = tree.along(path)
         for threshold in THRESHOLDS:
             exits = Threshold([threshold] * (len(own) - 1)).exits(correct[:, own], confidence[:, own[:-1]])
-            points.append(Point(width, threshold, *judge_nodes(exits, correct[:, own], fractions)))
+            judged = judge_nodes(exits, correct[:, own], fractions)
+            points.append(Point(path[0], threshold, *judged, number))
     return points
 
 
-def static_curve(tree: Tree, costs: Costs, correct: Tensor) -> list[Point]:
-    """Networks cut at an exit and quantized at one width, for every width and exit, by their BitOPs."""
-    column, points = costs.columns["bitops"], []
-    for width in tree.widths:
-        for exit, node in enumerate(tree.along((width,) * tree.segments)):
-            accuracy = correct[:, node].double().mean().item()
-            points.append(Point(width, exit, accuracy, column.static[node] / column.full))
+def static_curve(tree: Tree, costs: Sequence[Tensor], correct: Tensor) -> list[Point]:
+    """All samples on one path up to one exit; the path is the first that passes there.
+
+    Args:
+        tree: The paths.
+        costs: As of `threshold_curve`: heads on the way run too.
+        correct: 1 where a node is right, `(samples, nodes)`.
+    """
+    points = []
+    for node, path in enumerate(tree.nodes):
+        number = next(number for number, full in enumerate(tree.full) if full[: len(path)] == path)
+        accuracy, exit = correct[:, node].double().mean().item(), len(path) - 1
+        points.append(Point(path[0], exit, accuracy, costs[number][exit].item(), number))
     return points
 
 
@@ -123,18 +142,26 @@ def judge_nodes(nodes: Tensor, correct: Tensor, costs: Tensor) -> tuple[float, f
     return right, costs.to(nodes.device)[nodes].mean().item()
 
 
-def curve_rows(points: Sequence[Point]) -> list[dict[str, float | None]]:
-    """Points of a curve as plain values; a knob that is not finite becomes `None`."""
-    return [{**point._asdict(), "knob": point.knob if abs(point.knob) < float("inf") else None} for point in points]
+def curve_rows(points: Sequence[Point], tree: Tree) -> list[dict[str, Any]]:
+    """Points of a curve as plain values, paths by name; a knob that is not finite becomes `None`."""
+    return [
+        {
+            **point._asdict(),
+            "knob": point.knob if abs(point.knob) < float("inf") else None,
+            "path": None if point.path < 0 else path_name(tree.full[point.path]),
+        }
+        for point in points
+    ]
 
 
 def halves_at_budget(
-    budget: float, chosen_on: Mapping[str, Sequence[Point]], judged_on: Mapping[str, Sequence[Point]]
+    budget: float, tree: Tree, chosen_on: Mapping[str, Sequence[Point]], judged_on: Mapping[str, Sequence[Point]]
 ) -> dict[str, Any]:
     """What other ways of spending a budget reach, each at the point that is best on validation samples.
 
     Args:
         budget: As a fraction of the float network's BitOPs.
+        tree: The paths.
         chosen_on: Curves by name, on validation samples.
         judged_on: The same points on other samples.
 
@@ -145,7 +172,7 @@ def halves_at_budget(
     for name, points in chosen_on.items():
         try:
             number = list(points).index(point_for_budget(points, budget))
-            found[name] = curve_rows([judged_on[name][number]])[0]
+            found[name] = curve_rows([judged_on[name][number]], tree)[0]
         except UserError:
             found[name] = None
     return found

@@ -22,10 +22,24 @@ class Known(NamedTuple):
     Attributes:
         statistics: `eenet.gates.uncertainty_statistics` of its logits, `(samples, 4)`.
         features: What its head reads, pooled, `(samples, dim)`.
+        log_probabilities: Of all classes, `(samples, classes)`.
+        passed: The `row` of each exit before, from the first.
     """
 
     statistics: Tensor
     features: Tensor
+    log_probabilities: Tensor
+    passed: tuple[Tensor, ...] = ()
+
+    @property
+    def row(self) -> Tensor:
+        """All that the exit itself says, `(samples, 4 + classes + dim)`."""
+        return torch.cat([self.statistics, self.log_probabilities, self.features.to(self.statistics)], dim=1)
+
+    def take(self, rows: Any) -> "Known":
+        """Some of the samples."""
+        own = (self.statistics[rows], self.features[rows], self.log_probabilities[rows])
+        return Known(*own, tuple(values[rows] for values in self.passed))
 
 
 class Gate(Described, nn.Module, ABC):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -10,39 +11,55 @@ from torch import Tensor, nn
 from eenet.gates.base import Gate, GateInput, Known, Memory
 from eenet.tree import Tree
 
+BEST = 5
+"""Of the log-probabilities so many highest are read in their order."""
+
+OUTLYING = 6.0
+"""Standard deviations at which what is read is cut off."""
+
 
 class ErrorPredictor(nn.Module):
-    """A perceptron on the exit's four uncertainty statistics and a linear projection of the features.
+    """A perceptron on what every exit passed says: statistics, all log-probabilities and the highest, pooled features,
+    and whether each exit predicts the class that the one before does.
 
     It is frozen except while `fit_predictor` trains it.
 
     Args:
-        dim: Width of the features.
+        dims: Width of the features at each exit passed, from the first to the own.
+        classes: Number of classes.
         options: Paths whose errors are predicted at once.
-        projection: Width of the projection, the first principal components.
         hidden: Width of the hidden layer.
 
     Example:
-        >>> ErrorPredictor(64, 5)(Known(torch.zeros(2, 4), torch.zeros(2, 64))).shape
+        >>> known = Known(torch.zeros(2, 4), torch.zeros(2, 64), torch.zeros(2, 10))
+        >>> ErrorPredictor([64], 10, 5)(known).shape
         torch.Size([2, 5])
     """
 
     center: Tensor
     spread: Tensor
 
-    def __init__(self, dim: int, options: int, projection: int = 16, hidden: int = 32) -> None:
+    def __init__(self, dims: Sequence[int], classes: int, options: int, hidden: int = 32) -> None:
         super().__init__()
-        self.project = nn.Linear(dim, min(projection, dim)).requires_grad_(False)
-        inputs = 4 + self.project.out_features
+        self.classes, self.best = classes, min(BEST, classes)
+        inputs = sum(4 + self.best + classes + dim for dim in dims) + len(dims) - 1
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, options))
         self.layers.requires_grad_(False)
-        self.register_buffer("center", torch.zeros(4))
-        self.register_buffer("spread", torch.ones(4))
+        self.register_buffer("center", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
+
+    def read(self, known: Known) -> Tensor:
+        """What is known of samples in one row each, `(samples, inputs)`."""
+        rows = [*known.passed, known.row]
+        log_p = [row[:, 4 : 4 + self.classes] for row in rows]
+        best = [found.topk(self.best, dim=1).values for found in log_p]
+        said = [found.argmax(1, keepdim=True) for found in log_p]
+        agree = [(one == other).to(rows[0]) for one, other in pairwise(said)]
+        return torch.cat([*rows, *best, *agree], dim=1)
 
     def describe(self, known: Known) -> Tensor:
-        """The compact description of samples that is clustered and read, `(samples, 4 + projection)`."""
-        statistics = (known.statistics - self.center) / self.spread
-        return torch.cat([statistics, self.project(known.features)], dim=1)
+        """What is read, standardised, `(samples, inputs)`."""
+        return ((self.read(known) - self.center) / self.spread).clamp(-OUTLYING, OUTLYING)
 
     def forward(self, known: Known) -> Tensor:
         """Logits of the probability that each path is wrong, `(samples, options)`."""
@@ -50,19 +67,11 @@ class ErrorPredictor(nn.Module):
 
     @torch.no_grad()
     def fit_description(self, known: Known) -> None:
-        """Standardise the statistics and take the principal components, both halves with the same total variance."""
-        self.center.copy_(known.statistics.mean(0))
-        self.spread.copy_(known.statistics.std(0, correction=0).clamp_min(1e-6))
-        from sklearn.decomposition import PCA  # takes a second to import
-
-        features = known.features.double().cpu().numpy()
-        components = min(self.project.out_features, *features.shape)
-        pca = PCA(components, svd_solver="full").fit(features)
-        weight = torch.zeros(self.project.weight.shape, dtype=torch.float64)
-        weight[:components] = torch.from_numpy(pca.components_)
-        weight /= math.sqrt(max(pca.explained_variance_.sum(), 1e-12) / 4)
-        self.project.weight.copy_(weight)
-        self.project.bias.copy_(-weight @ torch.from_numpy(pca.mean_))
+        """Standardise what is read by these samples; what never differs counts nothing."""
+        read = self.read(known)
+        self.center.copy_(read.mean(0))
+        spread = read.std(0, correction=0)
+        self.spread.copy_(torch.where(spread > 1e-6, spread, torch.inf))
 
 
 class ErrorGate(Gate):
@@ -73,17 +82,18 @@ class ErrorGate(Gate):
     Args:
         tree: The tree.
         dims: Width of the features at each early exit.
+        classes: Number of classes.
     """
 
     reads: ClassVar[GateInput] = "known"
     lookup: Tensor
 
-    def __init__(self, tree: Tree, dims: Sequence[int]) -> None:
+    def __init__(self, tree: Tree, dims: Sequence[int], classes: int) -> None:
         super().__init__(tree.num_early)
         self.tree = tree
         reachable = [tree.reachable(node) for node in range(tree.num_early)]
         self.predictors = nn.ModuleList(
-            ErrorPredictor(dims[tree.exit(node)], len(options)) for node, options in enumerate(reachable)
+            ErrorPredictor(dims[: tree.exit(node) + 1], classes, len(options)) for node, options in enumerate(reachable)
         )
         lookup = [
             [options.index(other) if other in options else len(options) for other in range(len(tree.nodes))]
@@ -118,5 +128,5 @@ class ErrorGate(Gate):
         found = logits.features.new_empty(len(memory), len(self.tree.nodes))
         for node in memory.unique().tolist():
             rows = (memory == node).nonzero().squeeze(1)
-            found[rows] = self.errors(node, Known(*(values[rows] for values in logits)))
+            found[rows] = self.errors(node, logits.take(rows))
         return found, memory

@@ -10,8 +10,11 @@ from torch import Tensor
 from eenet.errors import UserError
 from eenet.tree import FLOAT
 
-WIDTHS = (FLOAT, 16, 8, 6, 4)
-"""Bit-widths of weights and activations that a segment can run at."""
+WIDTHS = (FLOAT, 16, 8, 6, 4, 3, 2)
+"""Bit-widths that a segment can run at: of the weights, and of the activations from `LEAST_ACTIVATION` on."""
+
+LEAST_ACTIVATION = 4
+"""Bits of the activations where weights have fewer."""
 
 
 SMALLEST = 1e-30
@@ -40,6 +43,16 @@ def check_widths(widths: Sequence[int], field: str = "network.widths") -> tuple[
     if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(WIDTHS):
         raise UserError(field, list(widths), f"must be different widths among {', '.join(map(str, WIDTHS))} bits")
     return tuple(sorted(widths, reverse=True))
+
+
+def activation_width(width: int) -> int:
+    """Bits of the activations of a segment that runs at a width.
+
+    Example:
+        >>> activation_width(8), activation_width(3)
+        (8, 4)
+    """
+    return max(width, LEAST_ACTIVATION)
 
 
 def weight_limit(width: int) -> int:
@@ -138,6 +151,46 @@ def activation_codes(values: Tensor, grid: Grid) -> Tensor:
         [-8, -7, -6, 7]
     """
     return _steps(values, grid).add_(grid.zero_point).to(torch.int8)
+
+
+def row_grids(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """An affine grid for each row of the last axis, from its own lowest to its highest value; 0 is on it.
+
+    Args:
+        values: `(..., inputs)`.
+        width: Below `FLOAT`.
+
+    Returns:
+        Scales, and the lowest multiple of each, whole numbers in floating point, `(..., 1)`.
+
+    Example:
+        >>> scale, lowest = row_grids(torch.tensor([[-0.5, 7.0], [0.0, 0.0]]), 4)
+        >>> scale.tolist(), lowest.tolist()
+        ([[0.5], [1.0]], [[-1.0], [0.0]])
+    """
+    highest, lowest = values.amax(-1, keepdim=True).clamp_min(0), values.amin(-1, keepdim=True).clamp_max(0)
+    scale = (highest - lowest) / (2**width - 1)
+    scale = torch.where(scale > SMALLEST, scale, 1.0)
+    return scale, (lowest / scale).round()
+
+
+def row_codes(values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values on `row_grids`: codes from `-2 ** (width - 1)` in floating point, scales, and the code of 0."""
+    scale, lowest = row_grids(values, width)
+    low = -(2 ** (width - 1))
+    codes = ((values / scale).round() - lowest).clamp(0, 2**width - 1) + low
+    return codes, scale, low - lowest
+
+
+def quantize_rows(values: Tensor, width: int) -> Tensor:
+    """Values rounded to a grid of their row, in their own type.
+
+    Example:
+        >>> quantize_rows(torch.tensor([[-0.5, 0.3, 7.0]]), 4).tolist()
+        [[-0.5, 0.5, 7.0]]
+    """
+    codes, scale, zero = row_codes(values.to(torch.promote_types(values.dtype, torch.float32)), width)
+    return ((codes - zero) * scale).to(values.dtype)
 
 
 def _steps(values: Tensor, grid: Grid) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.gates import ErrorGate, Known
+from eenet.gates import Known
 from eenet.metrics.statistics import auroc, reliability_bins
 from eenet.quantization.predictors import brier
 from eenet.tree import Tree, path_name
@@ -58,25 +58,28 @@ class SimplePredictors(nn.Module):
 
 @torch.no_grad()
 def judge_predictors(
-    gate: ErrorGate, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+    tree: Tree, scores: Tensor, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
 ) -> dict[str, Any]:
     """Compare the predictors with the simple ones on samples that fitted neither.
 
     Args:
-        gate: The predictors.
+        tree: The paths.
+        scores: Predicted errors, `(samples, early nodes, nodes)`.
         simple: One per early node.
         known: One per early node.
         errors: 1 where a node is wrong, `(samples, nodes)`.
 
     Returns:
         `nodes`: for each early node its path and a row per reachable path with `error_rate`, `brier`, `brier_constant`,
-        `brier_confidence`, `auroc` and `auroc_confidence` (`None` where no sample, or every sample, is wrong);
-        `summary`: their means over all rows; `calibration`: bins of all predictions together.
+        `brier_confidence`, `auroc` and `auroc_confidence` (`None` where no sample, or every sample, is wrong); where
+        several widths lead on, its `rescue`, see there; `summary`: their means over all rows and nodes;
+        `calibration`: bins of all predictions together.
     """
-    tree, nodes, everything = gate.tree, [], []
-    for node, predictor in enumerate(gate.predictors):
-        reachable, scores = tree.reachable(node), predictor(known[node])
-        predicted = scores.sigmoid()
+    nodes: list[dict[str, Any]] = []
+    everything = []
+    for node in range(tree.num_early):
+        reachable = tree.reachable(node)
+        predicted = scores[:, node, reachable]
         wrong = errors[:, reachable]
         everything.append((predicted.flatten(), wrong.flatten()))
         constant, by_confidence = simple[node].constant(known[node]), simple[node].confidence(known[node])
@@ -90,18 +93,71 @@ def judge_predictors(
                     "brier": brier(predicted[:, option], happened),
                     "brier_constant": brier(constant[:, option], happened),
                     "brier_confidence": brier(by_confidence[:, option], happened),
-                    "auroc": auroc(scores[:, option], happened),
+                    "auroc": auroc(predicted[:, option], happened),
                     "auroc_confidence": auroc(-known[node].statistics[:, 0], happened),
                 }
             )
-        nodes.append({"path": path_name(tree.nodes[node]), "reachable": rows})
-    rows = [row for found in nodes for row in found["reachable"]]  # type: ignore[misc]
+        nodes.append(
+            {
+                "path": path_name(tree.nodes[node]),
+                "reachable": rows,
+                "rescue": rescue(tree, node, predicted, wrong),
+                "rescue_confidence": rescue(tree, node, by_confidence, wrong),
+            }
+        )
+    rows = [row for found in nodes for row in found["reachable"]]
     bins = reliability_bins(*(torch.cat(values) for values in zip(*everything, strict=True)))
-    return {"nodes": nodes, "summary": _means(rows), "calibration": bins}
+    rescues = [{key: found[key] for key in ("rescue", "rescue_confidence")} for found in nodes]
+    return {"nodes": nodes, "summary": _means(rows) | _means(rescues), "calibration": bins}
+
+
+def rescue(tree: Tree, node: int, predicted: Tensor, errors: Tensor) -> float | None:
+    """How well a node foresees whom the widest way on serves right and the narrowest does not: what routing is for.
+
+    Args:
+        tree: The paths.
+        node: An early one.
+        predicted: Errors of the nodes that can be reached from it, `(samples, options)`.
+        errors: 1 where they are wrong, `(samples, options)`.
+
+    Returns:
+        The AUROC of the difference of both predicted errors; `None` where there is one way on, or nobody is rescued.
+
+    Example:
+        >>> tree = Tree.of([(8, 8), (8, 4)])
+        >>> errors = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])  # the first sample needs 8 bits
+        >>> rescue(tree, 0, torch.tensor([[0.5, 0.1, 0.4], [0.5, 0.1, 0.2]]), errors)
+        1.0
+    """
+    reachable, length = tree.reachable(node), len(tree.nodes[node])
+    full = [option for option, end in enumerate(reachable) if len(tree.nodes[end]) == tree.segments]
+    wide = max(full, key=lambda option: tree.nodes[reachable[option]][length:])
+    narrow = min(full, key=lambda option: tree.nodes[reachable[option]][length:])
+    if wide == narrow:
+        return None
+    saved = (errors[:, narrow] - errors[:, wide]).clamp_min(0)
+    return auroc(predicted[:, narrow] - predicted[:, wide], saved)
+
+
+def clairvoyant(tree: Tree, log_p: Tensor) -> Tensor:
+    """How likely each node is to be wrong by what all full paths say together, labels unseen.
+
+    The paths' probabilities are averaged; a node is wrong as often as the average gives other classes than the node's.
+    No router sees as much: what it could win is a bound for all.
+
+    Args:
+        tree: The paths.
+        log_p: Tempered log-probabilities of every node, `(samples, nodes, classes)`.
+
+    Returns:
+        `(samples, nodes)`.
+    """
+    mean = log_p[:, tree.num_early :].exp().mean(1)
+    return 1 - mean.gather(1, log_p.argmax(2))
 
 
 def other_predictions(
-    tree: Tree, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor
+    tree: Tree, simple: Sequence[SimplePredictors], known: Sequence[Known], errors: Tensor, log_p: Tensor
 ) -> dict[str, Tensor]:
     """What the policy could have been given instead of the predictors' errors, to see what their quality is worth.
 
@@ -110,17 +166,18 @@ def other_predictions(
         simple: One per early node.
         known: One per early node.
         errors: 1 where a node is wrong, `(samples, nodes)`.
+        log_p: Tempered log-probabilities of every node, `(samples, nodes, classes)`.
 
     Returns:
         As an `ErrorGate` gives them, `(samples, early nodes, nodes)`: `constant` and `confidence` from the simple
-        predictors, and `oracle`, what really happens.
+        predictors, `clairvoyant`, and `oracle`, what really happens.
     """
-    found = {}
-    for name in ("constant", "confidence", "oracle"):
+    found, seen = {}, {"oracle": errors, "clairvoyant": clairvoyant(tree, log_p)}
+    for name in ("constant", "confidence", "clairvoyant", "oracle"):
         scores = errors.new_full((len(errors), tree.num_early, len(tree.nodes)), float("inf"))
         for node, (model, rows) in enumerate(zip(simple, known, strict=True)):
             reachable = tree.reachable(node)
-            scores[:, node, reachable] = errors[:, reachable] if name == "oracle" else getattr(model, name)(rows)
+            scores[:, node, reachable] = seen[name][:, reachable] if name in seen else getattr(model, name)(rows)
         found[name] = scores
     return found
 

@@ -15,7 +15,13 @@ from eenet.reporting.results import (
     write_json,
     write_text,
 )
-from eenet.reporting.table import calibration_table, conformal_table, not_chosen_lines, results_table
+from eenet.reporting.table import (
+    calibration_table,
+    conformal_table,
+    not_chosen_lines,
+    results_table,
+    widths_table,
+)
 
 __all__ = [
     "SCHEMA",
@@ -37,6 +43,7 @@ __all__ = [
     "show",
     "static_exits",
     "widest_nodes",
+    "widths_table",
     "write_json",
     "write_text",
 ]

@@ -52,6 +52,30 @@ def not_chosen_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     return [f"not chosen: {', '.join(found)}: {why}" for why, found in names.items()]
 
 
+def widths_table(parts: Iterable[dict[str, Any]]) -> Table:
+    """The bits of weights and activations of every part of a quantized network, and its BitOPs, at each width.
+
+    Args:
+        parts: What `quantization` says of them in the results.
+
+    Example:
+        >>> row = {"width": 8, "part": "embedding", "macs": 5, "weight_bits": 8, "activation_bits": 8, "bitops": 320}
+        >>> widths_table([row]).row_count
+        1
+    """
+    rows = list(parts)
+    widths = list(dict.fromkeys(row["width"] for row in rows))
+    table = Table("part", "MACs", title="bits of weights x activations, and millions of BitOPs, of every part")
+    for width in widths:
+        table.add_column(f"stages at {width} bits", justify="right")
+    for part in dict.fromkeys(row["part"] for row in rows):
+        own = [row for row in rows if row["part"] == part]
+        cells = [f"{row['weight_bits']} x {row['activation_bits']}: {row['bitops'] / 1e6:,.1f}" for row in own]
+        if own[0]["macs"]:
+            table.add_row(part, f"{own[0]['macs']:,}", *cells)
+    return table
+
+
 def calibration_table(results: Results) -> Table:
     """What a calibration changes: asked and got, figures before and after (T) the temperatures.
 

@@ -34,6 +34,12 @@ class Routable(Protocol):
     def costs(self) -> Costs:
         """Of every node."""
 
+    def embed(self, width: int, inputs: Any) -> State:
+        """What comes before the first segment."""
+
+    def classify(self, width: int, state: State) -> Tensor:
+        """The backbone's own head."""
+
     def run_segment(self, segment: int, width: int, state: State) -> State:
         """Run the stages between two exits."""
 
@@ -43,8 +49,11 @@ class Routable(Protocol):
     def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
         """Logits of an early exit."""
 
-    def gate_input(self, logits: Tensor, features: Tensor) -> Any:
+    def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
         """What the gate reads there."""
+
+    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
+        """What later exits need of this one."""
 
 
 class Carried(NamedTuple):
@@ -52,7 +61,7 @@ class Carried(NamedTuple):
 
     Attributes:
         state: Of the backbone.
-        before: Logits of the exit before, in a boosted network.
+        before: What later heads and gates need of the exits passed, from `remember`.
         gate: The gate's memory; where the tree branches, the node of each sample.
         policy: The policy's memory.
     """
@@ -142,20 +151,19 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
         place: Number of the place that the step ends at.
         given: What the step before handed on; the inputs for a first one.
     """
-    backbone = network.backbone
     exit, width = network.tree.places[place]
-    state, before, gate, memory = given if exit else (backbone.embed(given), (), (), ())
+    state, before, gate, memory = given if exit else (network.embed(width, given), (), (), ())
     state = network.run_segment(exit, width, state)
     if exit == network.num_exits - 1:
-        return (), backbone.classify(state), None
+        return (), network.classify(width, state), None
     features = network.read(exit, state)
     logits = network.logits_at(place, features, before)
-    read = network.gate_input(logits, features)
+    read = network.gate_input(logits, features, before)
     scores, gate = network.gate.at(place, read, gate if exit else network.gate.start(read))
     predictions = logits.argmax(-1) if policy.reads_predictions else scores
     leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
     return (
-        Carried(state, logits if network.boosted else (), leave if network.tree.branches else gate, memory),
+        Carried(state, network.remember(before, logits, read), leave if network.tree.branches else gate, memory),
         network.gate.answer(logits, gate),
         leave,
     )

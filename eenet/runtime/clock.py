@@ -42,7 +42,7 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
     """
     if network.tree.branches:
         raise UserError("profile", "a tree", "is of a chain of exits; a network whose paths branch has BitOPs")
-    backbone, last = network.backbone, network.num_exits - 1
+    last = network.num_exits - 1
     device, widths = next(network.parameters()).device, [width for _, width in network.tree.places]
     batch, runs = len(torch.utils._pytree.tree_leaves(inputs)[0]), dict[str, Callable[[Any], Any]]()
     rows = torch.arange(batch, device=device)
@@ -50,8 +50,8 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
     for exit in range(last + 1):
 
         def segment(_: Any, exit: int = exit, state: Any = state) -> Any:
-            after = network.run_segment(exit, widths[exit], state if exit else backbone.embed(inputs))
-            return backbone.classify(after) if exit == last else after
+            after = network.run_segment(exit, widths[exit], state if exit else network.embed(widths[0], inputs))
+            return network.classify(widths[exit], after) if exit == last else after
 
         runs[f"segment {exit}"] = segment
         if exit == last:
@@ -83,7 +83,7 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
 
         if batch > 1:
             runs[f"hand_over {exit}"] = hand_over
-    runs["full"] = lambda _: backbone(inputs)
+    runs["full"] = lambda _: network.backbone(inputs)
     found = medians(runs, [inputs], rounds, device)
     early = range(last)
     return Seconds(

@@ -270,7 +270,12 @@ def _profile(values: Mapping[str, Any]) -> CostProfile:
     costs = CostProfile.from_dict(dict(values))
     if costs.stage_bitops is not None and len(costs.stage_bitops) != len(costs.stages):
         raise ValueError(f"costs.stage_bitops are not of {len(costs.stages)} stages")
-    for field in ("stages", "heads", "gates", "exit_stages", "stage_bitops"):
+    for field, parts in (("outer_bitops", (0, 0)), ("head_bitops", costs.heads), ("gate_bitops", costs.gates)):
+        found = getattr(costs, field)
+        if found is not None and len(found) != len(parts):
+            raise ValueError(f"costs.{field} are not of {len(parts)} parts")
+    lists = ("stages", "heads", "gates", "exit_stages", "stage_bitops", "outer_bitops", "head_bitops", "gate_bitops")
+    for field in lists:
         for count in getattr(costs, field) or ():
             _count(f"costs.{field}", count)
     _count("costs.embed", costs.embed)

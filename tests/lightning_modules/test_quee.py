@@ -36,23 +36,29 @@ def make_trainer(folder: Path, epochs: int = 2, **arguments: Any) -> Trainer:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuEE, Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuEE, Path, dict]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("quee")
     routine, data, trainer = make_routine(features="memory"), Digits(validation_fraction=0.4), make_trainer(folder)
     routine.before = [weight.clone() for weight in routine.network.backbone.parameters()]  # type: ignore[assignment]
     trainer.fit(routine, datamodule=data)
     trainer.save_checkpoint(folder / "last.ckpt")
+    validated = routine.results
     trainer.test(routine, datamodule=data, verbose=False)
-    return routine, folder
+    return routine, folder, validated
+
+
+def found_samples(routine: QuEE) -> int:
+    assert routine.validated_on is not None
+    return routine.validated_on.samples
 
 
 def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path]) -> None:
-    routine, folder = run
+def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path, dict]) -> None:
+    routine, folder, _ = run
     found = results(folder)
     fields = {"schema", "method", "data", "backbone", "seed", "split", "operating_points", "exits", "versions", "costs"}
     assert fields <= set(found)
@@ -74,49 +80,58 @@ def test_results_have_the_fields_of_every_run_and_bitops(run: tuple[QuEE, Path])
         assert (folder / f"{name}.png").is_file()
 
 
-def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path]) -> None:
-    found, policies = results(run[1]), run[0].policies()
-    for row in found["operating_points"]:
-        setting = policies[row["name"]].arguments()
-        wanted = setting["first_width"], setting["tradeoff"]
-        twins = [p for p in found["curves"]["quee"] if (p["width"], p["knob"]) == wanted]
-        assert len(twins) == 1
+def test_what_is_routed_lies_on_the_curve_of_the_reference(run: tuple[QuEE, Path, dict]) -> None:
+    found, points = results(run[1]), run[0].own_points()
+    for budget, row in zip(run[0].budgets, found["operating_points"], strict=True):
+        chosen = next(judged for judged in found["at_budgets"] if judged["budget"] == budget)["union"]
+        own = points[row["name"]]
+        assert (own.path is None) == (chosen["path"] is None)
+        if own.path is None:
+            setting = own.policy.arguments()
+            assert (setting["first_width"], setting["tradeoff"]) == (chosen["width"], chosen["knob"])
+        twins = [chosen]
         assert row["accuracy"] == pytest.approx(twins[0]["accuracy"], abs=0.01)
         assert row["bitops_fraction"] == pytest.approx(twins[0]["cost"], rel=0.02)
 
 
-def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[QuEE, Path]) -> None:
-    routine, folder = run
-    for budget, own in zip(routine.budgets, routine.own_points().values(), strict=True):
-        setting = own.policy.first_width, own.policy.tradeoff  # type: ignore[attr-defined]
-        point = next(p for p in routine.curves()["quee"] if (p.width, p.knob) == setting)
+def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[QuEE, Path, dict]) -> None:
+    routine, folder, _ = run
+    curves = routine.curves()
+    for budget, policy in zip(routine.budgets, routine.policies().values(), strict=True):
+        setting = policy.first_width, policy.tradeoff  # type: ignore[attr-defined]
+        point = next(p for p in curves["quee"] if (p.width, p.knob) == setting)
         assert point.cost <= budget
-        assert point.accuracy == max(p.accuracy for p in routine.curves()["quee"] if p.cost <= budget)
+        assert point.accuracy == max(p.accuracy for p in curves["quee"] if p.cost <= budget)
+    best = [max(p.accuracy for p in curves["union"] if p.cost <= budget) for budget in routine.budgets]
+    validated = [row["accuracy"] for row in run[2]["operating_points"]]
+    assert validated == pytest.approx(best)
     for row in results(folder)["at_budgets"]:
-        assert set(row) == {"budget", "quee", "early_exit", "quantized_early_exit", "static"}
+        names = {"budget", "quee", "thresholds", "early_exit", "quantized_early_exit", "static", "union"}
+        assert set(row) == names
         assert row["early_exit"] is None or row["early_exit"]["width"] == 32
 
 
-def test_no_predictor_is_better_than_the_oracle(run: tuple[QuEE, Path]) -> None:
+def test_no_predictor_is_better_than_the_oracle(run: tuple[QuEE, Path, dict]) -> None:
     found = results(run[1])
     best = {name: max(p["accuracy"] for p in rows) for name, rows in found["curves_of_other_predictors"].items()}
-    assert set(best) == {"constant", "confidence", "oracle"}
+    assert set(best) == {"constant", "confidence", "clairvoyant", "oracle"}
     assert best["oracle"] >= max(p["accuracy"] for p in found["curves"]["quee"])
     assert best["oracle"] >= max(best.values())
     summary = found["predictors"]["summary"]
     assert summary["brier"] < summary["brier_constant"] + 0.02
 
 
-def test_training_touches_heads_and_predictors_only(run: tuple[QuEE, Path]) -> None:
+def test_training_touches_heads_and_predictors_only(run: tuple[QuEE, Path, dict]) -> None:
     routine = run[0]
     after = routine.network.backbone.parameters()
     assert all(torch.equal(a, b) for a, b in zip(routine.before, after, strict=True))  # type: ignore[arg-type]
     static = routine.results["static_widths"]
     assert static["32"][0]["accuracy"] > 0.15
-    assert (routine.clusters >= 1).all()
+    assert (routine.steps > 0).any()
+    assert len(routine.out_of_fold) == found_samples(routine)
 
 
-def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path) -> None:
+def test_another_budget_needs_no_training(run: tuple[QuEE, Path, dict], tmp_path: Path) -> None:
     checkpoint = str(run[1] / "last.ckpt")
     other = make_routine(budgets=[0.5, 0.2])
     make_trainer(tmp_path).test(other, datamodule=Digits(validation_fraction=0.4), ckpt_path=checkpoint, verbose=False)
@@ -126,7 +141,7 @@ def test_another_budget_needs_no_training(run: tuple[QuEE, Path], tmp_path: Path
 
 
 def test_a_budget_that_no_path_keeps_is_said_and_keeps_nothing_from_the_others(
-    run: tuple[QuEE, Path], tmp_path: Path
+    run: tuple[QuEE, Path, dict], tmp_path: Path
 ) -> None:
     routine = make_routine(budgets=[0.5, 0.001])
     with pytest.warns(UserWarning, match=r"budget-0\.001 cannot be met: the cheapest path costs"):

@@ -110,5 +110,5 @@ def test_a_channel_of_zeros_stays_zero() -> None:
 
 @pytest.mark.parametrize("widths", [[], [8, 8], [5], [32, 12], [64]])
 def test_widths_without_a_grid_are_refused(widths: list[int]) -> None:
-    with pytest.raises(UserError, match=r"network\.widths = .*32, 16, 8, 6, 4 bits"):
+    with pytest.raises(UserError, match=r"network\.widths = .*32, 16, 8, 6, 4, 3, 2 bits"):
         check_widths(widths)

@@ -104,11 +104,11 @@ def test_every_node_is_its_path_run_alone() -> None:
     assert logits.shape == (4, 3 + 9 + 27, 10)
     for node in (0, 7, 20, 38):
         path = network.tree.nodes[node]
-        state = network.backbone.embed(rows)
+        state = network.embed(path[0], rows)
         for segment, width in enumerate(path):
             state = network.run_segment(segment, width, state)
         if len(path) == 3:
-            alone = network.backbone.classify(state)
+            alone = network.classify(path[-1], state)
         else:
             place = network.tree.places.index((len(path) - 1, path[-1]))
             alone = network.logits_at(place, network.read(len(path) - 1, state), ())
@@ -131,23 +131,50 @@ def test_bitops_by_hand() -> None:
     tokens, dim, classes = 5, 16, 10
     embed, linear, attention = 4 * 16 * dim, tokens * 12 * dim**2, 2 * tokens**2 * dim
     head = dim * classes
-    predictors = [  # projection and two layers; 13 nodes can be reached from the first exit, 4 from the second
-        16 * dim + 20 * 32 + 32 * options for options in (13, 4)
+    own = 4 + 5 + classes + dim  # statistics, the best log-probabilities and all, features
+    predictors = [  # two layers; 13 nodes can be reached from the first exit, 4 from the second, which reads both
+        32 * (inputs + options) for inputs, options in ((own, 13), (2 * own + 1, 4))
     ]
     path = (8, 4, 32)
-    expected = 1024 * (embed + 4 * attention + 3 * head + sum(predictors))
-    expected += 64 * linear + 16 * 2 * linear + 1024 * linear
+    outer = embed + 2 * head + sum(predictors)  # 8 bits beside segments at 8 and at 4
+    expected = 64 * (linear + attention + outer) + 2 * (16 * linear + 64 * attention)
+    expected += 1024 * (linear + attention + head)
     macs_of, bitops_of = (network.costs.columns[unit] for unit in ("macs", "bitops"))
     assert bitops_of.routed[network.tree.index[path]] == expected
     macs = embed + 4 * (linear + attention) + 3 * head + sum(predictors)
     assert macs_of.routed[network.tree.index[path]] == macs
-    first = 1024 * (embed + attention + head + predictors[0]) + 64 * linear
+    first = 64 * (embed + attention + head + predictors[0] + linear)
     assert bitops_of.routed[network.tree.index[(8,)]] == first
-    assert bitops_of.static[network.tree.index[(8,)]] == first - 1024 * predictors[0]
+    assert bitops_of.static[network.tree.index[(8,)]] == first - 64 * predictors[0]
     assert bitops_of.full == 1024 * macs_of.full == 1024 * (embed + 4 * (linear + attention) + head)
+    assert bitops_of.static[network.tree.index[(32, 32, 32)]] == bitops_of.full
     table = {(row["segment"], row["width"]): row for row in network.quantization["bitops"]}
-    assert table[1, 8]["bitops"] == 2 * (64 * linear + 1024 * attention)
-    assert table[1, 8]["cumulative"] == 1024 * (embed + 3 * attention) + 3 * 64 * linear
+    assert table[1, 8]["bitops"] == 2 * 64 * (linear + attention)
+    assert table[1, 8]["cumulative"] == 64 * (embed + 3 * (linear + attention))
+    parts = {(row["part"], row["width"]): row for row in network.quantization["parts"]}
+    assert parts["attention's products", 4] == {
+        "width": 4,
+        "part": "attention's products",
+        "macs": 4 * attention,
+        "weight_bits": 8,
+        "activation_bits": 8,
+        "bitops": 64 * 4 * attention,
+    }
+    for width in (32, 8, 4):
+        stages_and_outer = sum(row["bitops"] for (name, own), row in parts.items() if own == width)
+        static = bitops_of.static[network.tree.index[(width,) * 3]]
+        bits = 1024 if width == 32 else 64
+        assert stages_and_outer == static + 2 * bits * head  # the static network has no early heads
+
+
+def test_the_rest_and_the_edges_have_widths_of_their_own() -> None:
+    network = QuantizedNetwork(make_vit(), [0, 2], widths=[4, 3], rest_width=4, edge_width=8)
+    tokens, dim, classes = 5, 16, 10
+    rest = 4 * 16 * dim + 4 * 2 * tokens**2 * dim + dim * classes
+    first, last, unit = 3, 4, tokens * dim**2  # of a block's 12 shares: queries, keys and values; the last layer
+    layers = 64 * unit * (first + last) + 12 * unit * (4 * 12 - first - last)
+    assert network.costs.columns["bitops"].static[network.tree.index[(3, 3, 3)]] == 16 * rest + layers
+    assert network.quantization["wider_layers"] == {"model.blocks.0.attn.qkv": 8, "model.blocks.3.mlp.fc2": 8}
 
 
 def test_a_path_that_is_static_at_32_bits_costs_the_macs_times_1024() -> None:
@@ -221,7 +248,7 @@ def test_the_native_network_agrees_with_the_simulated_one() -> None:
         difference = (native - simulated).abs() / simulated.std()
         assert difference.mean() < 2e-3
         assert difference.max() < 0.05
-        assert network.memory()["int8_codes"] == sum(
+        assert network.memory()["codes"] == sum(
             network.backbone.get_submodule(name).weight.numel()  # type: ignore[union-attr, operator]
             for name in network.layer_names
         )
@@ -251,31 +278,66 @@ def test_the_key_of_stored_features_knows_paths_and_ranges() -> None:
     assert feature_key(make(), "data", "float32") == key
     assert feature_key(make(shared_heads=True), "data", "float32") == key
     other_method, integers = make(), make()
-    other_method.range_methods[0] = 1
+    other_method.range_methods[0] ^= 1
     integers.native = True
-    others = [make(widths=[8, 6]), make(max_paths=8), make(exits=[0, 1]), make(2.0), other_method, integers]
+    others = [
+        make(widths=[8, 6]),
+        make(max_paths=8),
+        make(exits=[0, 1]),
+        make(2.0),
+        make(rest_width=4),
+        other_method,
+        integers,
+    ]
     keys = [feature_key(network, "data", "float32") for network in others]
     keys.append(feature_key(EarlyExitNetwork(backbone, [0, 1, 2]), "data", "float32"))
-    assert len({key, *keys}) == 8
+    assert len({key, *keys}) == 9
 
 
 @torch.no_grad()
-def test_the_nearer_range_is_chosen_for_each_width() -> None:
-    network = QuantizedNetwork(make_vit(), [0], widths=[32, 8, 4]).eval()
-    rows = inputs(network, 32)
-    network.calibrate([rows])
-    network.choose_ranges([rows])
-    wanted = network.backbone(rows).log_softmax(-1)
-    for number, width in enumerate(network.widths):
-        distances = []
-        chosen = network.range_methods.clone()
-        for method in (0, 1):
-            network.range_methods[number] = method
-            network._twins.clear()
-            found = network.twin(width)(rows).log_softmax(-1)
-            distances.append((wanted.exp() * (wanted - found)).sum().item())
-        network.range_methods.copy_(chosen)
-        assert distances[chosen[number]] <= min(distances) + 1e-6
+def test_the_nearer_ranges_are_chosen_for_each_width() -> None:
+    network = QuantizedNetwork(make_vit(), [0], widths=[32, 8, 3]).eval()
+    rows, others = inputs(network, 32), inputs(network, 16)
+    wanted = network.backbone(others).log_softmax(-1)
+    tried = []
+    network._try = lambda *given: (tried.append(QuantizedNetwork._try(network, *given)), tried[-1])[1]  # type: ignore
+    network.calibrate([rows], [others])
+    assert [method for _, method, _ in tried] == [0, 1] * 2
+    for number, width in ((1, 8), (2, 3)):
+        found = network.twin(width)(others).log_softmax(-1)
+        distance = (wanted.exp() * (wanted - found)).sum().item()
+        assert distance == pytest.approx(min(tried[2 * number - 2][0], tried[2 * number - 1][0]), rel=1e-3)
+
+
+@torch.no_grad()
+def test_outputs_of_layers_have_the_means_of_the_float_network() -> None:
+    for backbone in (make_vit(), make_resnet()):
+        network = QuantizedNetwork(backbone, [0], widths=[3]).eval()
+        rows = inputs(network, 64)
+        network.calibrate([rows])
+        twin = network.twin(3)
+        wanted = mean_outputs(backbone.eval(), backbone, network.layer_names, rows)
+        found = mean_outputs(twin, twin.backbone, network.layer_names, rows)  # type: ignore[arg-type]
+        for name in network.layer_names:
+            torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3)
+        assert network.shifts_3.abs().max() > 1e-3
+
+
+def mean_outputs(run: StagedBackbone, whole: StagedBackbone, names: list[str], rows: Tensor) -> dict[str, Tensor]:
+    """Of every channel of some layers."""
+    means: dict[str, Tensor] = {}
+
+    def note(name: str, output: Tensor) -> None:
+        means[name] = output.mean((0, 2, 3)) if output.ndim == 4 else output.flatten(0, -2).mean(0)
+
+    hooks = [
+        whole.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name in names
+    ]
+    run(rows)
+    for hook in hooks:
+        hook.remove()
+    return means
 
 
 @torch.no_grad()
