@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_modules.joint import JointExits
     from lightning_modules.quee import QuEE
     from lightning_modules.routine import ExitRoutine
+    from lightning_modules.tuning import PlanTuning
     from lightning_modules.weighted import WeightedExits
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "DecoupledExits": "decoupled",
     "ExitRoutine": "routine",
     "JointExits": "joint",
+    "PlanTuning": "tuning",
     "QuEE": "quee",
     "WeightedExits": "weighted",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "DecoupledExits",
     "ExitRoutine",
     "JointExits",
+    "PlanTuning",
     "QuEE",
     "WeightedExits",
 ]

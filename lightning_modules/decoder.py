@@ -35,15 +35,20 @@ class DecoderRoutine(ExitRoutine):
     """
 
     network: DecoderNetwork
+    reads = "Continuations"
+    """The data module whose batches it is trained on."""
 
     def check_data(self, data: Any) -> None:
-        """Give data made of tokens the network that reads them.
+        """Give data made of tokens, or of whole texts, the network that reads them.
 
         Raises:
             UserError: One of them is not for decoders, another tokenizer, too long texts, or stored features.
         """
-        if not getattr(data, "of_tokens", False):
-            raise UserError("data", type(data).__name__, "a decoder's exits are trained on datamodules.Continuations")
+        texts = self.reads == "ContinuedTexts"
+        if not getattr(data, "of_tokens", False) or getattr(data, "of_texts", False) != texts:
+            raise UserError(
+                "data", type(data).__name__, f"{type(self).__name__} is trained on datamodules.{self.reads}"
+            )
         if not isinstance(self.network, DecoderNetwork):
             remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
             raise UserError("model", type(self).__name__, remedy)

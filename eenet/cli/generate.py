@@ -10,6 +10,7 @@ from jsonargparse import auto_cli
 
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer, read_tokens
+from eenet.backbones.tuned import tuned_folder
 from eenet.decoding import (
     DecoderNetwork,
     Executor,
@@ -63,9 +64,9 @@ def generate(
     What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
 
     Args:
-        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; or the folder of a
-            run that trained exits on a decoder, whose tokens then leave at these.
-        plan: `full`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
+        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; the folder of a run
+            that tuned one, or of an adapter of peft; or that of a run that trained exits, at which tokens then leave.
+        plan: `full`, `strided:K`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
         prompt: The text to continue.
         prompt_layers: Layers of a prompt's tokens: `full` for all, so that only generated tokens skip, or `plan`.
         keys: Whether layers that a token skips still get its keys and values: `projected` or `absent`.
@@ -95,7 +96,7 @@ def generate(
     if batch_size < 1:
         raise UserError("batch_size", batch_size, "must be at least 1")
     prompts, place = read_prompts(prompt, input), check_device(device)
-    if Path(model, "config.yaml").is_file():
+    if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
         if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
             raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
         if (device, dtype) != ("cpu", "float32"):
@@ -163,6 +164,8 @@ def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) ->
     run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):
         raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
+    if not run.model.network.exit_stages:
+        raise UserError("model", folder, "is a run without exits; what it tunes is there when its training has ended")
     chosen = chosen_point(run, point)
     network = cast(DecoderNetwork, chosen.point.network(run.model.network))
     executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)

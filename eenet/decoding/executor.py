@@ -281,14 +281,27 @@ def final_hidden(
         return gpt.normalise(Executor(gpt, plans, prompt="plan", keys="absent").prefill(inputs))
     ids, mask = read_tokens(inputs, gpt.max_tokens)
     every = [plans] * len(ids) if isinstance(plans, LayerPlan) else plans
-    read = torch.tensor(prompts, device=mask.device)[:, None]
-    full = (mask.cumsum(dim=1) <= read)[..., None]
+    full = prompt_columns(mask, prompts)
     hidden, calls = gpt.parts.record(ids, mask)
     for layer in range(gpt.num_stages):
         ran = calls[layer].run(gpt.layers[layer], hidden)
         inside = torch.tensor([layer in plan.layers for plan in every], device=mask.device)
         hidden = torch.where(full | inside[:, None, None], ran, hidden)
     return gpt.normalise(hidden)
+
+
+def prompt_columns(mask: Tensor, prompts: Sequence[int] | Tensor) -> Tensor:
+    """Which columns of texts padded on the left hold padding or the prompt, bool `(batch, tokens, 1)`.
+
+    Args:
+        mask: 1 on tokens and 0 on padding, `(batch, tokens)`.
+        prompts: How many tokens at the beginning of each text are its prompt.
+
+    Example:
+        >>> prompt_columns(torch.tensor([[0, 1, 1, 1]]), [2]).flatten().tolist()
+        [True, True, True, False]
+    """
+    return (mask.cumsum(dim=1) <= torch.as_tensor(prompts, device=mask.device)[:, None])[..., None]
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> dict[str, Tensor]:
