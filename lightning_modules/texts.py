@@ -13,6 +13,7 @@ from eenet.backbones import Gpt
 from eenet.decoding import DecoderNetwork, Executor
 from eenet.decoding.judging import Row, follow_full, full_rows, generated_rows, summarise_rows
 from eenet.decoding.sequences import TextBatch
+from eenet.gates import ConfidenceGate
 from eenet.policies import FixedExit, Policy
 from lightning_modules.decoder import COLUMNS, DecoderRoutine
 from lightning_modules.heading import heading
@@ -34,7 +35,7 @@ class TextRoutine(DecoderRoutine):
     reads = "ContinuedTexts"
 
     def __init__(self, backbone: Gpt, optimizer: OptimizerCallable, warmup: float) -> None:
-        super().__init__(DecoderNetwork(backbone, exits=[]), False)
+        super().__init__(DecoderNetwork(backbone, exits=[], gate=ConfidenceGate), False)
         self.optimizer, self.warmup = optimizer, warmup
         _ = self.network.decoder_costs  # of the layers as they are, without what may be put beside them
         self._sums: dict[str, list[Tensor]] = {}
