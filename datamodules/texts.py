@@ -3,15 +3,14 @@
 from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from datamodules.base import Split
 from datamodules.continuations import Continuations, Origin
 from datamodules.nlg import NLG
 from datamodules.samplers import in_turn, training_batches, unrepeated
-from eenet.decoding.executor import pad_left
-from eenet.decoding.sequences import Sequences, TextBatch
+from eenet.decoding.sequences import Sequences
+from eenet.decoding.tuning import text_batch
 from eenet.files import NameOrPath
 
 
@@ -76,14 +75,3 @@ class ContinuedTexts(Continuations):
 
     def _loader(self, texts: Sequences, **options: Any) -> DataLoader:
         return DataLoader(range(len(texts)), collate_fn=partial(text_batch, texts), **options)  # type: ignore[arg-type]
-
-
-def text_batch(texts: Sequences, rows: list[int]) -> TextBatch:
-    """Some prompts and what follows them.
-
-    Example:
-        >>> text_batch(Sequences([[5, 6], [7]], ["", ""], [[8], [9]], (), 2), [0, 1]).input_ids.tolist()
-        [[5, 6, 8], [0, 7, 9]]
-    """
-    padded = pad_left([texts.tokens(row) for row in rows])
-    return TextBatch(**padded, prompts=torch.tensor([len(texts.prompts[row]) for row in rows]))

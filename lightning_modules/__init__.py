@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lightning_modules.backbone import BackboneTraining
     from lightning_modules.decoder import DecoderJointExits, DecoderRoutine, DecoderThresholds
     from lightning_modules.decoupled import DecoupledExits
+    from lightning_modules.gating import GateTraining
     from lightning_modules.joint import JointExits
     from lightning_modules.quee import QuEE
     from lightning_modules.routine import ExitRoutine
@@ -20,6 +21,7 @@ _HOMES = {
     "DecoderThresholds": "decoder",
     "DecoupledExits": "decoupled",
     "ExitRoutine": "routine",
+    "GateTraining": "gating",
     "JointExits": "joint",
     "PlanTuning": "tuning",
     "QuEE": "quee",
@@ -33,6 +35,7 @@ __all__ = [
     "DecoderThresholds",
     "DecoupledExits",
     "ExitRoutine",
+    "GateTraining",
     "JointExits",
     "PlanTuning",
     "QuEE",

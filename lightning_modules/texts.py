@@ -30,12 +30,13 @@ class TextRoutine(DecoderRoutine):
         backbone: The decoder, with its language-model head (`task: tokens`).
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
         warmup: Share of all steps over which the learning rate rises to its peak.
+        frozen: Keep the decoder's weights as they are.
     """
 
     reads = "ContinuedTexts"
 
-    def __init__(self, backbone: Gpt, optimizer: OptimizerCallable, warmup: float) -> None:
-        super().__init__(DecoderNetwork(backbone, exits=[], gate=ConfidenceGate), False)
+    def __init__(self, backbone: Gpt, optimizer: OptimizerCallable, warmup: float, frozen: bool = False) -> None:
+        super().__init__(DecoderNetwork(backbone, exits=[], gate=ConfidenceGate), frozen)
         self.optimizer, self.warmup = optimizer, warmup
         _ = self.network.decoder_costs  # of the layers as they are, without what may be put beside them
         self._sums: dict[str, list[Tensor]] = {}

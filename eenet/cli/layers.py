@@ -1,7 +1,8 @@
 """`eenet layers`: the study of layer selection in a decoder: both families of plans, the oracle, the controllers."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from eenet.cli.generate import check_device, open_model
 from eenet.decoding.costs import count_decoder
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
+from eenet.decoding.gating import LayerGates, load_gates
 from eenet.decoding.observe import Table
 from eenet.decoding.plans import LayerPlan
 from eenet.decoding.probes import TokenProbes, controller_curve, enough, token_oracle_curve
@@ -30,6 +32,7 @@ from eenet.decoding.study import (
     Measured,
     Oracle,
     Settings,
+    gates_row,
     observed_curves,
     oracle_report,
     plan_families,
@@ -72,6 +75,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--oracle", type=Oracle, default="mean", help="plans judged on the mean or on each prompt")
     parser.add_argument("--skipping", type=str, default=",".join(SKIPPING), help="families of plans beside early exit")
     parser.add_argument("--tuned", type=str, default="", help="runs of PlanTuning, as a,b, for their plans")
+    parser.add_argument("--gates", type=str, default="", help="runs of GateTraining, as a,b, judged beside the plans")
     parser.add_argument("--device", type=str, default="cpu", help="where the model runs: cpu, cuda or mps")
     parser.add_argument("--dtype", type=str, default="float32", help="of the weights: float32, bfloat16 or float16")
     parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
@@ -85,6 +89,7 @@ def main(args: list[str]) -> None:
     budgets = parse_budgets(options.budgets, gpt.num_stages)
     families = plan_families(gpt.num_stages, budgets, options.seed, names(options.skipping))
     weights = PlanWeights(gpt, names(options.tuned))
+    gates = {path: load_gates(path, gpt) for path in names(options.gates)}
     sizes = budgets, options.tokens, options.batch_size, options.seed
     settings = Settings(*sizes, options.prompt, options["keys"]).check(gpt.num_stages)
     folder = Path(options.out)
@@ -93,7 +98,7 @@ def main(args: list[str]) -> None:
         with FileLock(folder / "lock", timeout=0):
             study = {
                 "model": options.model,
-                **run_study(weights, tokenizer, data, families, settings, options.tau, folder, options.oracle),
+                **run_study(weights, tokenizer, data, families, gates, settings, options.tau, folder, options.oracle),
             }
             report(study, folder)
     except Timeout as error:
@@ -151,6 +156,7 @@ def run_study(
     tokenizer: Any,
     data: NLG,
     families: Families,
+    gates: Mapping[str, tuple[LayerGates, Mapping[str, Any]]],
     settings: Settings,
     tau: float,
     folder: Path,
@@ -163,6 +169,7 @@ def run_study(
         tokenizer: Their tokenizer.
         data: Prompts and references.
         families: From `plan_families`.
+        gates: From `load_gates`, by the names of their runs.
         settings: Of the study.
         tau: Similarity that is enough for the controllers' second target.
         folder: Of the study.
@@ -190,6 +197,7 @@ def run_study(
         "plans": {name: [str(plan) for plan in plans] for name, plans in families.items()},
         "weights": {name: [weights.name(plan) for plan in plans] for name, plans in families.items()},
         "curves": observed_curves(table, families),
+        "gates": [],
         "oracle": {},
         "sequence_predictor": {},
         "controllers": [],
@@ -197,6 +205,10 @@ def run_study(
     }
     if test.new_tokens:
         decode = partial(tokenizer.decode, skip_special_tokens=True)
+        costs = count_decoder(weights.gpt)
+        for run, (own, facts) in gates.items():
+            row = gates_row(measured, own.to(next(weights.gpt.parameters()).device), facts["price"], costs, decode)
+            study["gates"].append({"run": run, **row})
         scores = generate_families(measured, planned, decode, study["curves"], data.metric)
         for name in planned:
             study["oracle"][name] = oracle_report(scores[name], settings.budgets, oracle=oracle)
@@ -317,6 +329,10 @@ def report(study: dict[str, Any], folder: Path) -> None:
             cells = {key: f"{value:.4g}" for key, value in row.items()} | {"weights": name or "untuned"}
             table.add_row(family, *(cells.get(column, "") for column in columns))
         table.add_section()
+    for row in study["gates"]:
+        cells = {column: f"{row[column]:.4g}" for column in columns if row.get(column) is not None}
+        cells["k"] = f"{row['layers'] or math.nan:.2f}"
+        table.add_row(f"gates on {row['reads']}", *(cells.get(column, "") for column in columns))
     make_console().print(table)
     for family, oracle in study["oracle"].items():
         found = f"{oracle['layers']:.2f} layers ({100 * oracle['layers_fraction']:.1f} %), score {oracle['score']:.4f}"

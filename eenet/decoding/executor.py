@@ -181,13 +181,17 @@ class Executor:
         return self.gpt.parts.record(ids[:, -queries:], real.long(), read_before(real.shape[1] - queries))
 
     def _run_layers(self, hidden: Tensor, running: Mapping[int, Rows]) -> Tensor:
-        for layer, holders in self._holders.items():
-            rows = running.get(layer, ())
-            if self.keys == "projected" and (others := tuple(row for row in holders if row not in rows)):
-                self._project(layer, others, hidden)
-            if rows:
-                hidden = self._put(hidden, rows, self._run_layer(layer, rows, self._some(hidden, rows)))
+        for layer in self._holders:
+            hidden = self._run_on(layer, running.get(layer, ()), hidden)
         return hidden
+
+    def _run_on(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
+        others = tuple(row for row in self._holders[layer] if row not in rows) if self.keys == "projected" else ()
+        if others:
+            self._project(layer, others, hidden)
+        if not rows:
+            return hidden
+        return self._put(hidden, rows, self._run_layer(layer, rows, self._some(hidden, rows)))
 
     def _some(self, hidden: Tensor, rows: Rows) -> Tensor:
         return hidden if len(rows) == len(hidden) else hidden[self._tensor(rows)]

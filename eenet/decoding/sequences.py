@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from eenet.errors import UserError
@@ -25,6 +26,10 @@ class TextBatch(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
     prompts: Tensor
+
+    def to(self, device: torch.device) -> "TextBatch":
+        """The batch on a device."""
+        return TextBatch(*(part.to(device) for part in self))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eenet.decoding.costs import DecoderCosts
 from eenet.decoding.executor import Executor, Keys, Prompt, check_treatment, pad_left
+from eenet.decoding.gating import GatedExecutor, LayerGates, gated_loss
 from eenet.decoding.generation import generate
 from eenet.decoding.measures import corpus_bleu, perplexity, text_scores
 from eenet.decoding.observe import Table, join, observe
@@ -20,8 +21,9 @@ from eenet.decoding.plans import LayerPlan, early_exit, random_layers, strided_s
 from eenet.decoding.prediction import cross_fitted, predictor_curve, rank_correlation
 from eenet.decoding.sequences import Sequences
 from eenet.decoding.store import RowStore, kept_table
-from eenet.decoding.tuning import PlanWeights
+from eenet.decoding.tuning import PlanWeights, text_batch
 from eenet.errors import UserError
+from eenet.features.key import content_digest
 from eenet.metrics import choice_shares
 
 Progress = Callable[[str], None]
@@ -165,17 +167,32 @@ class Measured:
 
         `decode` holds the keys and values of skipped layers.
         """
-        sequences, treatment = self.sequences, {"prompt": self.settings.prompt, "keys": self.settings.keys}
-        content = {"weights": self.weights.digest(plan), "sequences": sequences.digest}
-        store = RowStore(self.folder / "generated" / _key({**content, **treatment}) / f"{plan}.jsonl")
+        treatment = self.settings.prompt, self.settings.keys
+        content = {"weights": self.weights.digest(plan), "prompt": treatment[0], "keys": treatment[1]}
+        return self._generated(str(plan), content, lambda: Executor(self.weights(plan), plan, costs, *treatment))
+
+    def gated(self, gates: LayerGates, costs: DecoderCosts) -> list[dict[str, Any]]:
+        """As `generated`, with the layers that gates let run; `decode` holds the gates too."""
+        content = {"weights": self.weights.digest(self.families["early"][-1]), "gates": content_digest(gates)}
+        return self._generated(gates.reads, content, lambda: GatedExecutor(self.weights.gpt, gates, costs))
+
+    def _generated(self, name: str, content: dict[str, str], make: Callable[[], Executor]) -> list[dict[str, Any]]:
+        sequences = self.sequences
+        key = _key({**content, "sequences": sequences.digest})
+        store = RowStore(self.folder / "generated" / key / f"{name}.jsonl")
 
         def compute(rows: list[int]) -> list[dict[str, Any]]:
-            self.progress(f"generating with layers {plan}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
-            executor = Executor(self.weights(plan), plan, costs, self.settings.prompt, self.settings.keys)
+            self.progress(f"generating with layers {name}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
             inputs = pad_left([sequences.prompts[row] for row in rows])
-            found = generate(executor, inputs, sequences.new_tokens, sequences.stop)
+            found = generate(make(), inputs, sequences.new_tokens, sequences.stop)
             return [
-                {"row": row, "tokens": tokens, "prefill": usage.prefill, "decode": usage.decode + usage.fill}
+                {
+                    "row": row,
+                    "tokens": tokens,
+                    "layers": usage.layers[1:],
+                    "prefill": usage.prefill,
+                    "decode": usage.total - usage.prefill,
+                }
                 for row, tokens, usage in zip(rows, found.tokens, found.usage, strict=True)
             ]
 
@@ -184,6 +201,36 @@ class Measured:
 
 def _key(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def gates_row(measured: Measured, gates: LayerGates, price: float, costs: DecoderCosts, decode: Callable) -> dict:
+    """What gates reach on all prompts.
+
+    Returns:
+        `reads`, `price`; `reference_perplexity` and the mean layers while references are read, `layers_reading`;
+        `layers` per generated token, and the means of `text_row`.
+    """
+    sequences, size = measured.sequences, measured.settings.batch_size
+    losses, shares = [], []
+    for start in range(0, len(sequences), size):
+        numbers = range(start, min(start + size, len(sequences)))
+        batch = text_batch(sequences, numbers).to(next(gates.parameters()).device)
+        with torch.no_grad():
+            found = gated_loss(measured.weights.gpt, gates, batch)
+        by_text = found.losses.cpu().split([len(sequences.continuations[number]) for number in numbers])
+        losses += [text[1:] for text in by_text]  # the first token is what the prompt, with all layers, predicts
+        shares.append(found.share.item() * len(numbers))
+    rows = measured.gated(gates, costs)
+    ran = [layers for row in rows for layers in row["layers"]]
+    outer = gates.num_layers - len(gates.inner)
+    return {
+        "reads": gates.reads,
+        "price": price,
+        "layers_reading": outer + len(gates.inner) * sum(shares) / len(sequences),
+        "reference_perplexity": perplexity(torch.cat(losses)),
+        "layers": sum(ran) / len(ran) if ran else None,
+        **text_row(score_texts(rows, sequences.references, decode), rows, sequences.references),
+    }
 
 
 def observed_curves(table: Table, families: Families) -> dict[str, list[dict[str, float]]]:

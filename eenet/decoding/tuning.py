@@ -1,6 +1,6 @@
 """Tuning a decoder to run some of its layers: the loss under a plan, and plans drawn batch by batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.tuned import DESCRIPTION, Tuned, tuned_folder
-from eenet.decoding.executor import Prompt, prompt_columns
+from eenet.decoding.executor import Prompt, pad_left, prompt_columns
 from eenet.decoding.plans import NOTATION, LayerPlan, parse_plan
-from eenet.decoding.sequences import TextBatch
+from eenet.decoding.sequences import Sequences, TextBatch
 from eenet.errors import UserError
 from eenet.features.key import content_digest
 
@@ -98,6 +98,18 @@ def _rate(entry: str, value: str) -> float:
     if not 0 <= rate < 1:
         raise UserError("plans", entry, "the rate of layers that are dropped is at least 0 and below 1")
     return rate
+
+
+def text_batch(texts: Sequences, rows: Iterable[int]) -> TextBatch:
+    """Some prompts and what follows them.
+
+    Example:
+        >>> text_batch(Sequences([[5, 6], [7]], ["", ""], [[8], [9]], (), 2), [0, 1]).input_ids.tolist()
+        [[5, 6, 8], [0, 7, 9]]
+    """
+    rows = list(rows)
+    padded = pad_left([texts.tokens(row) for row in rows])
+    return TextBatch(**padded, prompts=torch.tensor([len(texts.prompts[row]) for row in rows]))
 
 
 def plan_loss(gpt: Gpt, texts: TextBatch, plan: LayerPlan, prompt: Prompt = "full") -> Tensor:

@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 peft = pytest.importorskip("peft")
 
-from datamodules.texts import text_batch  # noqa: E402
 from eenet.backbones.gpt import Gpt  # noqa: E402
 from eenet.backbones.tuned import Tuned, add_adapter, base_of, model_digest, save_tuned  # noqa: E402
 from eenet.decoding import early_exit, follow, full_plan, parse_plan  # noqa: E402
 from eenet.decoding.executor import Executor  # noqa: E402
 from eenet.decoding.sequences import Sequences  # noqa: E402
-from eenet.decoding.tuning import PlanDraws, PlanWeights, plan_loss  # noqa: E402
+from eenet.decoding.tuning import PlanDraws, PlanWeights, plan_loss, text_batch  # noqa: E402
 from eenet.errors import UserError  # noqa: E402
 from tests._dummies.decoders import FAMILIES, LAYERS, TEXTS, cut_model, make_decoder  # noqa: E402
 
