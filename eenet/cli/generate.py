@@ -26,6 +26,7 @@ from eenet.decoding import (
     stream,
 )
 from eenet.decoding.executor import Keys, Prompt
+from eenet.decoding.gating import GatedExecutor, load_gates
 from eenet.decoding.generation import check_sampling
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
@@ -51,6 +52,7 @@ def generate(
     batch_size: int = 1,
     chat: bool = False,
     confidence: float | None = None,
+    gates: str | None = None,
     fill: Fill = "project",
     point: str | None = None,
     ckpt_path: str = "last",
@@ -79,6 +81,7 @@ def generate(
         chat: Give the prompt as a user's message, in the model's chat template.
         confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
             the second by this probability.
+        gates: Run of `GateTraining` whose gates say which layers each generated token runs.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
         point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
         ckpt_path: Of a run, which checkpoint: `last`, `best` or a file.
@@ -97,7 +100,7 @@ def generate(
         raise UserError("batch_size", batch_size, "must be at least 1")
     prompts, place = read_prompts(prompt, input), check_device(device)
     if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
-        if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+        if (plan, confidence, gates, prompt_layers, keys) != ("full", None, None, "full", "projected"):
             raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
         if (device, dtype) != ("cpu", "float32"):
             raise UserError("device", device, "a run decides device and dtype; leave them out")
@@ -108,7 +111,11 @@ def generate(
         gpt, tokenizer = open_model(model, download, place, dtype)
         layers = parse_plan(plan, gpt.num_stages)
         head = {"plan": str(layers)}
-        if confidence is None:
+        if gates is not None:
+            if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+                raise UserError("gates", gates, "decide which layers run; leave the options of plans out")
+            executor = GatedExecutor(gpt, load_gates(gates, gpt)[0].to(place))
+        elif confidence is None:
             executor = Executor(gpt, layers, prompt=prompt_layers, keys=keys)
         else:
             rule = confidence_rule(gpt, confidence)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
@@ -36,6 +37,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             config = write_text_config(folder / kind, "PlanTuning", **arguments)
             main(["fit", "--config", str(config), "--trainer.max_epochs=4"])
         return {kind: folder / kind / "run" for kind in KINDS}
+
+
+def task_of(config: Path, folder: Path) -> str:
+    """The task of a run's data, as a configuration of `eenet layers`."""
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text())["data"]["init_args"]["task"]))
+    return str(path)
 
 
 def losses(run: Path, name: str) -> list[float]:
@@ -112,8 +120,8 @@ def test_a_study_runs_each_plan_with_its_own_weights(
     monkeypatch.setattr(layers, "train_probes", lambda *values: None)
     for name in ("curves_figure", "oracle_figure", "controllers_figure"):
         monkeypatch.setattr(layers, name, lambda study: Figure())
-    base, data = runs["lora"].parent / "model", runs["lora"].parent / "prompts.jsonl"
-    common = ["--data", str(data), "--budgets", "2,4", "--skipping", "strided", "--tokens", "2"]
+    base, data = runs["lora"].parent / "model", task_of(runs["lora"].parent / "config.yaml", tmp_path)
+    common = ["--data", data, "--budgets", "2,4", "--skipping", "strided", "--tokens", "2"]
     main(["layers", str(base), *common, "--out", str(tmp_path / "both"), "--tuned", str(runs["lora"])])
     assert "untuned" in capsys.readouterr().out
     main(["layers", str(runs["lora"]), *common, "--out", str(tmp_path / "tuned")])
@@ -125,6 +133,53 @@ def test_a_study_runs_each_plan_with_its_own_weights(
         tuned["curves"]["strided"][0]["reference_perplexity"], rel=1e-5
     )
     assert both["curves"]["early"][0] != tuned["curves"]["early"][0]
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Path:
+    config = write_text_config(tmp_path_factory.mktemp("gated"), "GateTraining", lr=0.5, price=5.0)
+    main(["fit", "--config", str(config), "--trainer.max_epochs=2"])
+    return config.parent / "run"
+
+
+def test_gates_are_trained_on_a_decoder_that_stays(gated: Path) -> None:
+    saved = torch.load(gated / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert sorted(saved) == [f"gates.maps.{layer}.{name}" for layer in (0, 1) for name in ("bias", "weight")]
+    assert losses(gated, "val/layers")[-1] < 1
+
+
+def test_gates_are_tested_generated_with_and_judged_beside_the_plans(
+    gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    base, summary = gated.parent / "model", tmp_path / "summary.json"
+    main(["test", str(gated)])
+    results = json.loads((gated / "results.json").read_text())
+    assert 2 <= results["points"]["gates"]["layers_mean"] < 4
+    main(["generate", str(base), "--gates", str(gated), "--prompt", "the rain wins", "--summary", str(summary)])
+    assert 2 <= json.loads(summary.read_text())["layers_mean"] <= 4
+    monkeypatch.setattr(layers, "train_probes", lambda *values: None)
+    for name in ("curves_figure", "oracle_figure", "controllers_figure"):
+        monkeypatch.setattr(layers, name, lambda study: Figure())
+    common = [
+        "--data",
+        task_of(gated.parent / "config.yaml", tmp_path),
+        "--budgets",
+        "2,4",
+        "--skipping",
+        "",
+        "--tokens",
+        "2",
+    ]
+    main(["layers", str(base), *common, "--out", str(tmp_path / "study"), "--gates", str(gated)])
+    assert "gates on hidden" in capsys.readouterr().out
+    row = json.loads((tmp_path / "study" / "study.json").read_text())["gates"][0]
+    assert (row["run"], row["reads"], row["price"]) == (str(gated), "hidden", 5.0)
+    ran = [layers for text in results["texts"]["gates"] for layers in text["layers"]]
+    assert row["layers"] == pytest.approx(sum(ran) / len(ran))
+    assert row["rougeL"] == pytest.approx(results["points"]["gates"]["rougeL"])
+    with pytest.raises(SystemExit):
+        main(["generate", str(base), "--gates", str(gated), "--plan", "0,3", "--prompt", "the"])
+    assert "decide which layers run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
