@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
+from eenet.backbones.tuned import model_digest
 from eenet.costs import count_macs
 from eenet.decoding.costs import DecoderCosts, count_decoder
 from eenet.decoding.observe import read_states
+from eenet.described import describe
 from eenet.errors import UserError
 from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, TiedHead, run_inference_modules
@@ -96,6 +98,12 @@ class DecoderNetwork(EarlyExitNetwork):
     def costs(self) -> TokenCosts:
         """MACs of every part for one generated token."""
         return count_token_costs(self)
+
+    @property
+    def base_digest(self) -> str | None:
+        """As for any network: a pretrained decoder is saved as its name."""
+        pretrained = describe(self.backbone)["init_args"].get("pretrained")
+        return None if pretrained is None else model_digest(self.backbone.model)
 
     def extract(self, inputs: Any) -> TokenFeatures:
         """What the exits read of all tokens of a tokenized batch but padding; features are handed back as they are."""
