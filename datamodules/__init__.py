@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datamodules.photographs import PhotographData
     from datamodules.svhn import SVHN
     from datamodules.text import TextClassification, TextData, TextSplit
+    from datamodules.texts import ContinuedTexts
 
 _HOMES = {
     "BBCNews": "bbc",
@@ -27,6 +28,7 @@ _HOMES = {
     "CIFAR100": "cifar",
     "CIFAR100LT": "cifar",
     "Continuations": "continuations",
+    "ContinuedTexts": "texts",
     "Digits": "digits",
     "FashionMNIST": "fashion_mnist",
     "ImageData": "image",
@@ -54,6 +56,7 @@ __all__ = [
     "SVHN",
     "BBCNews",
     "Continuations",
+    "ContinuedTexts",
     "Digits",
     "FashionMNIST",
     "ImageData",

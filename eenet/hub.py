@@ -26,6 +26,9 @@ from eenet.runs import check_trust
 
 CONFIG, WEIGHTS, CARD, CURVE = "config.json", "model.safetensors", "README.md", "curve.png"
 
+BASE = "backbone."
+"""What the names of the weights begin with that belong to a base model and are not saved."""
+
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -67,16 +70,21 @@ class Saved(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         network, points = self.network, points_of(self.network)
+        base = network.base_digest
         values = {
             "eenet": __version__,
-            "network": without_downloads(describe(network)),
+            "network": without_downloads(describe(network)) if base is None else describe(network),
             "points": {name: point.to_dict() for name, point in points.items()},
+            **({} if base is None else {"base_digest": base}),
         }
-        state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+        kept = {
+            name: value for name, value in network.state_dict().items() if base is None or not name.startswith(BASE)
+        }
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
         check_same(network, load(values, state, type(network)))
         save_file(state, save_directory / WEIGHTS)
         write_json(save_directory / CONFIG, values)
-        drawn = [(name, point.got) for name, point in points.items() if "macs_fraction" in point.got]
+        drawn = [(name, point.got) for name, point in points.items() if {"macs_fraction", "accuracy"} <= {*point.got}]
         if drawn:
             save_figure(curve(drawn), save_directory / CURVE)
         card = self.generate_model_card(
@@ -129,7 +137,13 @@ def load(values: dict[str, Any], state: dict[str, torch.Tensor], kind: type) -> 
     parser.add_subclass_arguments(kind, "network", fail_untyped=False, required=True)
     with torch.random.fork_rng(devices=[]):
         made = parser.instantiate_classes(parser.parse_object({"network": values["network"]})).network
-    made.load_state_dict(state)
+    base = values.get("base_digest")
+    if base is not None and base != made.base_digest:
+        raise UserError(
+            "network.backbone", type(made.backbone).__name__, "has other weights than its base model has now"
+        )
+    own = {} if base is None else {name: value for name, value in made.state_dict().items() if name.startswith(BASE)}
+    made.load_state_dict({**own, **state})
     made.points = {name: OperatingPoint.from_dict(point) for name, point in values["points"].items()}
     return made.eval()
 

@@ -127,6 +127,11 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         """How it is quantized, as plain JSON values; nothing where it is not."""
         return self.backbone.quantization
 
+    @property
+    def base_digest(self) -> str | None:
+        """SHA-256 of a backbone that is saved as the name of its base model; `None` where its weights are saved."""
+        return None
+
     def prepare(self, inputs: Callable[[str, int], Iterable[Any]]) -> list[Tensor]:
         """What a network needs of unlabelled inputs before it is trained, such as the ranges of its activations.
 

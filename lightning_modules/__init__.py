@@ -7,9 +7,11 @@ if TYPE_CHECKING:
     from lightning_modules.backbone import BackboneTraining
     from lightning_modules.decoder import DecoderJointExits, DecoderRoutine, DecoderThresholds
     from lightning_modules.decoupled import DecoupledExits
+    from lightning_modules.gating import GateTraining
     from lightning_modules.joint import JointExits
     from lightning_modules.quee import QuEE
     from lightning_modules.routine import ExitRoutine
+    from lightning_modules.tuning import PlanTuning
     from lightning_modules.weighted import WeightedExits
 
 _HOMES = {
@@ -19,7 +21,9 @@ _HOMES = {
     "DecoderThresholds": "decoder",
     "DecoupledExits": "decoupled",
     "ExitRoutine": "routine",
+    "GateTraining": "gating",
     "JointExits": "joint",
+    "PlanTuning": "tuning",
     "QuEE": "quee",
     "WeightedExits": "weighted",
 }
@@ -31,7 +35,9 @@ __all__ = [
     "DecoderThresholds",
     "DecoupledExits",
     "ExitRoutine",
+    "GateTraining",
     "JointExits",
+    "PlanTuning",
     "QuEE",
     "WeightedExits",
 ]

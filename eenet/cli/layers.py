@@ -1,7 +1,8 @@
 """`eenet layers`: the study of layer selection in a decoder: both families of plans, the oracle, the controllers."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,19 +19,21 @@ from torch.utils.tensorboard import SummaryWriter
 import eenet
 from datamodules.nlg import NLG
 from datamodules.text import READERS
-from eenet.backbones.gpt import Gpt
 from eenet.cli.generate import check_device, open_model
 from eenet.decoding.costs import count_decoder
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
+from eenet.decoding.gating import LayerGates, load_gates
 from eenet.decoding.observe import Table
 from eenet.decoding.plans import LayerPlan
 from eenet.decoding.probes import TokenProbes, controller_curve, enough, token_oracle_curve
 from eenet.decoding.study import (
+    SKIPPING,
     Families,
     Measured,
     Oracle,
     Settings,
+    gates_row,
     observed_curves,
     oracle_report,
     plan_families,
@@ -38,14 +41,15 @@ from eenet.decoding.study import (
     sequence_predictor,
     text_row,
 )
+from eenet.decoding.tuning import PlanWeights
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
 from eenet.reporting import save_figure, show, write_json
 from lightning_modules.probes import train_probes
 
 SCHEMA = 1
-PLANNED = ("early", "uniform")
-"""Families that texts are generated with, and that oracle and controllers choose from."""
+CONTROL = "random"
+"""The family that no text is generated with, and that oracle and controllers do not choose from."""
 
 
 def main(args: list[str]) -> None:
@@ -70,6 +74,9 @@ def main(args: list[str]) -> None:
     parser.add_argument("--prompt", type=Prompt, default="full", help="layers of a prompt's tokens: all, or the plan's")
     parser.add_argument("--keys", type=Keys, default="projected", help="keys and values of the layers a token skips")
     parser.add_argument("--oracle", type=Oracle, default="mean", help="plans judged on the mean or on each prompt")
+    parser.add_argument("--skipping", type=str, default=",".join(SKIPPING), help="families of plans beside early exit")
+    parser.add_argument("--tuned", type=str, default="", help="runs of PlanTuning, as a,b, for their plans")
+    parser.add_argument("--gates", type=str, default="", help="runs of GateTraining, as a,b, judged beside the plans")
     parser.add_argument("--device", type=str, default="cpu", help="where the model runs: cpu, cuda or mps")
     parser.add_argument("--dtype", type=str, default="float32", help="of the weights: float32, bfloat16 or float16")
     parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
@@ -81,6 +88,9 @@ def main(args: list[str]) -> None:
     data = load_data(options.data)
     gpt, tokenizer = open_model(options.model, options.download, device, options.dtype)
     budgets = parse_budgets(options.budgets, gpt.num_stages)
+    families = plan_families(gpt.num_stages, budgets, options.seed, names(options.skipping))
+    weights = PlanWeights(gpt, names(options.tuned))
+    gates = {path: load_gates(path, gpt) for path in names(options.gates)}
     sizes = budgets, options.tokens, options.batch_size, options.seed
     settings = Settings(*sizes, options.prompt, options["keys"]).check(gpt.num_stages)
     folder = Path(options.out)
@@ -89,7 +99,7 @@ def main(args: list[str]) -> None:
         with FileLock(folder / "lock", timeout=0):
             study = {
                 "model": options.model,
-                **run_study(gpt, tokenizer, data, settings, options.tau, folder, options.oracle),
+                **run_study(weights, tokenizer, data, families, gates, settings, options.tau, folder, options.oracle),
             }
             report(study, folder)
     except Timeout as error:
@@ -132,15 +142,35 @@ def parse_budgets(text: str, num_layers: int) -> tuple[int, ...]:
         raise UserError("budgets", text, "must be `all` or numbers of layers such as 1,2,4,30") from error
 
 
+def names(text: str) -> list[str]:
+    """Names between commas.
+
+    Example:
+        >>> names("a, b"), names("")
+        (['a', 'b'], [])
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def run_study(
-    gpt: Gpt, tokenizer: Any, data: NLG, settings: Settings, tau: float, folder: Path, oracle: Oracle = "mean"
+    weights: PlanWeights,
+    tokenizer: Any,
+    data: NLG,
+    families: Families,
+    gates: Mapping[str, tuple[LayerGates, Mapping[str, Any]]],
+    settings: Settings,
+    tau: float,
+    folder: Path,
+    oracle: Oracle = "mean",
 ) -> dict[str, Any]:
     """Measure everything, or read what was measured before, and put it together.
 
     Args:
-        gpt: The decoder.
-        tokenizer: Its tokenizer.
+        weights: The decoders.
+        tokenizer: Their tokenizer.
         data: Prompts and references.
+        families: From `plan_families`.
+        gates: From `load_gates`, by the names of their runs.
         settings: Of the study.
         tau: Similarity that is enough for the controllers' second target.
         folder: Of the study.
@@ -153,20 +183,22 @@ def run_study(
     train = None if data.parts["train"] is None else data.sequences("train", tokenizer)
     if settings.prompt == "full" and max(map(len, test.continuations)) < 2:
         raise UserError("prompt", "full", "skips in references alone, and there are none; set --prompt plan")
-    families = plan_families(gpt.num_stages, settings.budgets, settings.seed)
+    planned = {name: plans for name, plans in families.items() if name != CONTROL}
     print_now = partial(print, flush=True)
-    measured = Measured(gpt, test, families, settings, folder, print_now)
+    measured = Measured(weights, test, families, settings, folder, print_now)
     table = measured.observed()
     study: dict[str, Any] = {
         "schema": SCHEMA,
         "data": data.name,
         "metric": data.metric if test.new_tokens else "similarity",
-        "num_layers": gpt.num_stages,
+        "num_layers": weights.gpt.num_stages,
         "prompts": len(test),
         "judged_tokens": int(table["skips"].sum()),
         "settings": {**asdict(settings), "tau": tau, "oracle": oracle},
         "plans": {name: [str(plan) for plan in plans] for name, plans in families.items()},
+        "weights": {name: [weights.name(plan) for plan in plans] for name, plans in families.items()},
         "curves": observed_curves(table, families),
+        "gates": [],
         "oracle": {},
         "sequence_predictor": {},
         "controllers": [],
@@ -174,14 +206,17 @@ def run_study(
     }
     if test.new_tokens:
         decode = partial(tokenizer.decode, skip_special_tokens=True)
-        scores = generate_families(measured, families, decode, study["curves"], data.metric)
-        for name in PLANNED:
+        costs = count_decoder(weights.gpt)
+        for run, (own, facts) in gates.items():
+            row = gates_row(measured, own.to(next(weights.gpt.parameters()).device), facts["price"], costs, decode)
+            study["gates"].append({"run": run, **row})
+        scores = generate_families(measured, planned, decode, study["curves"], data.metric)
+        for name in planned:
             study["oracle"][name] = oracle_report(scores[name], settings.budgets, oracle=oracle)
             study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
     if train is not None:
-        only_planned = {name: families[name] for name in PLANNED}
-        trained_on = Measured(gpt, train, only_planned, settings, folder, print_now).observed()
-        study["controllers"] = controllers(skipping(trained_on), skipping(table), settings, tau)
+        trained_on = Measured(weights, train, planned, settings, folder, print_now).observed()
+        study["controllers"] = controllers(skipping(trained_on), skipping(table), list(planned), settings, tau)
     return study
 
 
@@ -195,21 +230,22 @@ def generate_families(
     """Generate with every plan, the dearest first, and add the texts' scores to the curves.
 
     Returns:
-        Scores by the metric for each of `PLANNED`, `(prompts, plans)`.
+        Scores by the metric for each family, `(prompts, plans)`.
     """
-    costs, references = count_decoder(measured.gpt), measured.sequences.references
+    costs, references = count_decoder(measured.weights.gpt), measured.sequences.references
     scored: dict[LayerPlan, list[dict[str, Any]]] = {}
     summaries: dict[LayerPlan, dict[str, float]] = {}
-    plans = {plan for name in PLANNED for plan in families[name]}
+    plans = {plan for family in families.values() for plan in family}
     for plan in sorted(plans, key=lambda plan: (-len(plan), str(plan))):
         rows = measured.generated(plan, costs)
         scored[plan] = score_texts(rows, references, decode)
         summaries[plan] = text_row(scored[plan], rows, references)
-    for name in PLANNED:
-        for row, plan in zip(curves[name], families[name], strict=True):
+    for name, family in families.items():
+        for row, plan in zip(curves[name], family, strict=True):
             row |= summaries[plan]
     return {
-        name: torch.tensor([[row[metric] for row in scored[plan]] for plan in families[name]]).T for name in PLANNED
+        name: torch.tensor([[row[metric] for row in scored[plan]] for plan in family]).T
+        for name, family in families.items()
     }
 
 
@@ -218,14 +254,16 @@ def skipping(table: Table) -> Table:
     return {name: values[table["skips"]] for name, values in table.items()}
 
 
-def controllers(train: Table, test: Table, settings: Settings, tau: float) -> list[dict[str, Any]]:
+def controllers(
+    train: Table, test: Table, families: Sequence[str], settings: Settings, tau: float
+) -> list[dict[str, Any]]:
     """Train a probe of each kind for each family and target, and judge it on the test tokens.
 
     For exiting, the probe of `k` layers reads the hidden state after them; for skipping, all read the one after the
     first budget's layers, as the plan must be chosen there.
     """
     costs, panels = torch.tensor(settings.budgets), []
-    for number, family in enumerate(PLANNED):
+    for number, family in enumerate(families):
         for target, threshold in (("same top token", None), (f"similarity of {tau}", tau)):
             goal = [
                 enough(part["agreement"][:, number], part["similarity"][:, number], threshold) for part in (train, test)
@@ -276,12 +314,27 @@ def report(study: dict[str, Any], folder: Path) -> None:
         for name, figure in figures.items():
             save_figure(figure, folder / f"{name}.png")
             writer.add_figure(name, figure)
-    columns = ["k", "similarity", "agreement", "kl", "prompt_perplexity", "reference_perplexity", study["metric"]]
+    tuned = any(name for rows in study["weights"].values() for name in rows)
+    columns = [
+        "k",
+        *(["weights"] if tuned else []),
+        "similarity",
+        "agreement",
+        "kl",
+        "prompt_perplexity",
+        "reference_perplexity",
+        study["metric"],
+    ]
     table = RichTable("family", *columns, title=f"{study['model']} on {study['prompts']} prompts of {study['data']}")
     for family, rows in study["curves"].items():
-        for row in rows:
-            table.add_row(family, *(f"{row[name]:.4g}" if name in row else "" for name in columns))
+        for row, name in zip(rows, study["weights"][family], strict=True):
+            cells = {key: f"{value:.4g}" for key, value in row.items()} | {"weights": name or "untuned"}
+            table.add_row(family, *(cells.get(column, "") for column in columns))
         table.add_section()
+    for row in study["gates"]:
+        cells = {column: f"{row[column]:.4g}" for column in columns if row.get(column) is not None}
+        cells["k"] = f"{row['layers'] or math.nan:.2f}"
+        table.add_row(f"gates on {row['reads']}", *(cells.get(column, "") for column in columns))
     show(table)
     for family, oracle in study["oracle"].items():
         found = f"{oracle['layers']:.2f} layers ({100 * oracle['layers_fraction']:.1f} %), score {oracle['score']:.4f}"

@@ -12,6 +12,7 @@ from eenet.decoding.plans import (
     parse_plan,
     random_layers,
     ranked_skipping,
+    strided_skipping,
     uniform_skipping,
 )
 from eenet.decoding.ranking import layer_movement
@@ -46,5 +47,6 @@ __all__ = [
     "random_layers",
     "ranked_skipping",
     "stream",
+    "strided_skipping",
     "uniform_skipping",
 ]

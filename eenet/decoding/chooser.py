@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from eenet.calibration import (
     ChosenOn,
@@ -56,26 +57,32 @@ class TokenScores(NamedTuple):
     Attributes:
         scored: An exit is right where its most likely token is the full model's.
         nll: Of the tokens, in nats, `(tokens, exits)`.
+        full_nll: Of the tokens, by the full model, `(tokens,)`.
     """
 
     scored: Scored
     nll: Tensor
+    full_nll: Tensor
 
 
 @torch.no_grad()
 def score_tokens(network: DecoderNetwork, data: Any, device: torch.device) -> TokenScores:
     """Read the validation tokens with all exits, all layers run."""
-    predictions, scores, nll = [], [], []
+    predictions, scores, nll, full, full_nll = [], [], [], [], []
     for batch in data.loader("val"):
         features, labels = data.transfer_batch_to_device(batch, device, 0)
         outputs = network(features)
+        own = network.full_logits(features)
+        full.append(own.argmax(-1).cpu())
+        full_nll.append(F.cross_entropy(own.float(), labels, reduction="none").cpu())
         predictions.append(outputs.logits.argmax(-1).cpu())
         scores.append(outputs.scores.cpu())
         index = labels[:, None, None].expand(-1, network.num_exits, 1)
         nll.append(-outputs.logits.float().log_softmax(-1).gather(2, index).squeeze(2).cpu())
-    tokens = torch.cat(predictions)
-    scored = Scored(tokens, torch.cat(scores), tokens == tokens[:, -1:], network.costs.fractions())
-    return TokenScores(scored, torch.cat(nll))
+    tokens, reference = torch.cat(predictions), torch.cat(full)
+    always = torch.ones(len(tokens), dtype=torch.bool)
+    scored = Scored(tokens, torch.cat(scores), tokens == reference[:, None], network.costs.fractions(), always)
+    return TokenScores(scored, torch.cat(nll), torch.cat(full_nll))
 
 
 class TokenChooser:
@@ -109,7 +116,7 @@ class TokenChooser:
         self.name, self.wishes, self.data, self.device = name, wishes, data, device
         self.gate, self.policy = decider(name, network.num_exits - 1, own.cpu())
         self.network = network if self.gate is None else network.with_gate(self.gate)
-        self.scored, self.nll = score_tokens(self.network, data, device)
+        self.scored, self.nll, self.full_nll = score_tokens(self.network, data, device)
         self.chosen_on = replace(chosen_on, samples=len(self.scored.scores))
         self.shares: dict[str, list[float]] = {}
         self._full: list[Row] = []
@@ -132,7 +139,7 @@ class TokenChooser:
         else:
             policy, got["rougeL_full"] = self.certified(value, self.wishes.delta)
         exits, right = self.scored.exits(policy), self.scored.right(policy)
-        nll = gather_exits(self.nll, exits).double().mean() - self.nll[:, -1].double().mean()
+        nll = gather_exits(self.nll, exits).double().mean() - self.full_nll.double().mean()
         layers = torch.tensor(self.network.costs.stages_run, dtype=torch.float64)[exits].mean().item()
         got |= {
             "agreement": right.double().mean().item(),
@@ -153,7 +160,7 @@ class TokenChooser:
 
     def within_perplexity(self, percent: float) -> Policy:
         """The cheapest setting whose perplexity of the full model's text is at most some percent above its own."""
-        most = self.nll[:, -1].double().mean() + math.log1p(percent / 100) + 1e-9
+        most = self.full_nll.double().mean() + math.log1p(percent / 100) + 1e-9
         swept = Sweep(self.policy, self.scored)
         keeping = (swept.means(self.nll) <= most).nonzero()
         if not len(keeping):

@@ -181,13 +181,17 @@ class Executor:
         return self.gpt.parts.record(ids[:, -queries:], real.long(), read_before(real.shape[1] - queries))
 
     def _run_layers(self, hidden: Tensor, running: Mapping[int, Rows]) -> Tensor:
-        for layer, holders in self._holders.items():
-            rows = running.get(layer, ())
-            if self.keys == "projected" and (others := tuple(row for row in holders if row not in rows)):
-                self._project(layer, others, hidden)
-            if rows:
-                hidden = self._put(hidden, rows, self._run_layer(layer, rows, self._some(hidden, rows)))
+        for layer in self._holders:
+            hidden = self._run_on(layer, running.get(layer, ()), hidden)
         return hidden
+
+    def _run_on(self, layer: int, rows: Rows, hidden: Tensor) -> Tensor:
+        others = tuple(row for row in self._holders[layer] if row not in rows) if self.keys == "projected" else ()
+        if others:
+            self._project(layer, others, hidden)
+        if not rows:
+            return hidden
+        return self._put(hidden, rows, self._run_layer(layer, rows, self._some(hidden, rows)))
 
     def _some(self, hidden: Tensor, rows: Rows) -> Tensor:
         return hidden if len(rows) == len(hidden) else hidden[self._tensor(rows)]
@@ -281,14 +285,27 @@ def final_hidden(
         return gpt.normalise(Executor(gpt, plans, prompt="plan", keys="absent").prefill(inputs))
     ids, mask = read_tokens(inputs, gpt.max_tokens)
     every = [plans] * len(ids) if isinstance(plans, LayerPlan) else plans
-    read = torch.tensor(prompts, device=mask.device)[:, None]
-    full = (mask.cumsum(dim=1) <= read)[..., None]
+    full = prompt_columns(mask, prompts)
     hidden, calls = gpt.parts.record(ids, mask)
     for layer in range(gpt.num_stages):
         ran = calls[layer].run(gpt.layers[layer], hidden)
         inside = torch.tensor([layer in plan.layers for plan in every], device=mask.device)
         hidden = torch.where(full | inside[:, None, None], ran, hidden)
     return gpt.normalise(hidden)
+
+
+def prompt_columns(mask: Tensor, prompts: Sequence[int] | Tensor) -> Tensor:
+    """Which columns of texts padded on the left hold padding or the prompt, bool `(batch, tokens, 1)`.
+
+    Args:
+        mask: 1 on tokens and 0 on padding, `(batch, tokens)`.
+        prompts: How many tokens at the beginning of each text are its prompt.
+
+    Example:
+        >>> prompt_columns(torch.tensor([[0, 1, 1, 1]]), [2]).flatten().tolist()
+        [True, True, True, False]
+    """
+    return (mask.cumsum(dim=1) <= torch.as_tensor(prompts, device=mask.device)[:, None])[..., None]
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> dict[str, Tensor]:

@@ -6,8 +6,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LABELS = {"early": "early exit", "uniform": "uniform skipping", "random": "random skipping"}
-COLOURS = {"early": "C3", "uniform": "C0", "random": "0.6"}
+LABELS = {
+    "early": "early exit",
+    "strided": "strided skipping",
+    "uniform": "uniform skipping",
+    "random": "random skipping",
+}
+COLOURS = {"early": "C3", "strided": "C1", "uniform": "C0", "random": "0.6"}
 MEASURES = {
     "similarity": "cosine similarity to the full model",
     "agreement": "top token as the full model's",

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from eenet.backbones.gpt import Gpt
+from eenet.backbones.tuned import model_digest
 from eenet.costs import count_macs
 from eenet.decoding.costs import DecoderCosts, count_decoder
 from eenet.decoding.observe import read_states
+from eenet.decoding.pruning import predict_among, prune
+from eenet.described import describe
 from eenet.errors import UserError
 from eenet.gates import Gate, GateInput, Memory, UncertaintyGate
 from eenet.inference_modules import InferenceModule, TiedHead, run_inference_modules
@@ -42,15 +45,18 @@ class TokenCosts(CostProfile):
     Attributes:
         fills: Keys and values of the layers that a token leaves out, one for each early exit.
         lazy_heads: Heads run only where tokens leave, as the gates need none.
+        last_head: The decoder's own head on the candidates alone, where later heads choose among such.
     """
 
     fills: tuple[int, ...] = ()
     lazy_heads: bool = False
+    last_head: int | None = None
 
     @property
     def cumulative(self) -> list[int]:
         """As a `CostProfile`, with the keys and values of the layers left out."""
         *early, last = super().cumulative
+        last += 0 if self.last_head is None else self.last_head - self.classifier
         if self.lazy_heads:
             passed = [sum(self.heads[:exit]) for exit in range(self.num_exits)]
             early, last = [total - before for total, before in zip(early, passed, strict=False)], last - passed[-1]
@@ -68,9 +74,11 @@ class DecoderNetwork(EarlyExitNetwork):
         exits: Layers, from 0, after which an exit reads; `all` for every layer but the last.
         inference_module: Makes an exit's head from the decoder.
         gate: Makes the gates from their number.
+        vocabulary: Number of the first exit's likeliest tokens among which all later heads choose, the decoder's own
+            included, outside of training (arXiv 2410.18952); 0 for the whole vocabulary. The full model stays whole.
 
     Raises:
-        UserError: A decoder without that head, or exits out of order or range.
+        UserError: A decoder without that head, exits out of order or range, or a vocabulary for gates without logits.
     """
 
     backbone: Gpt
@@ -82,10 +90,17 @@ class DecoderNetwork(EarlyExitNetwork):
         exits: list[int] | Literal["all"] = "all",
         inference_module: Callable[[Gpt], InferenceModule] = TiedHead,
         gate: Callable[[int], Gate] = UncertaintyGate,
+        vocabulary: int = 0,
     ) -> None:
         if backbone.task != "tokens":
             raise UserError("backbone.task", backbone.task, "exits of every token need `tokens`")
-        super().__init__(backbone, exits, lambda dim, vocabulary: inference_module(backbone), gate)
+        super().__init__(backbone, exits, lambda dim, classes: inference_module(backbone), gate)
+        if vocabulary < 0:
+            raise UserError("network.vocabulary", vocabulary, "is a number of tokens, or 0 for all")
+        if vocabulary and (self.gate.reads != "logits" or not self.exit_stages):
+            problem = "is chosen by the first exit's head, which runs where gates read logits alone"
+            raise UserError("network.vocabulary", vocabulary, problem)
+        self.vocabulary = vocabulary
 
     @cached_property
     def decoder_costs(self) -> DecoderCosts:
@@ -96,6 +111,12 @@ class DecoderNetwork(EarlyExitNetwork):
     def costs(self) -> TokenCosts:
         """MACs of every part for one generated token."""
         return count_token_costs(self)
+
+    @property
+    def base_digest(self) -> str | None:
+        """As for any network: a pretrained decoder is saved as its name."""
+        pretrained = describe(self.backbone)["init_args"].get("pretrained")
+        return None if pretrained is None else model_digest(self.backbone.model)
 
     def extract(self, inputs: Any) -> TokenFeatures:
         """What the exits read of all tokens of a tokenized batch but padding; features are handed back as they are."""
@@ -112,10 +133,15 @@ class DecoderNetwork(EarlyExitNetwork):
 
     def exit_logits(self, extracted: TokenFeatures) -> Tensor:
         """Logits of all exits, `(tokens, exits, vocabulary)`; no gate runs."""
-        final = self.backbone.head(self.backbone.normalise(extracted.final)).unsqueeze(1)
+        final = self.full_logits(extracted).unsqueeze(1)
         if not extracted.features:
             return final
-        return torch.cat([run_inference_modules(self.heads, extracted.features), final], dim=1)
+        logits = torch.cat([run_inference_modules(self.heads, extracted.features), final], dim=1)
+        return prune(logits, self.vocabulary) if self.vocabulary and not self.training else logits
+
+    def full_logits(self, extracted: TokenFeatures) -> Tensor:
+        """What the full model says, `(tokens, vocabulary)`."""
+        return self.backbone.head(self.backbone.normalise(extracted.final))
 
     def from_features(self, extracted: TokenFeatures) -> ExitOutputs:
         """Heads and gates on features that were extracted before."""
@@ -145,9 +171,11 @@ def count_token_costs(network: DecoderNetwork) -> TokenCosts:
     hidden = torch.zeros(1, gpt.feature_dims[0], dtype=weight.dtype, device=weight.device)
     heads, gates = [], []
     memory: Memory = ()
-    for exit, module in enumerate(network.inference_modules):
+    candidates = torch.zeros(1, network.vocabulary, dtype=torch.long, device=weight.device)
+    modules: Any = network.inference_modules
+    for exit, module in enumerate(modules):
         macs, logits = count_macs(module, hidden)
-        heads.append(macs)
+        heads.append(count_macs(module.among, hidden, candidates)[0] if exit and network.vocabulary else macs)
         read = logits if network.gate.reads == "logits" else hidden[:, 0]
         memory = network.gate.start(read) if exit == 0 else memory
         macs, (_, memory) = count_macs(network.gate.at, exit, read, memory)
@@ -161,4 +189,5 @@ def count_token_costs(network: DecoderNetwork) -> TokenCosts:
         exit_stages=tuple(network.exit_stages),
         fills=tuple((gpt.num_stages - 1 - stage) * parts.key_values for stage in network.exit_stages),
         lazy_heads=network.gate.reads == "steps",
+        last_head=count_macs(predict_among, gpt, hidden, candidates)[0] if network.vocabulary else None,
     )

@@ -1,6 +1,6 @@
 """One pass over texts that measures every plan token by token, and keeps what a controller may read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from eenet.backbones.gpt import Gpt
 from eenet.decoding.executor import Prompt, final_hidden, pad_left
 from eenet.decoding.measures import token_measures
-from eenet.decoding.plans import LayerPlan
+from eenet.decoding.plans import LayerPlan, early_exit
 from eenet.decoding.sequences import Sequences
 
 Table = dict[str, Tensor]
@@ -26,6 +26,7 @@ def observe(
     tokens: int,
     seed: int,
     prompt: Prompt = "full",
+    weights: Callable[[LayerPlan], Gpt] | None = None,
 ) -> Table:
     """Measure some texts, each read once per plan; all early exits come from one pass.
 
@@ -38,6 +39,7 @@ def observe(
         tokens: The most judged tokens of a prompt.
         seed: Decides which.
         prompt: Which layers a prompt's tokens run.
+        weights: The decoder that runs each plan, where it is another than `gpt`, with whose full plan all are compared.
 
     Returns:
         `row`: the text, int64 `(tokens,)`; `in_prompt`: whether the predicted token is the prompt's, bool `(tokens,)`;
@@ -56,7 +58,7 @@ def observe(
     full = gpt.normalise(states[-1])
     full_log_p = gpt.head(full).float().log_softmax(-1)
 
-    def measure(hidden: Tensor) -> Table:
+    def measure(hidden: Tensor, gpt: Gpt = gpt) -> Table:
         return token_measures(hidden, gpt.head(hidden), full, full_log_p, targets)
 
     def of_exit(state: Tensor) -> Table:
@@ -65,9 +67,13 @@ def observe(
     exits = {tuple(range(k)): of_exit(state) for k, state in zip(budgets, states, strict=True)}
 
     def of_plan(plan: LayerPlan) -> Table:
-        return exits.get(plan.layers) or measure(final_hidden(gpt, inputs, plan, prompts)[place, column])
+        own = gpt if weights is None else weights(plan)
+        if own is gpt and plan.layers in exits:
+            return exits[plan.layers]
+        return measure(final_hidden(own, inputs, plan, prompts)[place, column], own)
 
-    families = [list(exits.values()), *([of_plan(plan) for plan in plans] for plans in skipping)]
+    early = [early_exit(gpt.num_stages, k) for k in budgets]
+    families = [[of_plan(plan) for plan in plans] for plans in (early, *skipping)]
     return {
         "row": row_of,
         "in_prompt": in_prompt.bool(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eenet.errors import UserError
 
-NOTATION = "full, uniform:K, early:K, random:K:SEED, or layers such as 0,1,5-29"
+NOTATION = "full, strided:K, uniform:K, early:K, random:K:SEED, or layers such as 0,1,5-29"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ def early_exit(num_layers: int, k: int) -> LayerPlan:
     return LayerPlan(tuple(range(_check_budget(num_layers, k))), num_layers)
 
 
+def strided_skipping(num_layers: int, k: int) -> LayerPlan:
+    """Every `num_layers / k`-th layer from the first on, as arXiv 2410.20022 skips: the last layer is left out too.
+
+    Example:
+        >>> strided_skipping(8, 4).layers, strided_skipping(8, 3).layers
+        ((0, 2, 4, 6), (0, 2, 5))
+    """
+    return LayerPlan(tuple(i * num_layers // _check_budget(num_layers, k) for i in range(k)), num_layers)
+
+
 def uniform_skipping(num_layers: int, k: int) -> LayerPlan:
     """`k` layers spread evenly over the depth; the first and, from two on, the last are kept.
 
@@ -108,7 +118,7 @@ def parse_plan(text: str, num_layers: int) -> LayerPlan:
     """Read a plan from text.
 
     Args:
-        text: `full`, `uniform:K`, `early:K`, `random:K:SEED`, or layers and ranges such as `0,1,5-29`.
+        text: `full`, `strided:K`, `uniform:K`, `early:K`, `random:K:SEED`, or layers and ranges such as `0,1,5-29`.
         num_layers: Layers of the decoder.
 
     Raises:
@@ -146,4 +156,4 @@ def _check_budget(num_layers: int, k: int) -> int:
     return k
 
 
-_BY_BUDGET = {"uniform": uniform_skipping, "early": early_exit}
+_BY_BUDGET = {"strided": strided_skipping, "uniform": uniform_skipping, "early": early_exit}

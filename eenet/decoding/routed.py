@@ -1,6 +1,7 @@
 """Generation with trained exits: every token leaves where a policy says so, and predicts with that exit's head."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from eenet.decoding.executor import Executor, pad_left
 from eenet.decoding.exits import ExitingExecutor, Fill
 from eenet.decoding.network import DecoderNetwork
 from eenet.decoding.plans import full_plan
+from eenet.decoding.pruning import candidates_of, predict_among, spread_out
 from eenet.gates import Memory
 from eenet.policies.base import Policy
 
@@ -35,6 +37,8 @@ class RoutedExecutor(ExitingExecutor):
         super().__init__(gpt, full_plan(gpt.num_stages), self._decide, fill, network.decoder_costs)
         policy.check(network.num_exits)
         self.network, self.policy = network, policy
+        self._inside: Tensor | None = None
+        self._among: Tensor | None = None
         self._exits = {stage: exit for exit, stage in enumerate(network.exit_stages)}
         self._lazy = network.costs.lazy_heads
         heads = [0] * len(self._exits) if self._lazy else network.costs.heads
@@ -44,7 +48,7 @@ class RoutedExecutor(ExitingExecutor):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token of every sequence until the policy lets it leave; see `ExitingExecutor.step`."""
-        self._inside = torch.arange(len(tokens), device=tokens.device)
+        self._inside, self._among = torch.arange(len(tokens), device=tokens.device), None
         self._left: list[tuple[Tensor, Tensor]] = []
         return super().step(tokens)
 
@@ -54,19 +58,22 @@ class RoutedExecutor(ExitingExecutor):
         Args:
             hidden: What `step`, or of the prompts' last tokens `prefill`, has returned, `(batch, dim)`.
         """
-        if not self._left:
+        if self._inside is None:
             return super().logits(hidden)
-        rows, logits = (torch.cat(parts) for parts in zip(*self._left, strict=True))
-        stayed = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-        stayed[rows] = False
-        if stayed.any():
-            rows = torch.cat([rows, stayed.nonzero().squeeze(1)])
-            logits = torch.cat([logits, super().logits(hidden[stayed])])
+        left = [*self._left]
+        if len(self._inside):
+            states = hidden[self._inside]
+            left.append((self._inside, super().logits(states) if self._among is None else self._last(states)))
+        rows, logits = (torch.cat(parts) for parts in zip(*left, strict=True))
         return logits[rows.argsort()]
+
+    def _last(self, hidden: Tensor) -> Tensor:
+        assert self._among is not None
+        return spread_out(predict_among(self.gpt, hidden, self._among), self._among, self.gpt.num_classes)
 
     def prefill(self, inputs: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         """Read the prompts through all layers; see `Executor.prefill`."""
-        self._left = []
+        self._inside = None
         return super().prefill(inputs)
 
     def _append(self, tokens: Tensor) -> Tensor:
@@ -74,23 +81,33 @@ class RoutedExecutor(ExitingExecutor):
         self._before = hidden[:, 0]
         return hidden
 
+    def _pruned(self, head: Any, hidden: Tensor) -> Tensor:
+        assert self._among is not None
+        return spread_out(head.among(hidden, self._among), self._among, self.gpt.num_classes)
+
     def _charge(self, counts: list[int]) -> None:
         super()._charge(counts)
+        last = self.network.costs.last_head
         for usage, layers in zip(self._live, counts, strict=True):
-            if layers < self.gpt.num_stages:
+            if layers == self.gpt.num_stages:
+                usage.decode += 0 if last is None else last - self.costs.head
+            else:
                 own = self.network.costs.heads[self._exits[layers - 1]] if self._lazy else 0
                 usage.decode += own - self.costs.head
 
     def _decide(self, layer: int, hidden: Tensor) -> Tensor:
         """The exit rule: it is asked about the rows that are still inside, in their order, after every layer."""
+        assert self._inside is not None
         exit, before, self._before = self._exits.get(layer), self._before, hidden
         if exit is None:
             return torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         head, gate = self.network.inference_modules[exit], self.network.gate
-        logits = None if self._lazy else head(hidden)
+        logits = None if self._lazy else head(hidden) if self._among is None else self._pruned(head, hidden)
         read = F.cosine_similarity(hidden, before, dim=-1) if logits is None else logits
         if exit == 0:
             self._gate_memory: Memory = gate.start(read)
+            if self.network.vocabulary:
+                self._among = candidates_of(read, self.network.vocabulary)
         scores, self._gate_memory = gate.at(exit, read, self._gate_memory)
         if exit == 0:
             self._policy_memory: Memory = self.policy.start(scores)
@@ -100,6 +117,7 @@ class RoutedExecutor(ExitingExecutor):
             self._left.append((self._inside[leave], head(hidden[leave]) if logits is None else logits[leave]))
             stay = (~leave).nonzero().squeeze(1)
             self._inside, self._before = self._inside[stay], hidden[stay]
+            self._among = None if self._among is None else self._among[stay]
             self._gate_memory, self._policy_memory = (
                 select(memory, stay) for memory in (self._gate_memory, self._policy_memory)
             )

@@ -6,8 +6,30 @@ import random
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from eenet.errors import UserError
+
+
+class TextBatch(NamedTuple):
+    """Some prompts with what follows them, padded on the left.
+
+    Attributes:
+        input_ids: Token numbers, `(batch, tokens)`.
+        attention_mask: 1 on tokens and 0 on padding, `(batch, tokens)`.
+        prompts: How many tokens at the beginning of each text are its prompt, `(batch,)`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompts: Tensor
+
+    def to(self, device: torch.device) -> "TextBatch":
+        """The batch on a device."""
+        return TextBatch(*(part.to(device) for part in self))
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eenet.backbones.gpt import Gpt
 from eenet.decoding.costs import DecoderCosts
 from eenet.decoding.executor import Executor, Keys, Prompt, check_treatment, pad_left
+from eenet.decoding.gating import GatedExecutor, LayerGates, gated_loss
 from eenet.decoding.generation import generate
 from eenet.decoding.measures import corpus_bleu, perplexity, text_scores
 from eenet.decoding.observe import Table, join, observe
 from eenet.decoding.oracle import best_at_budgets, cheapest_on_average, cheapest_sufficient, judge
-from eenet.decoding.plans import LayerPlan, early_exit, random_layers, uniform_skipping
+from eenet.decoding.plans import LayerPlan, early_exit, random_layers, strided_skipping, uniform_skipping
 from eenet.decoding.prediction import cross_fitted, predictor_curve, rank_correlation
 from eenet.decoding.sequences import Sequences
 from eenet.decoding.store import RowStore, kept_table
+from eenet.decoding.tuning import PlanWeights, text_batch
 from eenet.errors import UserError
 from eenet.features.key import content_digest
 from eenet.metrics import choice_shares
@@ -72,25 +73,36 @@ class Settings:
         return self
 
 
-def plan_families(num_layers: int, budgets: Sequence[int], seed: int) -> Families:
-    """Early exit, skipping spread evenly over the depth, and skipping at random, the control, for every budget.
+SKIPPING = ("strided", "uniform", "random")
+"""Families that skip: the authors', one that keeps first and last layer, and layers drawn at random, the control."""
+
+
+def plan_families(num_layers: int, budgets: Sequence[int], seed: int, skipping: Sequence[str] = SKIPPING) -> Families:
+    """Early exit, and families that skip, with a plan for every budget.
+
+    Raises:
+        UserError: A family that is not of `SKIPPING`.
 
     Example:
-        >>> [str(plan) for plan in plan_families(6, [2, 6], seed=0)["uniform"]]
-        ['0,5', '0-5']
+        >>> {name: str(plans[0]) for name, plans in plan_families(6, [2, 6], seed=0).items()}
+        {'early': '0-1', 'strided': '0,3', 'uniform': '0,5', 'random': '3,5'}
     """
-    return {
-        "early": [early_exit(num_layers, k) for k in budgets],
-        "uniform": [uniform_skipping(num_layers, k) for k in budgets],
-        "random": [random_layers(num_layers, k, seed) for k in budgets],
+    if unknown := [name for name in skipping if name not in SKIPPING]:
+        raise UserError("skipping", unknown[0], f"must be some of {', '.join(SKIPPING)}")
+    make: dict[str, Callable[[int], LayerPlan]] = {
+        "strided": lambda k: strided_skipping(num_layers, k),
+        "uniform": lambda k: uniform_skipping(num_layers, k),
+        "random": lambda k: random_layers(num_layers, k, seed),
     }
+    early = {"early": [early_exit(num_layers, k) for k in budgets]}
+    return early | {name: [make[name](k) for k in budgets] for name in SKIPPING if name in skipping}
 
 
 class Measured:
     """Tokens observed and texts generated, each batch once: what is on disk is not computed again.
 
     Args:
-        gpt: The decoder, with its language-model head, in evaluation mode.
+        weights: The decoders, with their language-model head, in evaluation mode.
         sequences: The texts.
         families: From `plan_families`.
         settings: Of the study.
@@ -103,7 +115,7 @@ class Measured:
 
     def __init__(
         self,
-        gpt: Gpt,
+        weights: PlanWeights,
         sequences: Sequences,
         families: Families,
         settings: Settings,
@@ -114,18 +126,20 @@ class Measured:
             max(len(sequences.tokens(row)), len(sequences.prompts[row]) + sequences.new_tokens)
             for row in range(len(sequences))
         )
-        if longest > gpt.max_tokens:
-            problem = f"a text has up to {longest} tokens with its continuation, the model takes {gpt.max_tokens}"
+        if longest > weights.gpt.max_tokens:
+            most = weights.gpt.max_tokens
+            problem = f"a text has up to {longest} tokens with its continuation, the model takes {most}"
             raise UserError("data.max_prompt_tokens", longest, problem)
-        self.gpt, self.sequences, self.families = gpt, sequences, families
+        self.weights, self.sequences, self.families = weights, sequences, families
         self.settings, self.folder, self.progress = settings, folder, progress
-        self.content = {"weights": content_digest(gpt), "sequences": sequences.digest}
 
     def observed(self) -> Table:
         """The table of `observe` for all texts."""
         settings = self.settings
-        plans = {name: [str(plan) for plan in family] for name, family in self.families.items()}
-        key = _key({**self.content, **asdict(settings), "plans": plans})
+        plans = {
+            name: [(str(plan), self.weights.digest(plan)) for plan in family] for name, family in self.families.items()
+        }
+        key = _key({"sequences": self.sequences.digest, **asdict(settings), "plans": plans})
         skipping = [family for name, family in self.families.items() if name != "early"]
         tables = []
         for start in range(0, len(self.sequences), settings.batch_size):
@@ -134,7 +148,7 @@ class Measured:
             def compute(rows: range = rows) -> Table:
                 self.progress(f"observing texts {rows.start} to {rows.stop - 1} of {len(self.sequences)}")
                 return observe(
-                    self.gpt,
+                    self.weights.gpt,
                     self.sequences,
                     rows,
                     settings.budgets,
@@ -142,6 +156,7 @@ class Measured:
                     settings.tokens,
                     settings.seed,
                     settings.prompt,
+                    self.weights,
                 )
 
             tables.append(kept_table(self.folder / "observed" / key / f"{start:06d}.safetensors", compute))
@@ -152,16 +167,32 @@ class Measured:
 
         `decode` holds the keys and values of skipped layers.
         """
-        sequences, treatment = self.sequences, {"prompt": self.settings.prompt, "keys": self.settings.keys}
-        store = RowStore(self.folder / "generated" / _key({**self.content, **treatment}) / f"{plan}.jsonl")
+        treatment = self.settings.prompt, self.settings.keys
+        content = {"weights": self.weights.digest(plan), "prompt": treatment[0], "keys": treatment[1]}
+        return self._generated(str(plan), content, lambda: Executor(self.weights(plan), plan, costs, *treatment))
+
+    def gated(self, gates: LayerGates, costs: DecoderCosts) -> list[dict[str, Any]]:
+        """As `generated`, with the layers that gates let run; `decode` holds the gates too."""
+        content = {"weights": self.weights.digest(self.families["early"][-1]), "gates": content_digest(gates)}
+        return self._generated(gates.reads, content, lambda: GatedExecutor(self.weights.gpt, gates, costs))
+
+    def _generated(self, name: str, content: dict[str, str], make: Callable[[], Executor]) -> list[dict[str, Any]]:
+        sequences = self.sequences
+        key = _key({**content, "sequences": sequences.digest})
+        store = RowStore(self.folder / "generated" / key / f"{name}.jsonl")
 
         def compute(rows: list[int]) -> list[dict[str, Any]]:
-            self.progress(f"generating with layers {plan}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
-            executor = Executor(self.gpt, plan, costs, self.settings.prompt, self.settings.keys)
+            self.progress(f"generating with layers {name}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
             inputs = pad_left([sequences.prompts[row] for row in rows])
-            found = generate(executor, inputs, sequences.new_tokens, sequences.stop)
+            found = generate(make(), inputs, sequences.new_tokens, sequences.stop)
             return [
-                {"row": row, "tokens": tokens, "prefill": usage.prefill, "decode": usage.decode + usage.fill}
+                {
+                    "row": row,
+                    "tokens": tokens,
+                    "layers": usage.layers[1:],
+                    "prefill": usage.prefill,
+                    "decode": usage.total - usage.prefill,
+                }
                 for row, tokens, usage in zip(rows, found.tokens, found.usage, strict=True)
             ]
 
@@ -170,6 +201,36 @@ class Measured:
 
 def _key(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def gates_row(measured: Measured, gates: LayerGates, price: float, costs: DecoderCosts, decode: Callable) -> dict:
+    """What gates reach on all prompts.
+
+    Returns:
+        `reads`, `price`; `reference_perplexity` and the mean layers while references are read, `layers_reading`;
+        `layers` per generated token, and the means of `text_row`.
+    """
+    sequences, size = measured.sequences, measured.settings.batch_size
+    losses, shares = [], []
+    for start in range(0, len(sequences), size):
+        numbers = range(start, min(start + size, len(sequences)))
+        batch = text_batch(sequences, numbers).to(next(gates.parameters()).device)
+        with torch.no_grad():
+            found = gated_loss(measured.weights.gpt, gates, batch)
+        by_text = found.losses.cpu().split([len(sequences.continuations[number]) for number in numbers])
+        losses += [text[1:] for text in by_text]  # the first token is what the prompt, with all layers, predicts
+        shares.append(found.share.item() * len(numbers))
+    rows = measured.gated(gates, costs)
+    ran = [layers for row in rows for layers in row["layers"]]
+    outer = gates.num_layers - len(gates.inner)
+    return {
+        "reads": gates.reads,
+        "price": price,
+        "layers_reading": outer + len(gates.inner) * sum(shares) / len(sequences),
+        "reference_perplexity": perplexity(torch.cat(losses)),
+        "layers": sum(ran) / len(ran) if ran else None,
+        **text_row(score_texts(rows, sequences.references, decode), rows, sequences.references),
+    }
 
 
 def observed_curves(table: Table, families: Families) -> dict[str, list[dict[str, float]]]:

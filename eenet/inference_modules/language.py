@@ -1,7 +1,8 @@
 """Heads of a decoder's exits: what reads a hidden state before any norm and predicts the next token."""
 
 import copy
-from collections.abc import Callable
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,27 @@ from torch import Tensor, nn
 from eenet.backbones.gpt import Gpt
 from eenet.errors import UserError
 from eenet.inference_modules.base import InferenceModule
+
+
+class Among(nn.Module):
+    """A map to the vocabulary that computes for each token the logits of its candidates alone.
+
+    Args:
+        head: The map.
+        candidates: Token numbers, `(tokens, size)`.
+    """
+
+    def __init__(self, head: nn.Module, candidates: Tensor) -> None:
+        super().__init__()
+        self._head, self.candidates = [head], candidates
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits `(1, tokens, size)` from hidden states `(1, tokens, dim)`."""
+        head: Any = self._head[0]
+        logits = (head.weight[self.candidates] @ hidden[0].unsqueeze(-1)).squeeze(-1)
+        if head.bias is not None:
+            logits = logits + head.bias[self.candidates]
+        return logits.unsqueeze(0)
 
 
 class LanguageHead(InferenceModule):
@@ -21,6 +43,11 @@ class LanguageHead(InferenceModule):
     def __init__(self, gpt: Gpt) -> None:
         super().__init__()
         self.norm = nn.Identity() if gpt.norm is None else copy.deepcopy(gpt.norm).requires_grad_(True)
+        self._gpt = [gpt]  # in a list: neither saved nor trained
+
+    @abstractmethod
+    def among(self, features: Tensor, candidates: Tensor) -> Tensor:
+        """As `forward`, of candidates alone: logits `(tokens, size)` of token numbers `(tokens, size)`."""
 
 
 class TiedHead(LanguageHead):
@@ -54,17 +81,20 @@ class TiedHead(LanguageHead):
             up = nn.Linear(rank, dim, bias=False)
             nn.init.zeros_(up.weight)
             self.adapter = nn.Sequential(nn.Linear(dim, rank, bias=False), up)
-        # In a list: neither saved nor trained.
-        self._shared: list[Callable[[Tensor], Tensor]] = (
-            [gpt.head] if gpt.projection is None else [gpt.projection, gpt.head]
-        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
+        return self._gpt[0].head(self._normed(features))
+
+    def among(self, features: Tensor, candidates: Tensor) -> Tensor:
+        """As for any language head."""
+        gpt = self._gpt[0]
+        return gpt.parts.predict(self._normed(features), Among(gpt.model.get_output_embeddings(), candidates))
+
+    def _normed(self, features: Tensor) -> Tensor:
         hidden = self.norm(features if self.adapter is None else features + self.adapter(features))
-        for module in self._shared:
-            hidden = module(hidden)
-        return hidden
+        projection = self._gpt[0].projection
+        return hidden if projection is None else projection(hidden)
 
 
 class OwnHead(LanguageHead):
@@ -85,8 +115,11 @@ class OwnHead(LanguageHead):
             self.linear.weight.copy_(weight)
             if own.bias is not None:
                 self.linear.bias.copy_(own.bias)
-        self._parts = [gpt.parts]  # in a list: neither saved nor trained
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(tokens, vocabulary)` from hidden states `(tokens, dim)`."""
-        return self._parts[0].predict(self.norm(features), self.linear)
+        return self._gpt[0].parts.predict(self.norm(features), self.linear)
+
+    def among(self, features: Tensor, candidates: Tensor) -> Tensor:
+        """As for any language head."""
+        return self._gpt[0].parts.predict(self.norm(features), Among(self.linear, candidates))

@@ -92,6 +92,7 @@ DATA: dict[str, Callable[[Path, dict[str, Any], pytest.MonkeyPatch], dict[str, A
     "BBCNews": bbc_news,
     "TextClassification": texts,
     "Continuations": continuations,
+    "ContinuedTexts": continuations,
 }
 
 
@@ -126,7 +127,10 @@ def offline(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if write is continuations:
             del small["num_workers"]
             backbone["init_args"]["pretrained"] = write_decoder(folder / "data" / "model", layers=30)
-            model["network"]["init_args"]["inference_module"]["init_args"]["rank"] = 4
+            if "network" in model:
+                model["network"]["init_args"]["inference_module"]["init_args"]["rank"] = 4
+            else:
+                del small["eval_batch_size"]
         else:
             backbone["init_args"] |= random_weights(backbone)
         config["data"]["init_args"] |= write(folder / "data", config["data"], monkeypatch) | small

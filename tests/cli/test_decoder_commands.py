@@ -225,3 +225,28 @@ def test_no_order_of_the_prompts_changes_a_certificate() -> None:
 
     first = certified(torch.arange(60))
     assert all(certified(torch.randperm(60)) == first for _ in range(3))
+
+
+def test_later_heads_choose_among_as_many_candidates_as_validation_says(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs["calm"]))
+    events.Reload()
+    run = open_run(str(runs["calm"]))
+    table, network = run.data.table("val"), run.model.network
+    features, labels = table.__getitems__(list(range(len(table))))
+    with torch.no_grad():
+        order = network.exit_logits(features)[:, 0].argsort(dim=-1, descending=True)
+    places = sorted((order == labels[:, None]).int().argmax(1).tolist())
+    size = int(events.Scalars("val/vocabulary_95")[-1].value)
+    assert size == places[math.ceil(0.95 * len(places)) - 1] + 1
+    config = write_config(tmp_path, "DecoderThresholds", "ConfidenceGate", budgets=[1.0], supervision=SUPERVISION)
+    pruned = f"--model.init_args.network.init_args.vocabulary={size}"
+    main(["fit", "--config", str(config), pruned])
+    main(["calibrate", str(tmp_path / "run"), "--max-disagreement", "0.5"])
+    main(["test", "--config", str(tmp_path / "run" / "config.yaml"), "--point", "all"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["costs"]["heads"][1] < results["costs"]["heads"][0]
+    assert results["costs"]["last_head"] < results["costs"]["classifier"]

@@ -87,7 +87,11 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
         assert sum(oracle["shares"]) == pytest.approx(1)
         mean = sum(share * k for k, share in enumerate(oracle["shares"], start=1))
         assert oracle["layers"] == pytest.approx(mean)
-    assert {(panel["family"], len(panel["curves"])) for panel in first["controllers"]} == {("early", 3), ("uniform", 2)}
+    assert {(panel["family"], len(panel["curves"])) for panel in first["controllers"]} == {
+        ("early", 3),
+        ("strided", 2),
+        ("uniform", 2),
+    }
 
 
 def test_text_without_references_needs_plans_that_the_prompt_runs(

@@ -79,3 +79,30 @@ def test_what_is_uploaded_is_the_folder(network: eenet.EarlyExitNetwork, monkeyp
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert network.push_to_hub("me/net") == "https://address"
     assert sent["files"] == ["README.md", "config.json", "curve.png", "model.safetensors"]
+
+
+def test_of_a_pretrained_decoder_the_exits_and_points_alone_are_saved(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from eenet.backbones import Gpt
+    from eenet.decoding import DecoderNetwork, RoutedExecutor, generate, pad_left
+    from eenet.inference_modules import TiedHead
+    from tests._dummies.word_decoder import write_decoder
+
+    base = write_decoder(tmp_path / "base")
+    network = DecoderNetwork(
+        Gpt(task="tokens", pretrained=base), [1], lambda gpt: TiedHead(gpt, rank=2), ConfidenceGate
+    )
+    for weight in network.inference_modules.parameters():
+        torch.nn.init.normal_(weight)
+    network.points = {"early": OperatingPoint(Threshold([0.2]), got={"macs_fraction": 0.5, "agreement": 0.9})}
+    network.eval().save_pretrained(tmp_path / "net")
+    assert (tmp_path / "net" / "model.safetensors").stat().st_size < 2000
+    again = DecoderNetwork.from_pretrained(tmp_path / "net")
+    prompts = pad_left([[4, 5, 8], [7]])
+    texts = [generate(RoutedExecutor(one, again.points["early"].policy), prompts, 8) for one in (network, again)]
+    assert texts[0].tokens == texts[1].tokens
+    assert [usage.layers for usage in texts[0].usage] == [usage.layers for usage in texts[1].usage]
+    with torch.no_grad():
+        network.backbone.layers[0].mlp.up_proj.weight += 1
+    with pytest.raises(UserError, match="has other weights than its base model"):
+        network.save_pretrained(tmp_path / "other")

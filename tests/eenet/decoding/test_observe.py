@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from eenet.decoding import Executor, follow
 from eenet.decoding.observe import observe
 from eenet.decoding.sequences import Sequences
-from eenet.decoding.study import observed_curves, plan_families
+from eenet.decoding.study import SKIPPING, observed_curves, plan_families
 from eenet.errors import UserError
 from tests._dummies.decoders import LAYERS, TEXTS, cut_model, make_decoder
 
@@ -17,7 +17,7 @@ SOME = Sequences(TEXTS, ["a b", "", "c"], [[7, 8], [], [6]], (2,), 4)
 def test_every_plan_is_measured_as_a_model_cut_by_hand(family: str) -> None:
     gpt = make_decoder(family)
     families = plan_families(LAYERS, BUDGETS, seed=1)
-    skipping = [families["uniform"], families["random"]]
+    skipping = [families[name] for name in SKIPPING]
     table = observe(gpt, SOME, range(3), BUDGETS, skipping, tokens=3, seed=0, prompt="plan")
     positions = [(row, at) for row in range(3) for part in SOME.positions(row, 3, 0) for at in part]
     assert table["row"].tolist() == [row for row, _ in positions]
@@ -73,7 +73,7 @@ def test_a_text_without_a_next_token_adds_no_rows() -> None:
 
 def test_curves_are_means_over_the_judged_tokens() -> None:
     gpt = make_decoder()
-    families = plan_families(LAYERS, BUDGETS, seed=1)
+    families = plan_families(LAYERS, BUDGETS, seed=1, skipping=["uniform", "random"])
     table = observe(gpt, SOME, range(3), BUDGETS, [families["uniform"], families["random"]], 3, 0, "plan")
     row = observed_curves(table, families)["uniform"][1]
     inside = table["in_prompt"]

@@ -28,11 +28,13 @@ GATES: dict[str, Callable[[int], Gate]] = {
 }
 
 
-def make_network(name: str = "llama", gate: Any = ConfidenceGate, head: Any = None) -> DecoderNetwork:
+def make_network(
+    name: str = "llama", gate: Any = ConfidenceGate, head: Any = None, vocabulary: int = 0
+) -> DecoderNetwork:
     """A decoder with exits that say something else than its own head does."""
     gpt = make_decoder(name)
     torch.manual_seed(1)
-    network = DecoderNetwork(gpt, EXITS, head or partial(TiedHead, rank=3), gate).eval()
+    network = DecoderNetwork(gpt, EXITS, head or partial(TiedHead, rank=3), gate, vocabulary).eval()
     for weight in network.inference_modules.parameters():
         nn.init.normal_(weight, std=0.5)
     return network
@@ -72,6 +74,9 @@ def slow_reference(
             continue
         heads = [module(after[stage][None]) for module, stage in zip(network.inference_modules, EXITS, strict=True)]
         logits = torch.stack([*heads, gpt.head(gpt.normalise(hidden[None]))], dim=1)
+        if network.vocabulary and column >= len(text):
+            lowest = logits[0, 0].sort(descending=True).values[network.vocabulary - 1]
+            logits[0, 1:, logits[0, 0] < lowest] = -1e4
         scores = network.gate_scores(logits, torch.stack([steps[stage] for stage in EXITS])[None])
         exit = len(EXITS) if column < len(text) else int(policy.exits(logits.argmax(-1), scores))
         exits.append(exit)
@@ -101,6 +106,41 @@ def test_generation_equals_running_all_layers_and_taking_the_decided_exit(name: 
     assert min(left) < len(EXITS)
 
 
+@pytest.mark.parametrize("head", [partial(TiedHead, rank=3), OwnHead])
+@pytest.mark.parametrize(("name", "decider"), [("llama", "margin"), ("opt", "learned"), ("gpt2", "max_probability")])
+def test_later_heads_choose_among_the_first_ones_candidates(name: str, decider: str, head: Any) -> None:
+    network = make_network(name, GATES[decider], head, vocabulary=4)
+    policy = make_policy(decider, network)
+    found = generate(RoutedExecutor(network, policy), pad_left(TEXTS), 10)
+    whole = generate(RoutedExecutor(make_network(name, GATES[decider], head), policy), pad_left(TEXTS), 10)
+    assert found.tokens != whole.tokens
+    for row, text in enumerate(TEXTS):
+        tokens, exits = slow_reference(network, policy, text, 10, "project")
+        assert found.tokens[row] == tokens
+        depths = [stage + 1 for stage in EXITS] + [LAYERS]
+        assert found.usage[row].layers[1:] == [depths[exit] for exit in exits[1:]]
+    assert any(layers > EXITS[0] + 1 for usage in found.usage for layers in usage.layers[1:])
+
+
+def test_all_tokens_as_candidates_change_nothing_and_training_sees_all_tokens() -> None:
+    network, policy = make_network(vocabulary=30), make_policy("margin", make_network())
+    expected = generate(RoutedExecutor(make_network(), policy), pad_left(TEXTS), 10).tokens
+    assert generate(RoutedExecutor(network, policy), pad_left(TEXTS), 10).tokens == expected
+    few, all_tokens = make_network(vocabulary=3), make_network()
+    with torch.no_grad():
+        assert torch.equal(few.train()(pad_left(TEXTS)).logits, all_tokens(pad_left(TEXTS)).logits)
+        pruned = few.eval()(pad_left(TEXTS)).logits
+    assert ((pruned > -1e3).sum(-1)[:, 1:] == 3).all()
+    assert ((pruned > -1e3).sum(-1)[:, 0] == 30).all()
+
+
+def test_candidates_need_a_first_head_that_runs() -> None:
+    with pytest.raises(UserError, match="where gates read logits"):
+        make_network(gate=SaturationGate, vocabulary=3)
+    with pytest.raises(UserError, match="or 0 for all"):
+        make_network(vocabulary=-1)
+
+
 @pytest.mark.parametrize("fill", ["project", "recompute"])
 @pytest.mark.parametrize("decider", ["max_probability", "saturation"])
 def test_when_nobody_leaves_the_tokens_are_the_models_own(decider: str, fill: Any) -> None:
@@ -111,9 +151,9 @@ def test_when_nobody_leaves_the_tokens_are_the_models_own(decider: str, fill: An
 
 @torch.no_grad()
 @pytest.mark.parametrize("fill", ["project", "recompute"])
-@pytest.mark.parametrize("decider", ["max_probability", "saturation"])
-def test_costs_are_what_the_counter_counts(decider: str, fill: Any) -> None:
-    network = make_network(gate=GATES[decider])
+@pytest.mark.parametrize(("decider", "vocabulary"), [("max_probability", 0), ("saturation", 0), ("margin", 4)])
+def test_costs_are_what_the_counter_counts(decider: str, vocabulary: int, fill: Any) -> None:
+    network = make_network(gate=GATES[decider], vocabulary=vocabulary)
     executor = RoutedExecutor(network, make_policy(decider, network), fill)
     executor.prefill(pad_left(TEXTS[:1]))
     tokens = generate(executor, pad_left(TEXTS[:1]), 10).tokens[0]
@@ -125,9 +165,9 @@ def test_costs_are_what_the_counter_counts(decider: str, fill: Any) -> None:
 
 
 @pytest.mark.parametrize("exit", [0, 1, 2])
-@pytest.mark.parametrize("gate", [ConfidenceGate, SaturationGate])
-def test_the_cost_profile_is_what_a_token_costs_at_each_exit(exit: int, gate: Any) -> None:
-    network = make_network(gate=gate)
+@pytest.mark.parametrize(("gate", "vocabulary"), [(ConfidenceGate, 0), (SaturationGate, 0), (ConfidenceGate, 4)])
+def test_the_cost_profile_is_what_a_token_costs_at_each_exit(exit: int, gate: Any, vocabulary: int) -> None:
+    network = make_network(gate=gate, vocabulary=vocabulary)
     policy = Threshold(["-inf" if place == exit else "inf" for place in range(2)])
     context = network.backbone.example_tokens
     executor = RoutedExecutor(network, policy)
