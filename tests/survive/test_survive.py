@@ -1,7 +1,7 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default two moments of a training and of a study of layers are tried; the slow suite tries all commands, 25 moments of
-each, and all kinds.
+By default two moments of a training and of a study of layers are tried; the slow suite tries all commands, 25 moments
+of each, and all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
