@@ -212,3 +212,13 @@ def path_name(path: Path) -> str:
         '32-8'
     """
     return "-".join(map(str, path))
+
+
+def path_shares(path: Path, shares: Sequence[float]) -> dict[str, float]:
+    """Of samples that all go along one path, the shares that leave at each exit where somebody does, by path.
+
+    Example:
+        >>> path_shares((8, 4), [0.25, 0.75])
+        {'8': 0.25, '8-4': 0.75}
+    """
+    return {path_name(path[:length]): share for length, share in enumerate(shares, 1) if share}

@@ -31,6 +31,7 @@ from eenet.quantization.nodes import Nodes, curves_of, fit_predictors, named_cur
 from eenet.quantization.predictors import Targets
 from eenet.reporting import Results, chosen_rows, evaluate, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
+from eenet.tree import path_shares
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.schedules import OptimizerCallable
 
@@ -201,7 +202,8 @@ class QuEE(ExitRoutine):
                 chain, nodes = point.network(self.network), self.network.tree.along(point.path)
                 statistics, predictions = records["statistics"][:, nodes], records["predictions"][:, nodes]
                 own = evaluate(statistics, predictions, statistics[:, :-1, 0], {name: point.policy}, chain.costs)
-                rows["operating_points"][number] = own["operating_points"][0]
+                row = rows["operating_points"][number] = own["operating_points"][0]
+                row["paths"] = path_shares(point.path, row["exit_fractions"])
         return rows
 
     @property

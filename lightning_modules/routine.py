@@ -25,7 +25,7 @@ from eenet.reporting import (
     widest_nodes,
 )
 from eenet.runs import IDENTITY, relocate
-from eenet.tree import path_name
+from eenet.tree import path_shares
 from lightning_modules.batches import DataModel, settle_preprocessing
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
 from lightning_modules.choosing import ChoosesPoints, chosen
@@ -326,8 +326,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
             row = operating_point(name, statistics, nodes, network.costs)
             if point.path is not None:
-                shares = enumerate(row["exit_fractions"], 1)
-                row["paths"] = {path_name(point.path[:length]): share for length, share in shares if share}
+                row["paths"] = path_shares(point.path, row["exit_fractions"])
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], labels, network.backbone.num_classes)
             if self.calibration is not None:

@@ -103,8 +103,9 @@ def test_budgets_are_kept_on_validation_and_compared_with_the_halves(run: tuple[
         assert point.cost <= budget
         assert point.accuracy == max(p.accuracy for p in curves["quee"] if p.cost <= budget)
     best = [max(p.accuracy for p in curves["union"] if p.cost <= budget) for budget in routine.budgets]
-    validated = [row["accuracy"] for row in run[2]["operating_points"]]
-    assert validated == pytest.approx(best)
+    rows = run[2]["operating_points"]
+    assert [row["accuracy"] for row in rows] == pytest.approx(best)
+    assert all(sum(row["paths"].values()) == pytest.approx(1) for row in rows)
     for row in results(folder)["at_budgets"]:
         names = {"budget", "quee", "thresholds", "early_exit", "quantized_early_exit", "static", "union"}
         assert set(row) == names
