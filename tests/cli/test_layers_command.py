@@ -78,10 +78,10 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
     assert first["prompts"] == 12
     assert [row["k"] for row in first["curves"]["uniform"]] == [1, 2, 3, 4]
     last = [rows[-1] for rows in first["curves"].values()]
-    assert [row["similarity"] for row in last] == pytest.approx([1] * 3, abs=1e-5)
-    assert [row["kl"] for row in last] == pytest.approx([0] * 3, abs=1e-5)
-    assert last[0] == last[1]
-    for family in ("early", "uniform"):
+    assert [row["similarity"] for row in last] == pytest.approx([1] * 4, abs=1e-5)
+    assert [row["kl"] for row in last] == pytest.approx([0] * 4, abs=1e-5)
+    assert last[0] == last[1] == last[2]
+    for family in ("early", "strided", "uniform"):
         oracle = first["oracle"][family]
         assert oracle["score"] >= oracle["full_score"] - 1e-6
         assert sum(oracle["shares"]) == pytest.approx(1)

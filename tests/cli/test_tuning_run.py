@@ -114,6 +114,7 @@ def test_a_tuned_run_is_a_model_to_generate_with(
     assert capsys.readouterr().out.split() == tokenizer.decode(expected).split()
 
 
+@pytest.mark.slow
 def test_a_study_runs_each_plan_with_its_own_weights(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
