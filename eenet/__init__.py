@@ -40,7 +40,7 @@ _HOMES = {
     "train": "lightning_modules.training",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "EarlyExitNetwork",
     "Run",
