@@ -82,7 +82,7 @@ def mse_scales(weight: Tensor, width: int, importance: Tensor | None = None) -> 
         `(..., channels)`; 1 for a channel of zeros.
 
     Example:
-        >>> mse_scales(torch.tensor([[8.0, 1.0, 2.0, -1.0, 1.1, 2.1]]), 2).item() < 8
+        >>> mse_scales(torch.tensor([[8.0, 5.0, 5.0, -5.0, 5.0]]), 2).item() < 8
         True
     """
     limit = weight_limit(width)
