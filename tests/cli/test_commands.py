@@ -100,7 +100,11 @@ def test_doctor_names_what_is_there_and_the_command_for_the_rest(
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     main(["doctor"])
     printed = capsys.readouterr().out
-    rows = {cells[2].strip(): cells for cells in (line.split("│") for line in printed.splitlines()) if len(cells) > 4}
+    rows = {
+        cells[2].strip(): cells
+        for cells in (line.split("│") for line in printed.splitlines())
+        if len(cells) > 4 and cells[1].strip()
+    }
     assert {cells[1].strip() for cells in rows.values()} <= {"yes", "no"}
     assert rows["Fashion-MNIST"][4].strip() == "apt-get install dataset-fashion-mnist"
     assert rows["transformers"][4].strip() == "pip install 'eenet[text]'"

@@ -192,6 +192,7 @@ torch.save([routed.logits, routed.exits], {output!r})
 """
 
 
+@pytest.mark.slow
 def test_neither_lightning_nor_timm_nor_the_data_modules_are_needed(
     network: EarlyExitNetwork, policy: Policy, exported: Path, tmp_path: Path
 ) -> None:

@@ -210,7 +210,7 @@ CONTINUED: dict[str, Callable[[str], ExitRoutine]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("decoupled", "quee") else pytest.param(name, marks=pytest.mark.slow) for name in CONTINUED],
+    [name if name == "decoupled" else pytest.param(name, marks=pytest.mark.slow) for name in CONTINUED],
 )
 def test_a_continued_run_needs_neither_its_backbones_run_nor_new_ranges(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -156,7 +156,8 @@ def test_a_budget_that_no_path_keeps_is_said_and_keeps_nothing_from_the_others(
     assert routine.results["operating_points"][0] == run[0].results["operating_points"][0]
 
 
-@pytest.mark.parametrize("budget", [5.0, pytest.param(0.001, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [5.0, 0.001])
 def test_figures_are_drawn_in_tensorboard_as_soon_as_there_is_something_to_draw(
     drawn: None, budget: float, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_features_of_paths_are_kept_on_disk(tmp_path: Path, capsys: pytest.Captu
     assert "(digits train): 1 of 1 shards are whole" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_finds_its_store(tmp_path: Path) -> None:
     routine = seeded()
     fit_from_disk(tmp_path, routine, epochs=3, max_steps=8)
