@@ -194,9 +194,10 @@ class Twins(nn.Module):
         """Put the weights on their grids and take the ranges of the activations, from unlabelled inputs.
 
         Weights have the range of least squared error, each input weighed by its second moment, and are rounded by GPTQ.
-        Each output channel is shifted so that its mean is the float layer's, in the network whose earlier layers are
-        quantized. For each width the kind of ranges is kept whose network is nearest to the float one: in the mean
-        Kullback-Leibler divergence of the float network's probabilities. [inferred]
+        Each output channel is shifted so that its mean is the float layer's, where the layers before it are quantized:
+        with one width all of them, with several those of its stage, which then makes up for its own errors alone and
+        may stand behind stages of other widths. For each width the kind of ranges is kept whose network is nearest to
+        the float one: in the mean Kullback-Leibler divergence of the float network's probabilities. [inferred]
 
         Args:
             batches: Inputs.
@@ -256,12 +257,22 @@ class Twins(nn.Module):
         hook = shifting(dict(zip(layers, (seen.outputs for seen in observed), strict=True)))
         hooks = [layer.register_forward_hook(hook) for layer in layers]
         for batch in batches:
-            twin(batch)
+            self._pass(twin, batch)
         for handle in hooks:
             handle.remove()
         pairs = zip((twin(batch).log_softmax(-1) for batch in checks), wanted, strict=True)
         distance = sum(F.kl_div(*pair, reduction="sum", log_target=True).item() for pair in pairs)
         return distance, method, shifts.clone()
+
+    def _pass(self, twin: Twin, batch: Any) -> None:
+        """Run a twin on a batch: whole where it is the only width, else each stage on the float network's state."""
+        if len(self.widths) == 1:
+            twin(batch)
+            return
+        state = self.backbone.embed(batch)
+        for stage in range(self.backbone.num_stages):
+            twin.run_stage(stage, state)
+            state = self.backbone.run_stage(stage, state)
 
     def _weights(self, width: int) -> list[Weights]:
         """Of each layer: views of the flat buffers."""

@@ -1,5 +1,6 @@
 """Networks over paths: BitOPs by hand, features with shared beginnings, routing against the gathered reference."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -310,20 +311,32 @@ def test_the_nearer_ranges_are_chosen_for_each_width() -> None:
 
 
 @torch.no_grad()
-def test_outputs_of_layers_have_the_means_of_the_float_network() -> None:
+@pytest.mark.parametrize("widths", [[3], [8, 3]])
+def test_outputs_of_layers_have_the_means_of_the_float_network(widths: list[int]) -> None:
+    """With several widths those of each stage, on a state of the float network."""
     for backbone in (make_vit(), make_resnet()):
-        network = QuantizedNetwork(backbone, [0], widths=[3]).eval()
+        network = QuantizedNetwork(backbone, [0], widths=widths).eval()
         rows = inputs(network, 64)
         network.calibrate([rows])
         twin = network.twin(3)
+
+        def staged(rows: Tensor, twin: StagedBackbone = twin, backbone: StagedBackbone = backbone) -> None:
+            state = backbone.embed(rows)
+            for stage in range(backbone.num_stages):
+                twin.run_stage(stage, state)
+                state = backbone.run_stage(stage, state)
+
         wanted = mean_outputs(backbone.eval(), backbone, network.layer_names, rows)
-        found = mean_outputs(twin, twin.backbone, network.layer_names, rows)  # type: ignore[arg-type]
+        run = twin if len(widths) == 1 else staged
+        found = mean_outputs(run, twin.backbone, network.layer_names, rows)  # type: ignore[arg-type]
         for name in network.layer_names:
             torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3)
         assert network.shifts_3.abs().max() > 1e-3
 
 
-def mean_outputs(run: StagedBackbone, whole: StagedBackbone, names: list[str], rows: Tensor) -> dict[str, Tensor]:
+def mean_outputs(
+    run: Callable[[Tensor], Any], whole: StagedBackbone, names: list[str], rows: Tensor
+) -> dict[str, Tensor]:
     """Of every channel of some layers."""
     means: dict[str, Tensor] = {}
 
