@@ -10,11 +10,13 @@ help:  ## list the targets
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing eenet and what it needs (torch, lightning, timm, ...) into .venv; a few minutes'
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 .venv/installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing eenet and what its tests need into .venv; a few minutes'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch .venv/installed $@
 
@@ -38,7 +40,7 @@ format: .venv/installed-dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: .venv/installed-dev  ## the default tests, about 10 minutes on two cores
+test: .venv/installed-dev  ## the default tests, about 13 minutes on two cores
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed-dev  ## the slow studies too
