@@ -33,9 +33,7 @@ def accuracy_cost(comparison: Comparison) -> Figure:
     figure, (axes,) = _figure(comparison, 7.5, 1)
     _draw_lines(axes, comparison, "accuracy")
     axes.axvspan(*(100 * budget for budget in comparison.budgets), color="0.5", alpha=0.1, lw=0)
-    full = full_network(comparison)
-    if full is not None:
-        axes.axhline(100 * full.mean, color="0.5", lw=1, zorder=0)
+    axes.axhline(100 * full_network(comparison).mean, color="0.5", lw=1, zorder=0)
     _legend(figure, comparison)
     return figure
 

@@ -1,15 +1,17 @@
 """A comparison in words: which curve is best at which budget, by how much, and whether that is more than the spread."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from eenet.errors import UserError
-from eenet.reporting.compare import Group, Row, Spread, spread
+from eenet.reporting.compare import STATIC_MODELS, Group, Row, Spread, spread
 from eenet.reporting.compare_curves import Comparison, Curve, envelope
 from eenet.reporting.compare_table import Sheet
+from eenet.reporting.speed import conditions, read_bench
+
+LATENCIES = {"p50 ms": "p50_ms", "times as fast in MACs": "theoretical_speedup", "by the clock": "realised_speedup"}
+"""Columns of the table of latencies, and their fields in `bench.json`."""
 
 ENOUGH = 3
 """Least number of seeds for a claim that one is better."""
@@ -36,8 +38,7 @@ class Standing:
 def verdict(comparison: Comparison) -> list[str]:
     """A sentence for each budget, and one on the full network."""
     full = full_network(comparison)
-    found = [sentence(comparison, budget) for budget in comparison.budgets]
-    return found if full is None else [*found, f"The full network: {_accuracy(full)}."]
+    return [*(sentence(comparison, budget) for budget in comparison.budgets), f"The full network: {_accuracy(full)}."]
 
 
 def sentence(comparison: Comparison, budget: float) -> str:
@@ -60,7 +61,9 @@ def sentence(comparison: Comparison, budget: float) -> str:
     pairs = [first.accuracies[seed] - second.accuracies[seed] for seed in shared] or [first.mean - second.mean]
     ahead = spread(pairs)
     by = f"{100 * ahead.mean:.2f}" + ("" if ahead.deviation is None else f" ± {100 * ahead.deviation:.2f}")
-    if ahead.deviation is None:
+    if not shared:
+        doubt = "no seed in common, so that nothing is known of the spread"
+    elif ahead.deviation is None:
         doubt = "one seed in common, so that nothing is known of the spread"
     elif len(shared) < ENOUGH:
         doubt = f"{len(shared)} seeds, which are too few to say so"
@@ -79,46 +82,29 @@ def standing_at(comparison: Comparison, budget: float) -> Iterator[Standing]:
             yield Standing(curve.name, {seed: height for seed, height in heights.items() if height is not None})
 
 
-def full_network(comparison: Comparison) -> Spread | None:
-    """Accuracy of the dearest backbone without exits: of its own run, else of the last exits on it; if one is known."""
+def full_network(comparison: Comparison) -> Spread:
+    """Accuracy of the dearest backbone without exits: of its own run, else of the last exits on it."""
     groups = [group for curve in comparison.curves for group in curve.groups]
     on_it = [group for group in groups if group.results["backbone"] == comparison.reference.results["backbone"]]
-    for group in sorted(on_it, key=lambda group: group.results["method"] != "backbone"):
-        return spread([rows["static_exits"][-1]["accuracy"] for rows in group.rows])
-    return None
+    group = min(on_it, key=lambda group: group.results["method"] != STATIC_MODELS)
+    return spread([rows["static_exits"][-1]["accuracy"] for rows in group.rows])
 
 
 def latency_sheet(comparison: Comparison) -> Sheet:
-    """What `eenet bench` measured of the runs, where they have it."""
+    """What `eenet bench` measured of the runs, where they have it, with the checkpoint that their results are of."""
     sections: dict[str, list[list[str]]] = {}
-    for curve in comparison.curves:
-        for group in curve.groups:
-            for run in group.runs:
-                for where, rows in _benches(run.folder / "bench.json"):
-                    name = f"{group.label}, seed {run.results.get('seed')}: {where}"
-                    sections[name] = [
-                        [
-                            row["name"],
-                            f"{row['p50_ms']:.2f}",
-                            f"{row['theoretical_speedup']:.2f}",
-                            f"{row['realised_speedup']:.2f}",
-                        ]
-                        for row in rows
-                    ]
-    headings = ["network", "p50 ms", "times as fast in MACs", "by the clock"]
-    return Sheet("By the clock", headings, sections, "")
-
-
-def _benches(path: Any) -> Iterator[tuple[str, list[Row]]]:
-    if not path.is_file():
-        return
-    try:
-        bench = json.loads(path.read_text())
-        conditions = f"{bench['device']}, {bench['threads']} threads, {bench['runtime']}"
-        for batch in bench["batches"]:
-            yield f"batch {batch['batch_size']}, {conditions}", batch["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError("bench.json", str(path), "cannot be read; `eenet bench` writes it") from error
+    for group in (group for curve in comparison.curves for group in curve.groups):
+        for run in group.runs:
+            tag = run.results.get("checkpoint", "last")
+            bench = read_bench(run.folder / ("bench.json" if tag == "last" else f"bench.{tag}.json"))
+            if bench is None:
+                continue
+            for batch in bench["batches"]:
+                where = f"batch {batch['batch_size']}, {conditions(bench)}"
+                sections[f"{group.label}, seed {run.results.get('seed')}: {where}"] = [
+                    [row["name"], *(f"{row[key]:.2f}" for key in LATENCIES.values())] for row in batch["rows"]
+                ]
+    return Sheet("By the clock", ["network", *LATENCIES], sections, "")
 
 
 def _seeds(curve: Curve) -> list[Any]:

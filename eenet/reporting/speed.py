@@ -5,10 +5,13 @@ Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `
 routed network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
 """
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from eenet.errors import UserError
 from eenet.profile import Seconds
 
 if TYPE_CHECKING:
@@ -17,14 +20,37 @@ if TYPE_CHECKING:
 Bench = dict[str, Any]
 """Plain JSON values with the fields above."""
 
+FIELDS = {"device", "threads", "dtype", "torch", "runtime", "compiled", "batches"}
+"""Without which times say nothing."""
+
+
+def read_bench(path: Path) -> Bench | None:
+    """What `eenet bench` wrote, `None` where it was not run.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        bench = json.loads(path.read_text())
+        if not isinstance(bench, dict) or not bench.keys() >= FIELDS:
+            raise ValueError(f"lacks some of {', '.join(sorted(FIELDS))}")
+    except ValueError as error:
+        raise UserError(path.name, str(path), "cannot be read; `eenet bench` writes it") from error
+    return bench
+
+
+def conditions(bench: Bench) -> str:
+    """On what it was measured."""
+    compiled = "ONNX Runtime" if bench["runtime"] == "onnx" else "compiled" if bench["compiled"] else "eager"
+    return f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"
+
 
 def speed_table(bench: Bench) -> Table:
     """Latency, throughput and speed-up of every contender at every batch size."""
-    compiled = "ONNX Runtime" if bench["runtime"] == "onnx" else "compiled" if bench["compiled"] else "eager"
-    table = Table(
-        title=f"{bench['run']} on {bench['data']}, {bench['split']} split, {bench['rounds']} rounds\n"
-        f"{bench['device']}, {bench['threads']} threads, {bench['dtype']}, torch {bench['torch']}, {compiled}"
-    )
+    where = f"{bench['run']} on {bench['data']}, {bench['split']} split, {bench['rounds']} rounds"
+    table = Table(title=f"{where}\n{conditions(bench)}")
     table.add_column("")
     quantized = "bitops_speedup" in bench["batches"][0]["rows"][0]
     for heading in (
@@ -53,9 +79,9 @@ def speed_table(bench: Bench) -> Table:
 
 def profile_table(found: Seconds) -> Table:
     """What each part takes, and what a sample that leaves at each exit takes."""
-    conditions = f"{found.device}, {found.runtime}, {found.threads} threads"
+    where = f"{found.device}, {found.runtime}, {found.threads} threads"
     full = f"the full network takes {1000 * found.full:.3f}"
-    table = Table(title=f"milliseconds of a batch of {found.batch_size}: {conditions}; {full}")
+    table = Table(title=f"milliseconds of a batch of {found.batch_size}: {where}; {full}")
     for heading in ("exit", "stages", "head", "gate", "hand-over", "leaving there, per sample"):
         table.add_column(heading, justify="right")
     last = len(found.segments) - 1

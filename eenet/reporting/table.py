@@ -24,22 +24,22 @@ def results_table(results: Results) -> Table:
     """
     table = Table(title=f"{results['method']} on {results['data']}, {results['split']} split, seed {results['seed']}")
     table.add_column("")
-    quantized = ["BitOPs %"] if any("bitops_fraction" in row for row in results["operating_points"]) else []
-    headings = ["accuracy %", "MACs %", *quantized, "NLL", "ECE %", "leaving %", "MACs"]
+    quantized = any("bitops_fraction" in row for row in results["exits"] + results["operating_points"])
+    headings = ["accuracy %", "MACs %", *(["BitOPs %"] if quantized else []), "NLL", "ECE %", "leaving %", "MACs"]
     headings += [*([] if quantized else ["stages"]), "balanced %", "F1 %", "Brier", "AUROC %"]
     for heading in headings:
         table.add_column(heading, justify="right")
     if uncounted := results.get("costs", {}).get("uncounted"):
         table.caption = f"MACs are too low: {', '.join(uncounted)} has no count"
     for row in results["exits"]:
-        table.add_row(*_cells(row, ""))
+        table.add_row(*_cells(row, "", quantized))
     table.add_section()
     for row in results["operating_points"]:
         if not row.get("chosen", True):
             table.add_row(f"{row['name']} (not chosen)", *["-"] * len(headings))
             continue
         shares = " ".join(f"{100 * share:.0f}" for share in row["exit_fractions"])
-        table.add_row(*_cells(row, shares), style="bold")
+        table.add_row(*_cells(row, shares, quantized), style="bold")
     return table
 
 
@@ -125,8 +125,7 @@ def _asked_and_got(row: dict[str, Any]) -> tuple[str, str]:
     return wanted, f"accuracy {100 * row['accuracy']:.2f} %" if asked else ""
 
 
-def _cells(row: dict[str, Any], shares: str) -> list[str]:
-    quantized = "bitops_fraction" in row
+def _cells(row: dict[str, Any], shares: str, quantized: bool) -> list[str]:
     return [
         row["name"],
         f"{100 * row['accuracy']:.2f}",

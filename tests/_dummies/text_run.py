@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests._dummies.token_run import token_data
+from tests._dummies.token_run import token_data, write_run
 from tests._dummies.word_decoder import write_decoder
 
 
@@ -18,15 +16,5 @@ def write_text_config(folder: Path, method: str, layers: int = 4, lr: float = 0.
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr}},
         **arguments,
     }
-    data = token_data(folder, batch_size=4)
-    trainer = {"max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    config = {
-        "seed_everything": 0,
-        "trainer": {"default_root_dir": str(folder / "run"), **trainer, **quiet},
-        "model": {"class_path": f"lightning_modules.{method}", "init_args": values},
-        "data": {**data, "class_path": "datamodules.ContinuedTexts"},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    data = {**token_data(folder, batch_size=4), "class_path": "datamodules.ContinuedTexts"}
+    return write_run(folder, method, values, data)

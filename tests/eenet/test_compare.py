@@ -471,14 +471,17 @@ def test_the_verdict_says_that_one_seed_shows_nothing_and_the_clock_has_a_table(
     folder = tmp_path / "a"
     write_run(folder, make_results())
     row = {"name": "full network", "p50_ms": 2.0, "theoretical_speedup": 1.0, "realised_speedup": 1.0}
-    bench = {"device": "cpu", "threads": 1, "runtime": "torch", "batches": [{"batch_size": 1, "rows": [row]}]}
+    on = {"device": "cpu", "threads": 1, "dtype": "float32", "torch": "2", "runtime": "torch", "compiled": True}
+    bench = {**on, "batches": [{"batch_size": 1, "rows": [row]}]}
     (folder / "bench.json").write_text(json.dumps(bench))
     other = write_run(tmp_path / "b", make_results(method="decoupled"))
     comparison = compare(load_runs([str(folder), other]), Budgets(0.75, 1.0))
     assert "one seed in common" in verdict(comparison)[0]
     assert latency_sheet(comparison).sections == {
-        "a, seed 0: batch 1, cpu, 1 threads, torch": [["full network", "2.00", "1.00", "1.00"]]
+        "a, seed 0: batch 1, cpu, 1 threads, float32, torch 2, compiled": [["full network", "2.00", "1.00", "1.00"]]
     }
+    best = make_results(checkpoint="epoch=1")
+    assert latency_sheet(compare([Run(folder, best)], BUDGETS)).sections == {}  # those are times of the last one
     (folder / "bench.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         latency_sheet(comparison)

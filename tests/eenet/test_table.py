@@ -33,3 +33,13 @@ def test_every_figure_is_whole(exits: int, width: int, bitops: dict[str, float])
     stages = [] if bitops else ["11.21"]
     expected = ["98.90", "53.1", *costs, "1.234", "12.34", shares, "27.4 M", *stages, "51.23", "49.72", "0.123", ""]
     assert point == expected
+
+
+def test_columns_are_those_of_the_exits_where_no_point_is_chosen() -> None:
+    heading = {"method": "quee", "data": "digits", "split": "test", "seed": 0}
+    unchosen = {"name": "budget-5", "chosen": False, "why": "nothing was validated"}
+    exits = [row("8 bits exit 0", 1, {"bitops_fraction": 0.1234})]
+    table = results_table({**heading, "exits": exits, "operating_points": [unchosen]})
+    cells = {str(column.header): next(iter(column.cells)) for column in table.columns}
+    assert (cells["BitOPs %"], cells["NLL"], cells["MACs"]) == ("12.34", "1.234", "27.4 M")
+    assert len(table.columns) == len(cells)
