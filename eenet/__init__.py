@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from eenet.api.clocks import time_parts
     from eenet.api.comparing import compare
     from eenet.api.exporting import export
+    from eenet.api.generating import generate
     from eenet.api.inferring import infer, predict
     from eenet.api.opening import Run, open_run
     from eenet.api.serving import serve
@@ -31,6 +32,7 @@ _HOMES = {
     "compare": "eenet.api.comparing",
     "evaluate": "lightning_modules.training",
     "export": "eenet.api.exporting",
+    "generate": "eenet.api.generating",
     "infer": "eenet.api.inferring",
     "load": "eenet.runtime.load",
     "open_run": "eenet.api.opening",
@@ -51,6 +53,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "generate",
     "infer",
     "load",
     "open_run",

@@ -1,287 +1,74 @@
 """`eenet generate MODEL|RUN`: text from a decoder that runs some of its layers, streamed to the screen."""
 
-import time
-from dataclasses import asdict, dataclass
+import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Literal
 
-import torch
-from jsonargparse import auto_cli
-
-from eenet.backbones import Gpt
-from eenet.backbones.huggingface import load_tokenizer, read_tokens
-from eenet.backbones.tuned import tuned_folder
-from eenet.decoding import (
-    DecoderNetwork,
-    Executor,
-    ExitingExecutor,
-    Fill,
-    RoutedExecutor,
-    Usage,
-    confidence_rule,
-    mean_layers,
-    model_rules,
-    pad_left,
-    parse_plan,
-    stream,
-)
-from eenet.decoding.executor import Keys, Prompt
-from eenet.decoding.gating import GatedExecutor, load_gates
-from eenet.decoding.generation import check_sampling
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
-from eenet.reporting import write_json
+
+MODEL = "decoder's folder or hub name, `smollm2`, a tuned run, an adapter, or a run that trained exits"
+PLAN = "full, strided:K, uniform:K, early:K, random:K:SEED, or layers from 0, as 0,1,5-29"
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet generate` with some arguments."""
-    auto_cli(generate, args=args, prog="eenet generate", parser_class=Parser)
-
-
-def generate(
-    model: str,
-    plan: str = "full",
-    prompt: str | None = None,
-    prompt_layers: Prompt = "full",
-    keys: Keys = "projected",
-    input: Path | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    batch_size: int = 1,
-    chat: bool = False,
-    confidence: float | None = None,
-    gates: str | None = None,
-    fill: Fill = "project",
-    point: str | None = None,
-    ckpt_path: str = "last",
-    summary: Path | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> None:
-    """Continue prompts with some of a decoder's layers, or with as many as each token needs.
-
-    What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
-
-    Args:
-        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; the folder of a run
-            that tuned one, or of an adapter of peft; or that of a run that trained exits, at which tokens then leave.
-        plan: `full`, `strided:K`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
-        prompt: The text to continue.
-        prompt_layers: Layers of a prompt's tokens: `full` for all, so that only generated tokens skip, or `plan`.
-        keys: Whether layers that a token skips still get its keys and values: `projected` or `absent`.
-        input: Text file with a prompt on each line, instead of `prompt`.
-        max_new_tokens: The most tokens for each prompt; by default as the model's settings say, otherwise 128.
-        temperature: Divides the logits; 0 picks the most likely token, more draws.
-        top_p: Draw only from the most likely tokens that together have this probability.
-        seed: Of the draws.
-        batch_size: Prompts of a file that are continued at a time; the text of one alone is printed as it grows.
-        chat: Give the prompt as a user's message, in the model's chat template.
-        confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
-            the second by this probability.
-        gates: Run of `GateTraining` whose gates say which layers each generated token runs.
-        fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
-        point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
-        ckpt_path: Of a run, which checkpoint: `last`, `best` or a file.
-        summary: JSON file for the texts, layers per token, MACs per token of prompt and decoding, and tokens per
-            second.
-        download: Allow a hub name to be downloaded.
-        device: Where the model runs: `cpu`, `cuda`, `cuda:1` or `mps`.
-        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
+    """Run `eenet generate` with some arguments.
 
     Raises:
-        UserError: No such model, run, point, device or prompt, a plan that the model cannot run, or generation settings
-            that leaving out layers does not allow.
+        UserError: Wrong arguments, none or two sources of prompts, or what `eenet.generate` refuses.
     """
-    check_sampling(temperature or 0.0, 1.0 if top_p is None else top_p)
-    if batch_size < 1:
-        raise UserError("batch_size", batch_size, "must be at least 1")
-    prompts, place = read_prompts(prompt, input), check_device(device)
-    if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
-        if (plan, confidence, gates, prompt_layers, keys) != ("full", None, None, "full", "projected"):
-            raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
-        if (device, dtype) != ("cpu", "float32"):
-            raise UserError("device", device, "a run decides device and dtype; leave them out")
-        executor, tokenizer, head = open_decoder(model, point, fill, ckpt_path)
-    else:
-        if point is not None:
-            raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
-        gpt, tokenizer = open_model(model, download, place, dtype)
-        layers = parse_plan(plan, gpt.num_stages)
-        head = {"plan": str(layers)}
-        if gates is not None:
-            if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
-                raise UserError("gates", gates, "decide which layers run; leave the options of plans out")
-            executor = GatedExecutor(gpt, load_gates(gates, gpt)[0].to(place))
-        elif confidence is None:
-            executor = Executor(gpt, layers, prompt=prompt_layers, keys=keys)
-        else:
-            rule = confidence_rule(gpt, confidence)
-            executor = ExitingExecutor(gpt, layers, rule, fill, prompt=prompt_layers, keys=keys)
-    texts = [encode(tokenizer, text, chat) for text in prompts]
-    length = max_new_tokens or executor.gpt.model.generation_config.max_new_tokens or 128
-    settings = {"max_new_tokens": length if max_new_tokens is None else max_new_tokens, "top_p": top_p, "seed": seed}
-    if temperature is not None:
-        settings |= {"do_sample": temperature > 0} | ({"temperature": temperature} if temperature > 0 else {})
-    written = [
-        text
-        for start in range(0, len(texts), batch_size)
-        for text in write(executor, tokenizer, texts[start : start + batch_size], settings)
-    ]
+    description = "Continue prompts; what is not asked for is as in the model's generation_config.json."
+    parser = Parser(prog="eenet generate", description=description)
+    parser.add_argument("model", type=str, help=MODEL)
+    parser.add_argument("--plan", type=str, default="full", help=PLAN)
+    parser.add_argument("--prompt", type=str | None, help="text to continue")
+    parser.add_argument("--input", type=Path | None, help="text file with a prompt on each line, instead")
+    parser.add_argument(
+        "--prompt_layers", type=Literal["full", "plan"], default="full", help="layers of a prompt's tokens"
+    )
+    parser.add_argument(
+        "--keys", type=Literal["projected", "absent"], default="projected", help="keys and values of skipped layers"
+    )
+    parser.add_argument("--max_new_tokens", type=int | None, help="for each prompt; by default the model's, or 128")
+    parser.add_argument("--temperature", type=float | None, help="0 picks the most likely token, more draws")
+    parser.add_argument("--top_p", type=float | None, help="draw from the most likely tokens of this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--batch_size", type=int, default=1, help="prompts at a time; one alone is printed as it grows")
+    parser.add_argument("--chat", type=bool, default=False, help="prompts are messages, in the model's chat template")
+    parser.add_argument(
+        "--confidence", type=float | None, help="leave where the likeliest token is so far ahead of the second"
+    )
+    parser.add_argument("--gates", type=str | None, help="run of GateTraining that says which layers a token runs")
+    parser.add_argument(
+        "--fill", type=Literal["project", "recompute"], default="project", help="keys and values behind an exit"
+    )
+    parser.add_argument("--point", type=str | None, help="of a run: point of `eenet calibrate`")
+    parser.add_argument("--ckpt_path", type=str, default="last", help="of a run: last, best or a file")
+    parser.add_argument("--summary", type=Path | None, help="JSON file for texts, layers, MACs and tokens per second")
+    parser.add_argument("--download", type=bool, default=False, help="download a model that is not on this machine")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--dtype", type=str, default="float32", help="of the weights: float32, bfloat16 or float16")
+    options = parser.parse_args(args).as_dict()
+    prompts = read_prompts(options.pop("prompt"), options.pop("input"))
+    summary, checkpoint = options.pop("summary"), options.pop("ckpt_path")
+    from eenet.api.generating import generate
+    from eenet.reporting import write_json
+
+    found = generate(prompts=prompts, checkpoint=checkpoint, out=sys.stdout, **options)
     if summary is not None:
-        write_json(summary, {"model": model, **head, **summarise(prompts, written, batch_size)})
-
-
-def check_device(name: str) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        UserError: It has none of that name.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError("device", name, "is not on this machine; `cpu` always is") from error
-
-
-def open_model(model: str, download: bool, device: torch.device, dtype: str) -> tuple[Gpt, Any]:
-    """A decoder, in evaluation mode on a device, and its tokenizer.
-
-    Raises:
-        UserError: No such model, or one that cannot leave out layers.
-    """
-    try:
-        gpt = Gpt(task="tokens", pretrained=model, download=download, dtype=dtype)
-        return gpt.eval().to(device), load_tokenizer(model, download)
-    except UserError as error:
-        field = "dtype" if error.field == "dtype" else "model"
-        raise UserError(field, dtype if field == "dtype" else model, error.problem) from error
-
-
-def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
-    """What generates with the exits of a run, the tokenizer, and which operating point decides.
-
-    Raises:
-        UserError: The run trained no exits on a decoder, or has no such point.
-    """
-    from eenet.api.opening import chosen_point, open_run
-
-    run = open_run(folder, read_data=False, checkpoint=checkpoint)
-    if not isinstance(run.model.network, DecoderNetwork):
-        raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
-    if not run.model.network.exit_stages:
-        raise UserError("model", folder, "is a run without exits; what it tunes is there when its training has ended")
-    chosen = chosen_point(run, point)
-    network = cast(DecoderNetwork, chosen.point.network(run.model.network))
-    executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)
-    data: Any = run.data
-    return executor, data.tokenizer, {"point": chosen.name}
+        write_json(summary, {"model": options["model"], **found.summary()})
 
 
 def read_prompts(prompt: str | None, input: Path | None) -> list[str]:
     """The prompts of the command line.
 
     Raises:
-        UserError: None or two sources, no such file, or an empty prompt.
+        UserError: None or two sources, or no such file.
     """
     if (prompt is None) == (input is None):
         raise UserError("prompt", prompt, "give either a text with --prompt or a file with --input")
     if input is None:
-        texts = [prompt or ""]
-    elif input.is_file():
-        texts = input.read_text(encoding="utf-8").splitlines() or [""]
-    else:
-        raise UserError("input", str(input), "no such file; give a text file with a prompt on each line")
-    if empty := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
-        raise UserError("prompt", "", f"prompt {empty[0]} of {len(texts)} is empty; give at least one word")
-    return texts
-
-
-def encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    """Token numbers of a prompt.
-
-    Raises:
-        UserError: A chat is asked for and the tokenizer has no template.
-    """
-    if not chat:
-        return tokenizer(text)["input_ids"]
-    if tokenizer.chat_template is None:
-        raise UserError("chat", True, "the model's tokenizer has no chat template; leave --chat out")
-    message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
-
-
-@dataclass
-class Written:
-    """A text that was generated.
-
-    Attributes:
-        prompt_tokens: Tokens of the prompt.
-        tokens: New token numbers.
-        text: The new text.
-        prefill_seconds: Until the first token of its batch was known.
-        decode_seconds: From then on, until the last token of its batch.
-        usage: MACs and layers.
-    """
-
-    prompt_tokens: int
-    tokens: list[int]
-    text: str
-    prefill_seconds: float
-    decode_seconds: float
-    usage: Usage
-
-
-def write(executor: Executor, tokenizer: Any, prompts: list[list[int]], settings: dict[str, Any]) -> list[Written]:
-    """Generate after some prompts and print the texts: one alone word by word, as soon as each is whole."""
-    from transformers import TextStreamer
-
-    gpt = executor.gpt
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    padded = pad_left(prompts, next(pad for pad in pads if pad is not None))
-    inputs = {name: rows.to(gpt.model.device) for name, rows in padded.items()}
-    read_tokens(inputs, gpt.max_tokens)
-    rules = model_rules(gpt, inputs, tokenizer, **settings)
-    own = tokenizer.eos_token_id
-    printer = TextStreamer(tokenizer, skip_special_tokens=True)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    times = [time.perf_counter()]
-    for step in stream(executor, inputs, stop=() if own is None else (own,), rules=rules):
-        times.append(time.perf_counter())
-        for row, token in step:
-            tokens[row].append(token)
-            if len(prompts) == 1:
-                printer.put(torch.tensor([token]))
-    times.append(time.perf_counter())
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-    if len(prompts) == 1:
-        printer.end()
-    else:
-        print(*texts, sep="\n", flush=True)
-    first, later = times[1] - times[0], times[-1] - times[1]
-    return [
-        Written(len(ids), new, text, first, later, usage)
-        for ids, new, text, usage in zip(prompts, tokens, texts, executor.usage, strict=True)
-    ]
-
-
-def summarise(prompts: list[str], written: list[Written], batch_size: int = 1) -> dict[str, Any]:
-    """Plain JSON values: means over all prompts, and every text.
-
-    `layers_mean` is per generated token that was read. MACs of prefill are per prompt token and hold the first head;
-    those of decoding are per later token and hold its head, fill and exit rule. `tokens_per_second` is of decoding
-    alone, over the batches.
-    """
-    read = sum(text.prompt_tokens for text in written)
-    steps = sum(len(text.usage.layers) - 1 for text in written)
-    later = sum(text.usage.total - text.usage.prefill for text in written)
-    seconds = sum(text.decode_seconds for text in written[::batch_size])
-    return {
-        "layers_mean": mean_layers([text.usage for text in written]),
-        "prefill_macs_per_token": sum(text.usage.prefill for text in written) / read,
-        "decode_macs_per_token": later / steps if steps else None,
-        "tokens_per_second": steps / seconds if steps else None,
-        "texts": [{"prompt": prompt, **asdict(text)} for prompt, text in zip(prompts, written, strict=True)],
-    }
+        return [prompt or ""]
+    if input.is_file():
+        return input.read_text(encoding="utf-8").splitlines() or [""]
+    raise UserError("input", str(input), "no such file; give a text file with a prompt on each line")

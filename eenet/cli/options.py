@@ -28,7 +28,7 @@ def names(text: str) -> tuple[Any, ...]:
     """Names between commas, each once.
 
     Example:
-        >>> names("common,per_exit,common")
+        >>> names("common, per_exit,common")
         ('common', 'per_exit')
     """
-    return tuple(dict.fromkeys(part for part in text.split(",") if part))
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

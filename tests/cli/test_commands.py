@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -30,8 +32,41 @@ def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]
 
 
 def test_help_imports_no_library() -> None:
-    code = "import sys; from eenet.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = """
+import sys
+from contextlib import suppress
+from eenet.cli.main import COMMANDS, LIGHTNING, main
+for command in ([], *([name] for name in (*COMMANDS, *LIGHTNING))):
+    with suppress(SystemExit):
+        main([*command, "--help"])
+    assert "torch" not in sys.modules, command
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("generate", "eenet.api.generating.generate"), ("layers", "eenet.cli.layer_study.study_layers")],
+)
+def test_choices_of_a_command_are_those_of_its_function(
+    module: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: dict[str, Any] = {}
+    room = import_module(f"eenet.cli.{module}")
+    add = room.Parser.add_argument
+
+    def note(parser: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        offered[name.lstrip("-")] = kwargs.get("type")
+        return add(parser, name, *args, **kwargs)
+
+    monkeypatch.setattr(room.Parser, "add_argument", note)
+    with pytest.raises(SystemExit):
+        room.main(["--help"])
+    home, _, name = function.rpartition(".")
+    wanted = get_type_hints(getattr(import_module(home), name))
+    shared = {name: type for name, type in offered.items() if name in wanted}
+    assert len(shared) > 10
+    assert shared == {name: wanted[name] for name in shared}
 
 
 @pytest.mark.parametrize(

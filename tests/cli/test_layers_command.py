@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
-from eenet.cli import layers
+from eenet.cli import layer_study
 from eenet.cli.main import main
 from eenet.decoding import study
 from eenet.errors import UserError
@@ -39,7 +39,7 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
 ) -> None:
     out = tmp_path / "out"
     args = ["layers", model, "--data", data, "--out", str(out), "--tokens", "4", "--batch_size", "5"]
-    monkeypatch.setattr(layers, "train_probes", partial(layers.train_probes, max_epochs=1))
+    monkeypatch.setattr(layer_study, "train_probes", partial(layer_study.train_probes, max_epochs=1))
     whole = study.generate
     calls: list[int] = []
 
@@ -71,7 +71,7 @@ def test_a_study_is_made_once_and_goes_on_after_a_kill(
     monkeypatch.setattr(study, "generate", refuse)
     monkeypatch.setattr(study, "observe", refuse)
     for name in ("curves_figure", "oracle_figure", "controllers_figure"):
-        monkeypatch.setattr(layers, name, lambda study: Figure())
+        monkeypatch.setattr(layer_study, name, lambda study: Figure())
     main(args)
     assert json.loads((out / "study.json").read_text()) == first
 
@@ -145,7 +145,7 @@ def write_long(folder: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted(Path("configs/nlg").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_makes_data(path: Path) -> None:
-    data = layers.load_data(str(path))
+    data = layer_study.load_data(str(path))
     assert (data.new_tokens == 0) == (data.reference is None) == (path.stem == "wikitext")
     assert path.stem.split("_")[0] in data.name.lower()
 
@@ -154,4 +154,4 @@ def test_a_configuration_of_something_else_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("class_path: datamodules.Digits\n")
     with pytest.raises(UserError, match=r"wrong\.yaml.*is no configuration of prompts"):
-        layers.load_data(str(path))
+        layer_study.load_data(str(path))

@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 datasets = pytest.importorskip("datasets")
 
 from eenet.backbones.gpt import Gpt  # noqa: E402
-from eenet.cli import layers  # noqa: E402
+from eenet.cli import layer_study  # noqa: E402
 from eenet.cli.main import main  # noqa: E402
 from eenet.decoding.measures import text_scores  # noqa: E402
 from tests._dummies.decoders import cut_model, greedy  # noqa: E402
@@ -118,9 +118,9 @@ def test_a_tuned_run_is_a_model_to_generate_with(
 def test_a_study_runs_each_plan_with_its_own_weights(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(layers, "train_probes", lambda *values: None)
+    monkeypatch.setattr(layer_study, "train_probes", lambda *values: None)
     for name in ("curves_figure", "oracle_figure", "controllers_figure"):
-        monkeypatch.setattr(layers, name, lambda study: Figure())
+        monkeypatch.setattr(layer_study, name, lambda study: Figure())
     base, data = runs["lora"].parent / "model", task_of(runs["lora"].parent / "config.yaml", tmp_path)
     common = ["--data", data, "--budgets", "2,4", "--skipping", "strided", "--tokens", "2"]
     main(["layers", str(base), *common, "--out", str(tmp_path / "both"), "--tuned", str(runs["lora"])])
@@ -158,9 +158,9 @@ def test_gates_are_tested_generated_with_and_judged_beside_the_plans(
     assert 2 <= results["points"]["gates"]["layers_mean"] < 4
     main(["generate", str(base), "--gates", str(gated), "--prompt", "the rain wins", "--summary", str(summary)])
     assert 2 <= json.loads(summary.read_text())["layers_mean"] <= 4
-    monkeypatch.setattr(layers, "train_probes", lambda *values: None)
+    monkeypatch.setattr(layer_study, "train_probes", lambda *values: None)
     for name in ("curves_figure", "oracle_figure", "controllers_figure"):
-        monkeypatch.setattr(layers, name, lambda study: Figure())
+        monkeypatch.setattr(layer_study, name, lambda study: Figure())
     common = [
         "--data",
         task_of(gated.parent / "config.yaml", tmp_path),

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 
 from datamodules.nlg import NLG, BBCHeadlines  # noqa: E402
-from eenet.cli.layers import load_data  # noqa: E402
+from eenet.cli.layer_study import load_data  # noqa: E402
 from eenet.errors import UserError  # noqa: E402
 from tests._dummies.word_decoder import WORDS, make_tokenizer  # noqa: E402
 

@@ -24,7 +24,7 @@ from eenet.cli.main import main
 from eenet.files import sha256, tensor_digest
 from tests._dummies.word_decoder import NOUNS, VERBS, write_decoder
 
-COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep", "layers")
+COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep", "layer_study")
 API = tuple(f"eenet.api.{name}" for name in ("calibrating", "comparing", "exporting", "inferring", "opening"))
 for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, "sklearn.datasets", "timm", "torch._dynamo"):
     import_module(_name)  # once, for all forks

@@ -1,0 +1,298 @@
+"""Text from a decoder that runs some of its layers, or as many as each token needs."""
+
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import torch
+
+from eenet.api.opening import chosen_point, open_run
+from eenet.backbones import Gpt
+from eenet.backbones.huggingface import load_tokenizer, read_tokens
+from eenet.backbones.tuned import tuned_folder
+from eenet.decoding import (
+    DecoderNetwork,
+    Executor,
+    ExitingExecutor,
+    Fill,
+    RoutedExecutor,
+    Usage,
+    confidence_rule,
+    mean_layers,
+    model_rules,
+    pad_left,
+    parse_plan,
+    stream,
+)
+from eenet.decoding.executor import Keys, Prompt
+from eenet.decoding.gating import GatedExecutor, load_gates
+from eenet.decoding.generation import check_sampling
+from eenet.errors import UserError
+
+
+@dataclass
+class Written:
+    """A text that was generated.
+
+    Attributes:
+        prompt: What was given.
+        prompt_tokens: Tokens of the prompt.
+        tokens: New token numbers.
+        text: The new text.
+        prefill_seconds: Until the first token of its batch was known.
+        decode_seconds: From then on, until the last token of its batch.
+        usage: MACs and layers.
+    """
+
+    prompt: str
+    prompt_tokens: int
+    tokens: list[int]
+    text: str
+    prefill_seconds: float
+    decode_seconds: float
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Texts and what they took.
+
+    Attributes:
+        chosen: The plan, or the operating point.
+        texts: One for each prompt.
+        batch_size: Prompts that were continued at a time.
+    """
+
+    chosen: dict[str, str]
+    texts: list[Written]
+    batch_size: int
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON values: means over all prompts, and every text.
+
+        `layers_mean` is per generated token that was read. MACs of prefill are per prompt token and hold the first
+        head; those of decoding are per later token and hold its head, fill and exit rule. `tokens_per_second` is of
+        decoding alone, over the batches.
+        """
+        read = sum(text.prompt_tokens for text in self.texts)
+        steps = sum(len(text.usage.layers) - 1 for text in self.texts)
+        later = sum(text.usage.total - text.usage.prefill for text in self.texts)
+        seconds = sum(text.decode_seconds for text in self.texts[:: self.batch_size])
+        return {
+            **self.chosen,
+            "layers_mean": mean_layers([text.usage for text in self.texts]),
+            "prefill_macs_per_token": sum(text.usage.prefill for text in self.texts) / read,
+            "decode_macs_per_token": later / steps if steps else None,
+            "tokens_per_second": steps / seconds if steps else None,
+            "texts": [asdict(text) for text in self.texts],
+        }
+
+
+def generate(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    plan: str = "full",
+    prompt_layers: Prompt = "full",
+    keys: Keys = "projected",
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    chat: bool = False,
+    confidence: float | None = None,
+    gates: str | None = None,
+    fill: Fill = "project",
+    point: str | None = None,
+    checkpoint: str = "last",
+    download: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    out: TextIO | None = None,
+) -> Generated:
+    """Continue prompts with some of a decoder's layers, or with as many as each token needs.
+
+    What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
+
+    Args:
+        model: Folder or hub name of a decoder of `transformers` with its tokenizer, or `smollm2`; the folder of a run
+            that tuned one, or of an adapter of peft; or that of a run that trained exits, at which tokens then leave.
+        prompts: Texts to continue.
+        plan: `full`, `strided:K`, `uniform:K`, `early:K`, `random:K:SEED`, or layers from 0 such as `0,1,5-29`.
+        prompt_layers: Layers of a prompt's tokens: `full` for all, so that only generated tokens skip, or `plan`.
+        keys: Whether layers that a token skips still get its keys and values: `projected` or `absent`.
+        max_new_tokens: The most tokens for each prompt; by default as the model's settings say, otherwise 128.
+        temperature: Divides the logits; 0 picks the most likely token, more draws.
+        top_p: Draw only from the most likely tokens that together have this probability.
+        seed: Of the draws.
+        batch_size: Prompts that are continued at a time.
+        chat: Give each prompt as a user's message, in the model's chat template.
+        confidence: Let a token leave the plan early, at the first layer where the most likely next token is ahead of
+            the second by this probability.
+        gates: Run of `GateTraining` whose gates say which layers each generated token runs.
+        fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
+        point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
+        checkpoint: Of a run: `last`, `best` or a file.
+        download: Allow a hub name to be downloaded.
+        device: Where the model runs: `cpu`, `cuda`, `cuda:1` or `mps`.
+        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
+        out: Where the texts are written, one alone as it grows; `None` for nowhere.
+
+    Raises:
+        UserError: No such model, run, point, device or prompt, a plan that the model cannot run, or generation settings
+            that leaving out layers does not allow.
+    """
+    check_sampling(temperature or 0.0, 1.0 if top_p is None else top_p)
+    if batch_size < 1:
+        raise UserError("batch_size", batch_size, "must be at least 1")
+    check_prompts(prompts)
+    place = check_device(device)
+    if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
+        if (plan, confidence, gates, prompt_layers, keys) != ("full", None, None, "full", "projected"):
+            raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
+        if (device, dtype) != ("cpu", "float32"):
+            raise UserError("device", device, "a run decides device and dtype; leave them out")
+        executor, tokenizer, chosen = open_decoder(model, point, fill, checkpoint)
+    else:
+        if point is not None:
+            raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
+        gpt, tokenizer = open_model(model, download, place, dtype)
+        layers = parse_plan(plan, gpt.num_stages)
+        chosen = {"plan": str(layers)}
+        if gates is not None:
+            if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
+                raise UserError("gates", gates, "decide which layers run; leave the options of plans out")
+            executor = GatedExecutor(gpt, load_gates(gates, gpt)[0].to(place))
+        elif confidence is None:
+            executor = Executor(gpt, layers, prompt=prompt_layers, keys=keys)
+        else:
+            rule = confidence_rule(gpt, confidence)
+            executor = ExitingExecutor(gpt, layers, rule, fill, prompt=prompt_layers, keys=keys)
+    length = max_new_tokens or executor.gpt.model.generation_config.max_new_tokens or 128
+    settings = {"max_new_tokens": length if max_new_tokens is None else max_new_tokens, "top_p": top_p, "seed": seed}
+    if temperature is not None:
+        settings |= {"do_sample": temperature > 0} | ({"temperature": temperature} if temperature > 0 else {})
+    texts = [
+        text
+        for start in range(0, len(prompts), batch_size)
+        for text in write(executor, tokenizer, prompts[start : start + batch_size], chat, settings, out)
+    ]
+    return Generated(chosen, texts, batch_size)
+
+
+def check_device(name: str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        UserError: It has none of that name.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError("device", name, "is not on this machine; `cpu` always is") from error
+
+
+def open_model(model: str, download: bool, device: torch.device, dtype: str) -> tuple[Gpt, Any]:
+    """A decoder, in evaluation mode on a device, and its tokenizer.
+
+    Raises:
+        UserError: No such model, or one that cannot leave out layers.
+    """
+    try:
+        gpt = Gpt(task="tokens", pretrained=model, download=download, dtype=dtype)
+        return gpt.eval().to(device), load_tokenizer(model, download)
+    except UserError as error:
+        field = "dtype" if error.field == "dtype" else "model"
+        raise UserError(field, dtype if field == "dtype" else model, error.problem) from error
+
+
+def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
+    """What generates with the exits of a run, the tokenizer, and which operating point decides.
+
+    Raises:
+        UserError: The run trained no exits on a decoder, or has no such point.
+    """
+    run = open_run(folder, read_data=False, checkpoint=checkpoint)
+    if not isinstance(run.model.network, DecoderNetwork):
+        raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
+    if not run.model.network.exit_stages:
+        raise UserError("model", folder, "is a run without exits; what it tunes is there when its training has ended")
+    chosen = chosen_point(run, point)
+    network = cast(DecoderNetwork, chosen.point.network(run.model.network))
+    executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)
+    data: Any = run.data
+    return executor, data.tokenizer, {"point": chosen.name}
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse no prompts, and empty ones.
+
+    Raises:
+        UserError: So it is.
+    """
+    if empty := [number for number, text in enumerate(prompts, start=1) if not text.strip()]:
+        raise UserError("prompt", "", f"prompt {empty[0]} of {len(prompts)} is empty; give at least one word")
+    if not prompts:
+        raise UserError("prompt", "", "there is none; give at least one")
+
+
+def encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
+    """Token numbers of a prompt.
+
+    Raises:
+        UserError: A chat is asked for and the tokenizer has no template.
+    """
+    if not chat:
+        return tokenizer(text)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise UserError("chat", True, "the model's tokenizer has no chat template; leave --chat out")
+    message = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def write(
+    executor: Executor,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    chat: bool,
+    settings: dict[str, Any],
+    out: TextIO | None,
+) -> list[Written]:
+    """Generate after some prompts, and write the texts: one alone word by word, as soon as each is whole."""
+    from transformers import TextStreamer
+
+    gpt = executor.gpt
+    given = [encode(tokenizer, text, chat) for text in prompts]
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padded = pad_left(given, next(pad for pad in pads if pad is not None))
+    inputs = {name: rows.to(gpt.model.device) for name, rows in padded.items()}
+    read_tokens(inputs, gpt.max_tokens)
+    rules = model_rules(gpt, inputs, tokenizer, **settings)
+    own = tokenizer.eos_token_id
+    printer = TextStreamer(tokenizer, skip_special_tokens=True)
+    alone = out is not None and len(prompts) == 1
+    tokens: list[list[int]] = [[] for _ in prompts]
+    times = [time.perf_counter()]
+    for step in stream(executor, inputs, stop=() if own is None else (own,), rules=rules):
+        times.append(time.perf_counter())
+        for row, token in step:
+            tokens[row].append(token)
+            if alone:
+                with redirect_stdout(out):
+                    printer.put(torch.tensor([token]))
+    times.append(time.perf_counter())
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    if alone:
+        with redirect_stdout(out):
+            printer.end()
+    elif out is not None:
+        print(*texts, sep="\n", file=out, flush=True)
+    first, later = times[1] - times[0], times[-1] - times[1]
+    return [
+        Written(prompt, len(ids), new, text, first, later, usage)
+        for prompt, ids, new, text, usage in zip(prompts, given, tokens, texts, executor.usage, strict=True)
+    ]
