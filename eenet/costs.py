@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -204,9 +205,11 @@ def _multiplies(func: Any, factors: Sequence[Tensor], result: Any) -> bool:
     factors = [factor for factor in factors if factor.dtype not in (torch.bool, torch.int32, torch.int64)]
     if not factors or getattr(func, "namespace", "") != "aten":
         return bool(factors)
+    if len(factors) < 2 or torch.Tag.pointwise in func.tags:
+        return False
     try:
-        elementwise = torch.broadcast_shapes(*(factor.shape for factor in factors))
-    except RuntimeError:
+        elementwise = np.broadcast_shapes(*(factor.shape for factor in factors))
+    except ValueError:
         return True
     results = [leaf.shape for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return len(factors) > 1 and bool(results) and results[0] != elementwise
+    return bool(results) and results[0] != elementwise

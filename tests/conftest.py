@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from matplotlib.figure import Figure
 
 from eenet.backbones import StagedBackbone
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 
 
 DRAW = Figure.draw
+settings.register_profile("quick", max_examples=30)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fewer examples of each property where slow tests are left out."""
+    settings.load_profile("quick" if config.option.markexpr else "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

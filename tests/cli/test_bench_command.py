@@ -82,6 +82,7 @@ def test_the_conditions_are_stated(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert found["device"] in printed
 
 
+@pytest.mark.slow
 def test_points_come_from_the_calibration(
     run: Path,
     capsys: pytest.CaptureFixture[str],

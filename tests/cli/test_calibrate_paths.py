@@ -72,6 +72,7 @@ def test_stopping_chooses_widths_and_exits_within_a_budget_in_bitops(
     assert failure(capsys, "calibrate", str(run), "--policy", "stopping_recall", "--budget", "0.5").count("of one path")
 
 
+@pytest.mark.slow
 def test_a_run_without_predictors_gets_them_and_the_same_points(run: Path, tmp_path: Path) -> None:
     main(["calibrate", str(run), "--budget-bitops", "0.9,0.12"])
     copy = Path(shutil.copytree(run, tmp_path / "copy"))

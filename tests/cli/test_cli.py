@@ -21,7 +21,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 METHODS = [path for path in CONFIGS if path.parent.name not in ("overlays", "nlg")]
 
 
-ELSEWHERE = ("digits/vit_quee.yaml",)
+ELSEWHERE = ("digits/vit_quee.yaml", "digits/vit_quantized_jei_dnn.yaml", "bbc_news/minilm_backbone.yaml")
 """Configurations whose like tests of their method run, on fewer samples."""
 
 
@@ -39,8 +39,13 @@ def with_new_classes(paths: list[Path]) -> list[Any]:
 
 
 EACH = pytest.mark.parametrize("path", with_new_classes(METHODS))
+PRINTED = ("vit_jei_dnn.yaml", "vit_quee.yaml")
 DIGITS = pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[] if path.parent.name == "digits" else [pytest.mark.slow]) for path in METHODS]
+    "path",
+    [
+        pytest.param(path, marks=[] if path.parent.name == "digits" and path.name in PRINTED else [pytest.mark.slow])
+        for path in METHODS
+    ],
 )
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 BACKBONE = "model.init_args.network.init_args.backbone"

@@ -227,6 +227,7 @@ def test_no_order_of_the_prompts_changes_a_certificate() -> None:
     assert all(certified(torch.randperm(60)) == first for _ in range(3))
 
 
+@pytest.mark.slow
 def test_later_heads_choose_among_as_many_candidates_as_validation_says(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -19,6 +19,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(folder, train=range(20), val=range(80, 90), test=range(130, 140))
 
 
+@pytest.mark.slow
 def test_no_file_is_written_by_hand(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["fit", "--model", "timm/resnet18.a1_in1k", "--data", str(images), "--method", "decoupled"]

@@ -181,6 +181,7 @@ def test_what_was_written_before_a_training_began_goes_with_its_error(tmp_path: 
     assert {path.name for path in folder.path.iterdir()} - {".fit.lock"} == {"late"}
 
 
+@pytest.mark.slow
 def test_points_and_results_belong_to_the_best_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = RunFolder(run).best.stem
     config, quiet = str(run / "config.yaml"), [*QUIET, "--trainer.logger=false"]

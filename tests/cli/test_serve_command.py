@@ -174,6 +174,7 @@ def test_requests_that_share_a_batch_do_not_harm_each_other(service: Client) -> 
     assert max(Held.batches) == 8
 
 
+@pytest.mark.slow
 def test_an_exported_folder_answers_as_the_run_does(run: Path, service: Client, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     main(["export", str(run), "--point", "budget-0.4", "--out", str(folder)])

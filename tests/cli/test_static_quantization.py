@@ -87,6 +87,7 @@ def test_rows_have_the_bitops_of_their_exits(folder: Path) -> None:
     assert first["bitops"] < last["bitops"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(folder: Path) -> None:
     config = quantized(folder, "resumed")
     main(["fit", "--config", config, "--trainer.max_time", "00:00:00:00", "--trainer.min_epochs", "1"])
@@ -98,6 +99,7 @@ def test_a_resumed_run_ends_with_the_same_weights(folder: Path) -> None:
         assert torch.equal(values, parts[name]), name
 
 
+@pytest.mark.slow
 def test_a_budget_in_bitops_is_chosen_on_validation_and_compared(folder: Path, capsys: pytest.CaptureFixture) -> None:
     run = folder / "run"
     main(["calibrate", str(run), "--budget-bitops", "0.3"])

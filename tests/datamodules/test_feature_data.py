@@ -76,7 +76,9 @@ def assert_same_weights(first: ExitRoutine, second: ExitRoutine) -> None:
         torch.testing.assert_close(values, states[1][name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "store"), [("joint", "disk"), ("decoupled", "memory")])
+@pytest.mark.parametrize(
+    ("kind", "store"), [("joint", "disk"), pytest.param("decoupled", "memory", marks=pytest.mark.slow)]
+)
 def test_weights_equal_those_of_the_slow_path(kind: str, store: Any, tmp_path: Path) -> None:
     options = FeatureOptions(store, folder=str(tmp_path))
     before = make_routine(kind)
@@ -88,6 +90,7 @@ def test_weights_equal_those_of_the_slow_path(kind: str, store: Any, tmp_path: P
     assert slow.results["exits"][0]["accuracy"] == pytest.approx(fast.results["exits"][0]["accuracy"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_units(tmp_path: Path) -> None:
     slow = fit(tmp_path, make_routine(dropout=0.5), None)
     assert_same_weights(slow, fit(tmp_path, make_routine(dropout=0.5), FeatureOptions()))
@@ -130,7 +133,9 @@ def test_views_cycle_by_epoch_and_none_is_the_evaluation_transform() -> None:
         torch.testing.assert_close(plain[0], network.extract(inputs).features[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [FeatureOptions(), None], ids=["memory", "off"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(FeatureOptions(), marks=pytest.mark.slow), None], ids=["memory", "off"]
+)
 def test_a_run_resumes_bit_for_bit_also_without_the_store(options: FeatureOptions | None, tmp_path: Path) -> None:
     whole = fit(tmp_path, make_routine(dropout=0.3), FeatureOptions(), epochs=4)
     stop = StopAfter(2, tmp_path / "part.ckpt")
@@ -207,7 +212,9 @@ def test_views_of_data_without_augmentation_are_refused() -> None:
         make_data().keep_features(make_network(), FeatureOptions(views=2))
 
 
-@pytest.mark.parametrize(("kind", "store"), [("decoupled", "memory"), ("joint", "disk")])
+@pytest.mark.parametrize(
+    ("kind", "store"), [pytest.param("decoupled", "memory", marks=pytest.mark.slow), ("joint", "disk")]
+)
 def test_two_processes_train_the_same_weights(kind: str, store: Any, tmp_path: Path) -> None:
     options = FeatureOptions(store, folder=str(tmp_path / "one"))
     single = fit(tmp_path, make_routine(kind), options, limit_train_batches=20)  # the last one is not full

@@ -116,13 +116,13 @@ def test_ranks_share_the_training_samples():
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     def batches(epoch=2, **options):
-        loader = Digits(augment=True, **options).train_dataloader()
+        loader = Digits(augment=True, validation_fraction=0.8, **options).train_dataloader()
         if epoch is not None:
             loader.sampler.set_epoch(epoch)
         return torch.cat([inputs for inputs, _ in loader])
 
     def views(epoch, seed=0):
-        dataset = Digits(augment=True, seed=seed).train_dataset()
+        dataset = Digits(augment=True, validation_fraction=0.8, seed=seed).train_dataset()
         dataset.epoch = epoch
         return {int(dataset.rows[i]): dataset[i][0] for i in range(200)}
 
@@ -137,7 +137,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     assert differ(views(2), views(3))
     assert differ(views(2), views(2, seed=1))
     assert differ(views(None), views(None))
-    copies = Digits(augment=True).train_dataset()
+    copies = Digits(augment=True, validation_fraction=0.8).train_dataset()
     copies.inputs.pixels[:] = copies.inputs.pixels[0].clone()
     copies.epoch = 0
     assert not torch.equal(torch.stack([copies[i][0] for i in range(10)]), copies[0][0].expand(10, 1, 8, 8))
@@ -165,12 +165,12 @@ def test_resizing_is_done_in_float_and_grey_is_replicated():
 
 
 def test_lightning_keeps_the_sampler_sets_its_epoch_and_predicts_the_test_split(tmp_path):
-    data, model = Digits(augment=True, batch_size=500), Probe()
+    data, model = Digits(augment=True, batch_size=100, validation_fraction=0.8), Probe()
     run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
     run.fit(model, data)
     assert isinstance(run.train_dataloader.sampler, DistributedSampler)
     for epoch, seen in enumerate(model.epochs):
-        loader = Digits(augment=True, batch_size=500).train_dataloader()
+        loader = Digits(augment=True, batch_size=100, validation_fraction=0.8).train_dataloader()
         loader.sampler.set_epoch(epoch)
         assert torch.equal(torch.cat(seen), torch.cat([inputs for inputs, _ in loader]))
     assert torch.cat(run.predict(model, data)).tolist() == data.dataset("test").labels.tolist()

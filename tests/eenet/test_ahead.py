@@ -44,7 +44,14 @@ def test_machine_code_routes_as_the_network_does() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("policy", "boosted"), [(SequentialGates(), False), (Patience(2), True), ("threshold", False)])
+@pytest.mark.parametrize(
+    ("policy", "boosted"),
+    [
+        pytest.param(SequentialGates(), False, marks=pytest.mark.slow),
+        pytest.param(Patience(2), True, marks=pytest.mark.slow),
+        ("threshold", False),
+    ],
+)
 def test_one_graph_per_step_serves_every_batch(interpreted: list[str], policy: Any, boosted: bool) -> None:
     network = make_network(boosted=boosted).with_gate(SchedulerGate(3, 10)).eval()
     inputs = torch.randn(33, 1, 8, 8)
@@ -57,6 +64,7 @@ def test_one_graph_per_step_serves_every_batch(interpreted: list[str], policy: A
         torch.testing.assert_close(routed.logits, expected.logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_random_exits_are_drawn_for_every_batch(interpreted: list[str]) -> None:
     runtime = EarlyExitRuntime(make_network().eval(), RandomExits([0.1, 0.2, 0.3, 0.4]), compile=True)
@@ -67,6 +75,7 @@ def test_random_exits_are_drawn_for_every_batch(interpreted: list[str]) -> None:
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.04, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_texts_of_any_length_and_order_of_their_parts(interpreted: list[str]) -> None:
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -84,6 +93,7 @@ def test_texts_of_any_length_and_order_of_their_parts(interpreted: list[str]) ->
         runtime({"input_ids": ids})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_whole_functions_and_feature_maps(interpreted: list[str]) -> None:
     network = EarlyExitNetwork(make_resnet()).eval()

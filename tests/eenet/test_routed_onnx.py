@@ -75,6 +75,7 @@ def same(runtime: Any, network: EarlyExitNetwork, policy: Policy, inputs: Any, b
     return torch.cat(exits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 33])
 def test_every_digit_leaves_where_the_network_lets_it(
     network: EarlyExitNetwork, policy: Policy, exported: Path, batch: int

@@ -75,7 +75,7 @@ def falling(rates: list[float]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("joint", "weighted") else pytest.param(name, marks=pytest.mark.slow) for name in ROUTINES]
+    "name", [name if name == "joint" else pytest.param(name, marks=pytest.mark.slow) for name in ROUTINES]
 )
 def test_a_cosine_falls_to_the_new_last_epoch_or_stays_where_that_did(name: str, tmp_path: Path) -> None:
     whole, routine = fit(ROUTINES[name], tmp_path / "whole", 4)
@@ -127,6 +127,7 @@ def test_a_one_cycle_falls_to_the_new_last_step(tmp_path: Path) -> None:
         fit(make_backbone, tmp_path / "whole", 5)
 
 
+@pytest.mark.slow
 def test_a_one_cycle_that_still_rises_goes_on_to_its_peak(tmp_path: Path) -> None:
     def make() -> ExitRoutine:
         return BackboneTraining(make_vit(), warmup=0.5)
@@ -147,7 +148,10 @@ def test_a_one_cycle_that_still_rises_goes_on_to_its_peak(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("joint", {"max_epochs": None, "max_steps": 8}), ("weighted", {"max_epochs": 9, "max_steps": 8})],
+    [
+        ("joint", {"max_epochs": None, "max_steps": 8}),
+        pytest.param("weighted", {"max_epochs": 9, "max_steps": 8}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_cosine_ends_with_the_steps_where_they_end_the_training(
     name: str, settings: dict[str, Any], tmp_path: Path
@@ -159,7 +163,7 @@ def test_a_cosine_ends_with_the_steps_where_they_end_the_training(
     assert rates == epochs
 
 
-@pytest.mark.parametrize("name", ["joint", "weighted"])
+@pytest.mark.parametrize("name", ["joint", pytest.param("weighted", marks=pytest.mark.slow)])
 def test_a_training_that_ends_inside_an_epoch_continues_at_that_epochs_rate(name: str, tmp_path: Path) -> None:
     updates = 4 if name == "weighted" else 1
     broken, _ = fit(ROUTINES[name], tmp_path, 9, max_steps=3 * updates)

@@ -72,8 +72,21 @@ def test_a_method_is_named_by_what_it_trains_and_refuses_other_checkpoints(make:
         other.on_load_checkpoint(checkpoint)
 
 
-@pytest.mark.parametrize("supervision", [None, DeepSupervision("linear"), SelfDistillation()])
-@pytest.mark.parametrize("boosted", [False, True])
+@pytest.mark.parametrize(
+    ("boosted", "supervision"),
+    [
+        (True, SelfDistillation()),
+        (False, None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (True, None),
+                (False, SelfDistillation()),
+                *((b, DeepSupervision("linear")) for b in (True, False)),
+            ]
+        ),
+    ],
+)
 def test_a_frozen_backbone_stays_as_it_is_under_any_supervision(
     supervision: Any, boosted: bool, tmp_path: Path
 ) -> None:

@@ -59,7 +59,9 @@ def test_batches_of_processes_make_up_those_of_one(samples: int, batch_size: int
     assert together == [sorted(batch) for batch in alone]
 
 
-@pytest.mark.parametrize("method", ["DecoupledExits", "JointExits", pytest.param("QuEE", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["JointExits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("DecoupledExits", "QuEE"))]
+)
 def test_two_processes_train_the_weights_of_one(method: str, tmp_path: Path) -> None:
     alone = weights(method, tmp_path / "one", 1)
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=True)

@@ -171,6 +171,7 @@ def test_figures_are_drawn_in_tensorboard_as_soon_as_there_is_something_to_draw(
     assert epochs == (every | fitted if budget > 1 else every)
 
 
+@pytest.mark.slow
 def test_features_in_memory_train_the_same_heads(tmp_path: Path) -> None:
     heads = []
     for features in ("off", "memory"):
@@ -254,6 +255,7 @@ def test_two_processes_share_one_store(tmp_path: Path) -> None:
     assert torch.equal(routine.network.ranges, single.network.ranges)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_last_epoch_fits_its_predictors_on_the_whole_split(tmp_path: Path) -> None:
     routine = make_routine()
     trainer = make_trainer(tmp_path, epochs=3, max_steps=1, limit_train_batches=1, limit_val_batches=1)

@@ -38,9 +38,10 @@ def fit(routine: JointExits, folder: Path, epochs: int, **settings: Any) -> Join
     return routine
 
 
-def test_a_larger_lambda_leaves_earlier(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tradeoffs", [(0, 30, 100), pytest.param((0, 1, 10, 30, 100), marks=pytest.mark.slow)])
+def test_a_larger_lambda_leaves_earlier(tradeoffs: tuple[float, ...], tmp_path: Path) -> None:
     costs = []
-    for tradeoff in (0, 1, 10, 30, 100):
+    for tradeoff in tradeoffs:
         routine = make_routine(6, [1, 3], tradeoff=tradeoff, warmup_epochs=2)
         torch.nn.init.constant_(routine.network.gate.bias, -3)  # nobody leaves before the gates learn
         fit(routine, tmp_path, 10)

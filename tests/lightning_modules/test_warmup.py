@@ -106,7 +106,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    "settings", [*(pytest.param(one, marks=pytest.mark.slow) for one in SETTINGS[::4]), *SETTINGS[1:4]], ids=str
+)
 def test_the_warm_up_lasts_for_epochs_of_training_however_often_they_are_judged(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_the_warm_up_lasts_for_epochs_of_training_however_often_they_are_judged(
     assert phases.seen == ["warmup"] * 12 + ["gates"] * 8
 
 
+@pytest.mark.slow
 def test_the_warm_up_ends_when_every_module_is_out_of_patience(tmp_path: Path) -> None:
     for settings in ({}, {"val_check_interval": 0.25}):
         phases = Phases()
@@ -138,7 +141,11 @@ def test_a_checkpoint_of_the_warm_up_holds_the_weights_that_were_judged(tmp_path
 
 @pytest.mark.parametrize(
     ("settings", "monitor"),
-    zip(SETTINGS, ["val/accuracy", "val/macs_fraction", "val/nll/learned"], strict=False),
+    [
+        (SETTINGS[0], "val/accuracy"),
+        pytest.param(SETTINGS[1], "val/macs_fraction", marks=pytest.mark.slow),
+        pytest.param(SETTINGS[2], "val/nll/learned", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_callbacks_on_routed_figures_do_not_see_the_warm_up(
