@@ -1,7 +1,7 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default two moments of a training and of a study of layers are tried; the slow suite tries all commands, 25 moments
-of each, and all kinds.
+By default each command is killed at two moments, and those that take longest (`DEAR`) at one; the slow suite tries 25
+moments of each, or all where there are fewer, and all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
@@ -30,12 +30,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
-QUICK = ("fit", "layers")
+pytestmark = pytest.mark.forks
+DEAR = ("extraction", "sweep", "export", "layers")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in COMMANDS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_ends_like_one_that_was_not(base: Base, name: str, tmp_path: Path) -> None:
-    assert [found for found in killed(base, name, 2, tmp_path / "work") if found] == []
+    ends = list(killed(base, name, 1 if name in DEAR else 2, tmp_path / "work"))
+    assert [found for found in ends if found] == []
+    assert ends
 
 
 @SLOW
