@@ -60,6 +60,10 @@ def said(error: Exception, most: int = 300) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
+class DamagedError(UserError, ValueError):
+    """A file that does not hold what it should; a `ValueError`, so that who knows more of the file may say more."""
+
+
 class UnmetError(UserError):
     """A wish that makes sense and that the data or the network cannot meet; wishes beside it may be met."""
 

@@ -1,6 +1,5 @@
 """Operating points of a run, and the file in which the run keeps them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from eenet.policies import (
     SequentialGates,
     Threshold,
 )
+from eenet.reading import read_json
 from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
 from eenet.tree import Path as TreePath
@@ -173,7 +173,7 @@ class Calibration:
         """
         remedy, again = "`eenet calibrate` writes it", "remove it, and `eenet calibrate` writes it again"
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
             if values["schema"] != SCHEMA:
                 raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {again}")
             temperatures = torch.tensor(values["temperatures"])

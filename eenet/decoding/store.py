@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from eenet.errors import DamagedError, said
 from eenet.files import whole
 
 Row = dict[str, Any]
@@ -32,9 +34,16 @@ class RowStore:
         self.path = path
 
     def read(self) -> dict[int, Row]:
-        """The whole rows by their `row`."""
-        rows = [json.loads(line) for line in self._whole().splitlines()]
-        return {row["row"]: row for row in rows}
+        """The whole rows by their `row`.
+
+        Raises:
+            DamagedError: Another than the last one is none.
+        """
+        try:
+            rows = [json.loads(line) for line in self._whole().splitlines()]
+            return {row["row"]: row for row in rows}
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
+            raise DamagedError("file", str(self.path), f"is damaged ({said(error)}); remove it") from error
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, safely on disk when this returns."""
@@ -76,9 +85,15 @@ def kept_table(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str
     Args:
         path: A `.safetensors` file; whole or not there.
         compute: Makes the table.
+
+    Raises:
+        DamagedError: The file is none.
     """
     if not path.is_file():
         table = {name: value.cpu().contiguous() for name, value in compute().items()}
         with whole(path) as beside:
             beside.write_bytes(save(table))
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DamagedError("file", str(path), f"is damaged ({said(error)}); remove it") from error

@@ -7,7 +7,6 @@ whole, and a damaged shard is extracted again. Processes share the shards by num
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
 from eenet.files import size
+from eenet.reading import read_json
 from eenet.reporting import write_json
 
 SCHEMA = 1
@@ -60,7 +60,7 @@ class FeatureStore:
             UserError: There is no readable manifest.
         """
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = read_json(folder / "manifest.json")
             if manifest["schema"] != SCHEMA:
                 raise KeyError(f"schema {SCHEMA}")
             shapes = tuple(tuple(shape) for shape in manifest["layout"].pop("shapes"))
@@ -69,7 +69,7 @@ class FeatureStore:
                 raise ValueError("sizes")
             ranges = tuple(range(*rows) for rows in manifest["shards"])
             return cls(folder, manifest["name"], manifest["samples"], layout, ranges)
-        except (OSError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
             problem = f"holds no store of features ({type(error).__name__}: {error}); remove the folder"
             raise UserError("features.folder", str(folder), problem) from error
 
@@ -128,10 +128,10 @@ class FeatureStore:
     def state(self, number: int) -> str:
         """`whole`, `missing` or `damaged`, after reading all of a shard."""
         try:
-            expected = json.loads(self._marker(number).read_text())["sha256"]
+            expected = read_json(self._marker(number))["sha256"]
         except FileNotFoundError:
             return "missing"
-        except (OSError, LookupError, RecursionError, TypeError, ValueError):
+        except (OSError, LookupError, TypeError, ValueError):
             return "damaged"
         if any(path.is_symlink() or not path.is_file() for _, path, _ in self.files):
             return "damaged"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eenet.files import PART, whole
+from eenet.runs import RunFolder
 
 
 def killed_while_writing(path: Path, folder: bool) -> None:
@@ -29,6 +30,15 @@ def test_a_kill_leaves_nothing_at_the_path_and_the_next_writer_clears_up(tmp_pat
         (beside / "a.bin" if folder else beside).write_bytes(b"all of it")
     assert [left.name for left in tmp_path.iterdir()] == ["out"]
     assert (path / "a.bin" if folder else path).read_bytes() == b"all of it"
+
+
+def test_a_training_that_goes_on_clears_up_after_the_one_that_was_killed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for path in (run.config, run.last):
+        killed_while_writing(path, False)
+    with run.training() as training:
+        training.begin()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_kill_keeps_what_was_there(tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ class Ended(NamedTuple):
 
 
 def run(
-    args: list[str], at: int = 0, under: Path | None = None, sent: signal.Signals | None = None, once: Path = Path()
+    args: list[str],
+    at: int = 0,
+    under: Path | None = None,
+    sent: signal.Signals | None = None,
+    once: Path = Path(),
+    first: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run a command in a fork.
 
@@ -83,6 +88,7 @@ def run(
         under: Folder in which changes count; with `at` 0 their number is printed at the end.
         sent: A signal that the fork gets.
         once: The file that is there then.
+        first: What the fork does before.
     """
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
@@ -91,6 +97,7 @@ def run(
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+            first()
             os._exit(_child(args, at, under))
         while sent is not None and not once.exists():
             time.sleep(0.02)
