@@ -80,13 +80,21 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         _sync(beside)
         os.rename(beside, path)
         _sync(path.parent)
+    except OSError as error:
+        name_file(error, path)
+        raise
     except Exception as error:
-        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < NO_ROOM:
+        if shutil.disk_usage(path.parent).free < NO_ROOM:
             raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error  # libraries have words of their own for it
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True) if folder else beside.unlink(missing_ok=True)
         os.close(held)
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Say in an error of writing, which knows no file, which one it was."""
+    error.filename = error.filename or str(path)
 
 
 def remove_left(folder: Path, name: str = "*") -> None:

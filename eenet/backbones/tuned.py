@@ -59,7 +59,8 @@ class Tuned:
             lists = {name: tuple(values[name]) for name in ("layers", "plans")}
             return cls(**{**values, **lists})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("model", str(folder), f"{DESCRIPTION} does not describe tuned weights ({error})") from error
+            problem = f"{DESCRIPTION} does not describe tuned weights ({said(error)})"
+            raise UserError("model", str(folder), problem) from error
 
 
 def tuned_folder(path: str) -> Path | None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eenet.errors import DamagedError, said
-from eenet.files import whole
+from eenet.files import name_file, whole
 
 Row = dict[str, Any]
 
@@ -49,11 +49,15 @@ class RowStore:
         """Add rows, safely on disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         size = len(self._whole())
-        with open(self.path, "ab") as file:
-            file.truncate(size)
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(size)
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            name_file(error, self.path)
+            raise
 
     def fill(self, count: int, batch: int, compute: Callable[[list[int]], list[Row]]) -> list[Row]:
         """Compute the rows that are missing, a batch at a time.

@@ -20,12 +20,12 @@ from filelock import FileLock
 from torch import Tensor
 from torch import distributed as dist
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.features.extraction import Source, extract_rows, processes, progress, shards
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
-from eenet.files import size
+from eenet.files import name_file, size
 from eenet.reading import read_json
 from eenet.reporting import write_json
 
@@ -70,7 +70,7 @@ class FeatureStore:
             ranges = tuple(range(*rows) for rows in manifest["shards"])
             return cls(folder, manifest["name"], manifest["samples"], layout, ranges)
         except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
-            problem = f"holds no store of features ({type(error).__name__}: {error}); remove the folder"
+            problem = f"holds no store of features ({said(error)}); remove the folder"
             raise UserError("features.folder", str(folder), problem) from error
 
     @property
@@ -144,11 +144,15 @@ class FeatureStore:
         for name, path, sample_bytes in self.files:
             values = arrays[name].contiguous().view(-1).view(torch.uint8).numpy().data
             total.update(values)
-            with path.open("r+b") as file:
-                file.seek(self.shards[number].start * sample_bytes)
-                file.write(values)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with path.open("r+b") as file:
+                    file.seek(self.shards[number].start * sample_bytes)
+                    file.write(values)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                name_file(error, path)
+                raise
         write_json(self._marker(number), {"sha256": total.hexdigest()})
 
     def table(self) -> FeatureTable:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.files import sha256, whole
 from eenet.metrics import choice_shares, failure_auroc, summarise
 from eenet.policies import Policy
@@ -167,7 +167,7 @@ def read_results(path: Path) -> Results:
     try:
         results = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError("results", str(path), f"cannot be read ({error}); `eenet test` writes it") from error
+        raise UserError("results", str(path), f"cannot be read ({said(error)}); `eenet test` writes it") from error
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError("results", str(path), f"is not of schema {SCHEMA}; write it again with `eenet test`")
     return results

@@ -71,6 +71,17 @@ def test_rights_follow_the_umask(tmp_path: Path) -> None:
     assert rights == {"file": 0o640, "folder": 0o750, "private": 0o640}
 
 
+def fill_a_disk(path: Path) -> None:
+    with whole(path), open("/dev/full", "w") as full:
+        full.write("more than there is room for")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as refused:
+        fill_a_disk(tmp_path / "note.txt")
+    assert refused.value.filename == str(tmp_path / "note.txt")
+
+
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole(tmp_path / "file"):
         _ = 1 / 0
