@@ -51,13 +51,18 @@ def some(values: Iterable[object], most: int = 3) -> str:
 
 
 def said(error: Exception, most: int = 300) -> str:
-    r"""A library's error in one line of so many characters.
+    r"""A library's error, or the one behind a damaged file, in one line of so many characters.
 
     Example:
         >>> said(ValueError("two\nlines"))
         'ValueError: two lines'
     """
+    error = error.__cause__ if isinstance(error, DamagedError) and isinstance(error.__cause__, Exception) else error
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+
+
+class DamagedError(UserError, ValueError):
+    """A file that does not hold what it should; a `ValueError`, so that who knows more of the file may say more."""
 
 
 class UnmetError(UserError):

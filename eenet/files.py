@@ -65,8 +65,7 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         ('all of it', 1)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{escape(path.name)}.*{PART}"):
-        _remove_left(left)
+    remove_left(path.parent, escape(path.name))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     beside.mkdir() if folder else beside.touch(exist_ok=False)
     held = os.open(beside, os.O_RDONLY)
@@ -81,8 +80,11 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         _sync(beside)
         os.rename(beside, path)
         _sync(path.parent)
+    except OSError as error:
+        name_file(error, path)
+        raise
     except Exception as error:
-        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < NO_ROOM:
+        if shutil.disk_usage(path.parent).free < NO_ROOM:
             raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error  # libraries have words of their own for it
         raise
     finally:
@@ -90,8 +92,18 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
         os.close(held)
 
 
+def name_file(error: OSError, path: Path) -> None:
+    """Say in an error of writing, which knows no file, which one it was."""
+    error.filename = error.filename or str(path)
+
+
+def remove_left(folder: Path, name: str = "*") -> None:
+    """Remove what processes left in a folder that wrote files of a name, which may be a pattern, and were killed."""
+    for left in folder.glob(f".{name}.*{PART}"):
+        _remove_left(left)
+
+
 def _remove_left(path: Path) -> None:
-    """Remove what a process left that wrote it and was killed."""
     try:
         held = os.open(path, os.O_RDONLY)
     except OSError:  # gone, or not ours to touch

@@ -4,7 +4,6 @@ huggingface_hub's mixin finds, loads and uploads. The configuration is ours: the
 its default and knows nothing that was set later. So what is written is built again and compared with the network.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.parsing.refusals import Parser
 from eenet.parsing.shipped import imports
 from eenet.policies import Policy
+from eenet.reading import read_json
 from eenet.reporting import save_figure, write_json, write_text
 from eenet.runs import check_trust
 
@@ -106,7 +106,7 @@ class Saved(
             Path(model_id, name) if Path(model_id).is_dir() else Path(hf_hub_download(model_id, name, **options))
             for name in (CONFIG, WEIGHTS)
         ]
-        values = json.loads(paths[0].read_text())
+        values = read_json(paths[0])
         with imports(check_trust(values, paths[0])):
             return cls(load(values, load_file(paths[1]), EarlyExitNetwork))
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import eenet
 from eenet.backbones import StagedBackbone
-from eenet.errors import UserError
+from eenet.backbones.weight_files import not_finite
+from eenet.errors import UserError, some
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
 from eenet.runs import IDENTITY, RunFolder, read_checkpoint
@@ -65,7 +66,7 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         field: The configuration field that holds the path.
 
     Raises:
-        UserError: No such file, no checkpoint of eenet, or of another backbone.
+        UserError: No such file, no checkpoint of eenet, of another backbone, or of weights that are not finite.
     """
     backbone = backbone.backbone if isinstance(backbone, QuantizedBackbone) else backbone
     file = RunFolder(Path(path)).last if Path(path).is_dir() else Path(path)
@@ -83,6 +84,8 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
         raise UserError(field, path, f"holds another backbone: {differences}")
     state = checkpoint["state_dict"]
     own = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
+    if wrong := not_finite(own):
+        raise UserError(field, path, f"its training diverged: it holds NaN or infinite weights: {some(wrong)}")
     try:
         backbone.load_state_dict(own)
     except RuntimeError as error:

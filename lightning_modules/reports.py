@@ -97,10 +97,10 @@ class Reports(Module):
     def _write_results(self) -> None:
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        results = self.result_file("results.json")
-        write_json(results, self.results)
         for name, draw in self.figures.items():
             save_figure(draw(self.results), self.result_file(f"{name}.png"))
+        results = self.result_file("results.json")
+        write_json(results, self.results)  # last: where it is, a sweep takes the run for tested
         Console().print(f"results: {results}\nfigure: {self.result_file('accuracy_cost.png')}")
 
     @rank_zero_only

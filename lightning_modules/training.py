@@ -91,7 +91,7 @@ def evaluate(
     model.per_class = per_class
     model.calibration, model.calibrated_points = None, {}
     if point is not None:
-        model.calibration = Calibration.of(run.folder, run.checkpoint, point)
+        model.calibration = Calibration.of(run.folder, run.checkpoint, point, model.network)
         model.calibrated_points = model.calibration.choose(point)
     where = {"accelerator": "cpu"} if run.device.type == "cpu" else {}
     lightning = Trainer(default_root_dir=str(run.folder), devices=1, **QUIET, **where)  # type: ignore[arg-type]

@@ -39,6 +39,28 @@ def test_imports_point_one_way(path: Path) -> None:
         assert not forbidden & {".".join(parts[:n]) for n in (1, 2)}, f"{path} imports {module}"
 
 
+def opened_in_the_locales_encoding(path: Path) -> Iterator[str]:
+    program = path.read_text(encoding="utf-8")
+    nodes = ast.walk(ast.parse(program)) if "open(" in program or "_text(" in program else ()
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        function = call.func
+        method = function.attr if isinstance(function, ast.Attribute) else None
+        modes = [str(value.value) for value in (*call.args, *call.keywords) if isinstance(value, ast.Constant)]
+        modes = [mode for mode in modes if set(mode) <= set("rwax+bt")]
+        text = (isinstance(function, ast.Name) and function.id == "open") or (method == "open" and modes)
+        if (method in ("read_text", "write_text") or (text and not any("b" in mode for mode in modes))) and not any(
+            keyword.arg == "encoding" for keyword in call.keywords
+        ):
+            yield f"{path}:{call.lineno}"
+
+
+def test_text_is_read_and_written_in_one_encoding_whatever_the_locale(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("open(a)\na.read_text()\nb.open('rb')\na.open('w')\nopen(a, 'w', encoding='utf-8')\n")
+    assert [found.rpartition(":")[2] for found in opened_in_the_locales_encoding(program)] == ["1", "2", "4"]
+    assert [found for path in FILES for found in opened_in_the_locales_encoding(path)] == []
+
+
 def test_no_rooms_of_the_library_import_each_other_in_a_circle() -> None:
     """What is imported when a module is; imports inside functions, and for type checkers, are not."""
     arrows: dict[str, set[str]] = {}

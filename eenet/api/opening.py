@@ -181,7 +181,7 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
     if name is None:
         chosen = Chosen(*next(iter(run.model.operating_points().items())))
     else:
-        calibration = Calibration.of(run.folder, run.checkpoint, name)
+        calibration = Calibration.of(run.folder, run.checkpoint, name, run.model.network)
         if name not in calibration.points:
             raise UserError("point", name, f"the run has {', '.join(calibration.points)}; see `eenet calibrate`")
         chosen = Chosen(name, calibration.points[name], calibration.temperatures)

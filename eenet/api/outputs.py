@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eenet.errors import UserError
 from eenet.files import sha256, whole
+from eenet.reading import read_json
 from eenet.reporting import write_json, write_text
 from eenet.routing.route import Routed
 from eenet.tree import Tree, path_name
@@ -146,7 +147,7 @@ class Parts:
 
     def _note(self, name: str) -> Any:
         path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def join(self, batches: int) -> None:
         """Make the output of so many batches, whole or not at all, and drop the parts."""

@@ -1,6 +1,5 @@
 """How the weights of a backbone expect their images, where the library that published them says so."""
 
-import json
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from eenet.backbones.base import StagedBackbone
 from eenet.described import describe
 from eenet.errors import UserError
 from eenet.preprocessing import Preprocessing
+from eenet.reading import read_json
 
 PROCESSOR = "preprocessor_config.json"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 224 / 256, "crop_mode": "center"}
@@ -65,4 +65,4 @@ def from_folder(folder: Path) -> Preprocessing | None:
     file = folder / PROCESSOR
     if not file.is_file():
         return None
-    return Preprocessing.from_processor(json.loads(file.read_text(encoding="utf-8")), f"{folder.name}/{PROCESSOR}")
+    return Preprocessing.from_processor(read_json(file), f"{folder.name}/{PROCESSOR}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from eenet.backbones.decoder import find_layers
 from eenet.errors import UserError, said
 from eenet.files import tensor_digest, whole
+from eenet.reading import read_json
 
 DESCRIPTION, WEIGHTS = "tuned.json", "tuned.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -54,11 +55,12 @@ class Tuned:
             UserError: It is not as `save_tuned` writes it.
         """
         try:
-            values = json.loads((folder / DESCRIPTION).read_text())
+            values = read_json(folder / DESCRIPTION)
             lists = {name: tuple(values[name]) for name in ("layers", "plans")}
             return cls(**{**values, **lists})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("model", str(folder), f"{DESCRIPTION} does not describe tuned weights ({error})") from error
+            problem = f"{DESCRIPTION} does not describe tuned weights ({said(error)})"
+            raise UserError("model", str(folder), problem) from error
 
 
 def tuned_folder(path: str) -> Path | None:
@@ -78,7 +80,7 @@ def base_of(folder: Path) -> str:
     if (folder / DESCRIPTION).is_file():
         base = Tuned.read(folder).base
         return str(folder / base) if (folder / base).is_dir() else base
-    base = json.loads((folder / ADAPTER).read_text()).get("base_model_name_or_path")
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     if not base:
         raise UserError("model", str(folder), "is an adapter that does not name its base model")
     return base
@@ -182,7 +184,9 @@ def save_tuned(model: Any, described: Tuned, folder: Path) -> None:
             trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
             save_file(_plain(trained), beside / WEIGHTS)
         base = os.path.relpath(described.base, folder) if Path(described.base).is_dir() else described.base
-        (beside / DESCRIPTION).write_text(json.dumps({**asdict(described), "base": base}, indent=2) + "\n")
+        (beside / DESCRIPTION).write_text(
+            json.dumps({**asdict(described), "base": base}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

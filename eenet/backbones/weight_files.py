@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eenet.errors import UserError
+from eenet.reading import UNREADABLE
 
 Which = Literal["ema", "raw"]
 """Of weights and their running average in one file: the average, or the weights themselves."""
@@ -62,6 +63,16 @@ def read_weights(path: str | Path, weights: Which = "ema") -> dict[str, Tensor]:
     return {_unwrapped(name): value for name, value in state.items()}
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with a NaN or an infinity, as a training that diverged leaves them.
+
+    Example:
+        >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1, torch.inf])})
+        ['b']
+    """
+    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+
+
 def say_which(source: str | Path, weights: Which) -> None:
     """Warn that a file holds weights and their average."""
     said = "the average, `weights: raw` the others" if weights == "ema" else "the weights, `weights: ema` their average"
@@ -87,7 +98,9 @@ def _read(file: Path) -> Any:
             return load_file(file)
         with torch.serialization.safe_globals([Namespace]):  # the arguments of timm's and torchvision's scripts
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (PermissionError, torch.OutOfMemoryError):
+        raise
+    except (SafetensorError, *UNREADABLE) as error:
         remedy = f"is no file of plain tensors; save the state dict alone, best as .safetensors ({_cause(file, error)})"
         raise UserError("backbone.pretrained", str(file), remedy) from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.backbones.adapting import adapt, is_transformers
-from eenet.backbones.weight_files import Which, read_weights, say_which
+from eenet.backbones.weight_files import Which, not_finite, read_weights, say_which
 from eenet.errors import UserError, some
 
 AVERAGE = re.compile(r"(^|[._])(ema|avg|average|swa|teacher)")
@@ -53,8 +53,10 @@ def load_state(
     """Load tensors by name under the rules of `load_weights`; `source` names their origin in errors.
 
     Raises:
-        UserError: The tensors belong to another architecture.
+        UserError: The tensors belong to another architecture, or are not finite.
     """
+    if wrong := not_finite(state):
+        raise UserError("backbone.pretrained", str(source), f"holds NaN or infinite weights: {some(wrong)}")
     own = model.state_dict()
     given = _without_prefix(own, state, source, weights)
     found = adapt(model, given)
@@ -79,12 +81,12 @@ def load_state(
     ends = _heads(model, found)
     absent = [name for name in missing if _under(name, ends)] if loaded else []
     left = [name for name in result.unexpected_keys if _under(name, [*ends, *(HEADS if absent else ())])]
-    wrong = {
+    misplaced = {
         "missing": [name for name in missing if name not in absent],
         "unknown": [name for name in result.unexpected_keys if name not in left],
     }
-    if any(wrong.values()):
-        raise _refusal(source, wrong)
+    if any(misplaced.values()):
+        raise _refusal(source, misplaced)
     said += [f"left out {some(left)}"] if left else []
     said += [f"the file has no {some(absent)}, which starts untrained"] if absent else []
     if said:

@@ -1,6 +1,5 @@
 """Operating points of a run, and the file in which the run keeps them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles
-from eenet.errors import UserError, command
+from eenet.errors import UserError, command, said
 from eenet.files import sha256
 from eenet.gates import (
     ConfidenceGate,
@@ -34,6 +33,7 @@ from eenet.policies import (
     SequentialGates,
     Threshold,
 )
+from eenet.reading import read_json
 from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
 from eenet.tree import Path as TreePath
@@ -173,7 +173,7 @@ class Calibration:
         """
         remedy, again = "`eenet calibrate` writes it", "remove it, and `eenet calibrate` writes it again"
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
             if values["schema"] != SCHEMA:
                 raise UserError("calibration", str(path), f"is of schema {values['schema']}, not {SCHEMA}; {again}")
             temperatures = torch.tensor(values["temperatures"])
@@ -189,21 +189,20 @@ class Calibration:
         except FileNotFoundError as error:
             raise UserError("calibration", str(path), f"there is no such file; {remedy}") from error
         except (OSError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                "calibration", str(path), f"is damaged ({type(error).__name__}: {error}); {again}"
-            ) from error
+            raise UserError("calibration", str(path), f"is damaged ({said(error)}); {again}") from error
 
     @classmethod
-    def of(cls, folder: Path, checkpoint: Path, names: str) -> "Calibration":
+    def of(cls, folder: Path, checkpoint: Path, names: str, network: EarlyExitNetwork | None = None) -> "Calibration":
         """What `eenet calibrate` found for a checkpoint of a run.
 
         Args:
             folder: Run folder.
             checkpoint: The checkpoint.
             names: Of the points that are asked for, for the error.
+            network: Whose nodes the temperatures are to fit.
 
         Raises:
-            UserError: Nothing, or for another checkpoint.
+            UserError: Nothing, or for another checkpoint or network.
         """
         path = RunFolder(folder).file(CALIBRATION, checkpoint)
         if not path.is_file() and (folder / CALIBRATION).is_file():
@@ -213,6 +212,10 @@ class Calibration:
         if calibration.checkpoint != sha256(checkpoint):
             again = command("calibrate", folder)
             raise UserError("point", names, f"{path} is of another checkpoint; run {again} again")
+        if network is not None and len(calibration.temperatures) != len(network.tree.nodes):
+            wrong = f"{len(calibration.temperatures)} temperatures for {len(network.tree.nodes)} exits"
+            again = command("calibrate", folder)
+            raise UserError("calibration", str(path), f"is damaged ({wrong}); remove it, and {again} writes it again")
         return calibration
 
     def choose(self, names: str) -> dict[str, OperatingPoint]:

@@ -140,7 +140,8 @@ class EenetCLI(LightningCLI):
         self.model.per_class = config.per_class
         if config.point is None:
             return
-        calibration = Calibration.of(Path(config.trainer.default_root_dir), Path(config.ckpt_path), config.point)
+        folder, checkpoint = Path(config.trainer.default_root_dir), Path(config.ckpt_path)
+        calibration = Calibration.of(folder, checkpoint, config.point, self.model.network)
         self.model.calibration = calibration
         self.model.calibrated_points = calibration.choose(config.point)
 

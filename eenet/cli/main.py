@@ -4,6 +4,7 @@ What nobody foresaw keeps its traceback; `EENET_DEBUG=1` shows that of a mistake
 """
 
 import ast
+import io
 import os
 import sys
 import warnings
@@ -82,6 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "LightningCLI's args parameter",
     ):
         warnings.filterwarnings("ignore", expected)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks is spelled, as on stderr
     given = list(sys.argv[1:] if args is None else args)
     for line in settle():
         print(f"eenet: {line}", file=sys.stderr)

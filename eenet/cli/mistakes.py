@@ -3,6 +3,7 @@
 import errno
 import linecache
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -57,6 +58,9 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
         remedy = "free some space, or" if error.errno in FULL else "change its rights, or"
         remedy = remedy if error.errno in (*FULL, *FORBIDDEN) else "give one that can be used, or"
         return UserError("file", error.filename2 or error.filename, f"{error.strerror}; {remedy} choose another place")
+    if isinstance(error, UnicodeEncodeError) and error.encoding.replace("_", "-") == sys.getfilesystemencoding():
+        problem = f"cannot be a file's name in this locale, whose encoding is {error.encoding}; set PYTHONUTF8=1"
+        return UserError("file", error.object, problem)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         remedy = "lower it, or raise trainer.accumulate_grad_batches in its place"
         return about("data.init_args.batch_size", args, f"this machine's memory is too small ({said}); {remedy}")

@@ -147,11 +147,13 @@ def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
     Raises:
         UserError: The folder's runs are of other configurations.
     """
+    from eenet.reading import read_json
     from eenet.reporting import write_json
 
-    wanted = {"configs": [Path(config).read_text(encoding="utf-8") for config in configs], "calibrate": calibrate}
+    texts = [Path(config).read_text(encoding="utf-8", errors="backslashreplace") for config in configs]
+    wanted = {"configs": texts, "calibrate": calibrate}
     record = folder / "sweep.json"
-    if record.is_file() and json.loads(record.read_text()) != wanted:
+    if record.is_file() and read_json(record) != wanted:
         problem = f"holds runs of another configuration or calibration than {configs} {calibrate}; choose another"
         raise UserError("folder", str(folder), problem)
     write_json(record, wanted)
@@ -190,7 +192,7 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
     fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=auto", quiet]
     calibrations = [["calibrate", str(run.folder), *shlex.split(text)] for text in calibrate]
     test = ["test", f"--config={run.folder / 'config.yaml'}", quiet]
-    with open(run.folder / "lock", "w") as lock, open(run.folder / "log.txt", "a") as log:
+    with open(run.folder / "lock", "wb") as lock, open(run.folder / "log.txt", "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if RunFolder(run.folder).finished and (run.folder / "results.json").is_file():
             return True
@@ -215,7 +217,8 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
 def not_met(run: Run) -> list[str]:
     """What `eenet calibrate` has said in a run's log that it could not meet."""
     log = run.folder / "log.txt"
-    return [line for line in log.read_text().splitlines() if line.startswith(NOT_MET)] if log.is_file() else []
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return [line for line in said.splitlines() if line.startswith(NOT_MET)]
 
 
 def report(folder: Path, runs: list[Run]) -> None:

@@ -20,6 +20,7 @@ from eenet.decoding.sequences import TextBatch
 from eenet.decoding.tuning import continuation_loss
 from eenet.errors import UserError, said
 from eenet.files import whole
+from eenet.reading import read_json
 
 Reads = Literal["hidden", "ones"]
 """What a gate reads: the `hidden` state before its layer, or `ones` in its place, which tell nothing: the control."""
@@ -177,7 +178,9 @@ def save_gates(gates: LayerGates, base: str, base_digest: str, folder: Path, fac
     with whole(folder, folder=True) as beside:
         beside.mkdir(parents=True, exist_ok=True)
         save_file({name: value.cpu() for name, value in gates.state_dict().items()}, beside / WEIGHTS)
-        (beside / DESCRIPTION).write_text(json.dumps({**described, "reads": gates.reads, **facts}, indent=2) + "\n")
+        (beside / DESCRIPTION).write_text(
+            json.dumps({**described, "reads": gates.reads, **facts}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def load_gates(path: str, gpt: Gpt | None = None) -> tuple[LayerGates, dict[str, str | float]]:
@@ -194,7 +197,7 @@ def load_gates(path: str, gpt: Gpt | None = None) -> tuple[LayerGates, dict[str,
     if folder is None:
         raise UserError("gates", path, "holds no gates; the end of `eenet fit` writes them")
     try:
-        facts = json.loads((folder / DESCRIPTION).read_text())
+        facts = read_json(folder / DESCRIPTION)
         gates = LayerGates(facts["dim"], facts["num_layers"], facts["reads"])
         gates.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError) as error:

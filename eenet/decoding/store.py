@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from eenet.files import whole
+from eenet.errors import DamagedError, said
+from eenet.files import name_file, whole
 
 Row = dict[str, Any]
 
@@ -32,19 +34,30 @@ class RowStore:
         self.path = path
 
     def read(self) -> dict[int, Row]:
-        """The whole rows by their `row`."""
-        rows = [json.loads(line) for line in self._whole().splitlines()]
-        return {row["row"]: row for row in rows}
+        """The whole rows by their `row`.
+
+        Raises:
+            DamagedError: Another than the last one is none.
+        """
+        try:
+            rows = [json.loads(line) for line in self._whole().splitlines()]
+            return {row["row"]: row for row in rows}
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
+            raise DamagedError("file", str(self.path), f"is damaged ({said(error)}); remove it") from error
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, safely on disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         size = len(self._whole())
-        with open(self.path, "ab") as file:
-            file.truncate(size)
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(size)
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            name_file(error, self.path)
+            raise
 
     def fill(self, count: int, batch: int, compute: Callable[[list[int]], list[Row]]) -> list[Row]:
         """Compute the rows that are missing, a batch at a time.
@@ -76,9 +89,15 @@ def kept_table(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str
     Args:
         path: A `.safetensors` file; whole or not there.
         compute: Makes the table.
+
+    Raises:
+        DamagedError: The file is none.
     """
     if not path.is_file():
         table = {name: value.cpu().contiguous() for name, value in compute().items()}
         with whole(path) as beside:
             beside.write_bytes(save(table))
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DamagedError("file", str(path), f"is damaged ({said(error)}); remove it") from error

@@ -259,7 +259,7 @@ def _write_torch(steps: list[Traced], folder: Path, names: list[str]) -> None:
     weights: dict[str, Tensor] = {}
     for step, name in zip(steps, names, strict=True):
         content, own = torch_program.encode(step)
-        (folder / name).write_text(json.dumps(content, allow_nan=False))
+        (folder / name).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         weights |= own
     _write_weights(folder, weights)
 

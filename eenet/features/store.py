@@ -7,7 +7,6 @@ whole, and a damaged shard is extracted again. Processes share the shards by num
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,12 +20,13 @@ from filelock import FileLock
 from torch import Tensor
 from torch import distributed as dist
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.features.extraction import Source, extract_rows, processes, progress, shards
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
-from eenet.files import size
+from eenet.files import name_file, size
+from eenet.reading import read_json
 from eenet.reporting import write_json
 
 SCHEMA = 1
@@ -60,7 +60,7 @@ class FeatureStore:
             UserError: There is no readable manifest.
         """
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = read_json(folder / "manifest.json")
             if manifest["schema"] != SCHEMA:
                 raise KeyError(f"schema {SCHEMA}")
             shapes = tuple(tuple(shape) for shape in manifest["layout"].pop("shapes"))
@@ -69,8 +69,8 @@ class FeatureStore:
                 raise ValueError("sizes")
             ranges = tuple(range(*rows) for rows in manifest["shards"])
             return cls(folder, manifest["name"], manifest["samples"], layout, ranges)
-        except (OSError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            problem = f"holds no store of features ({type(error).__name__}: {error}); remove the folder"
+        except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+            problem = f"holds no store of features ({said(error)}); remove the folder"
             raise UserError("features.folder", str(folder), problem) from error
 
     @property
@@ -128,10 +128,10 @@ class FeatureStore:
     def state(self, number: int) -> str:
         """`whole`, `missing` or `damaged`, after reading all of a shard."""
         try:
-            expected = json.loads(self._marker(number).read_text())["sha256"]
+            expected = read_json(self._marker(number))["sha256"]
         except FileNotFoundError:
             return "missing"
-        except (OSError, LookupError, RecursionError, TypeError, ValueError):
+        except (OSError, LookupError, TypeError, ValueError):
             return "damaged"
         if any(path.is_symlink() or not path.is_file() for _, path, _ in self.files):
             return "damaged"
@@ -144,11 +144,15 @@ class FeatureStore:
         for name, path, sample_bytes in self.files:
             values = arrays[name].contiguous().view(-1).view(torch.uint8).numpy().data
             total.update(values)
-            with path.open("r+b") as file:
-                file.seek(self.shards[number].start * sample_bytes)
-                file.write(values)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with path.open("r+b") as file:
+                    file.seek(self.shards[number].start * sample_bytes)
+                    file.write(values)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                name_file(error, path)
+                raise
         write_json(self._marker(number), {"sha256": total.hexdigest()})
 
     def table(self) -> FeatureTable:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from eenet.reading import read_text
+
 
 class Given(NamedTuple):
     """What was given for a key.
@@ -59,9 +61,7 @@ def leaves(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
         value = value if equals else next(iter(args[number + 1 : number + 2]), "")
         with suppress(yaml.YAMLError):
             if name == "--config":  # a file, or its text
-                yield from values_below(
-                    "", yaml.safe_load(Path(value).read_text(encoding="utf-8") if isfile(value) else value)
-                )
+                yield from values_below("", yaml.safe_load(read_text(Path(value)) if isfile(value) else value))
             else:
                 yield from values_below(name.lstrip("-"), yaml.safe_load(value))
 
@@ -85,7 +85,7 @@ def plain(key: str) -> str:
 
 def in_file(path: Path, parts: list[str]) -> Given | None:
     """Find a key in a YAML file."""
-    node = find_node(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), parts)
+    node = find_node(yaml.compose(read_text(path), yaml.SafeLoader), parts)
     if node is None:
         return None
     return Given(yaml.safe_load(yaml.serialize(node)), f" ({path}, line {node.start_mark.line + 1})")

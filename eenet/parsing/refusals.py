@@ -1,16 +1,20 @@
 """Parsers that refuse with one `UserError`: the deepest cause in jsonargparse's report, its key, value and place."""
 
+import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
 
 from eenet.errors import UserError, command
 from eenet.parsing.given import find_given, leaves, plain
+from eenet.reading import read_text
 
 PACKAGES = ("lightning_modules", "datamodules", "eenet.backbones", "eenet.gates", "eenet.inference_modules", "eenet")
 """Where a class is looked for that is given without its module."""
@@ -101,6 +105,14 @@ def holds(config: Any, parts: Sequence[str]) -> bool:
     if parts[0] in config:
         return holds(config[parts[0]], parts[1:])
     return "init_args" in config and holds(config["init_args"], parts)
+
+
+def _read_text(path: Any, before: Callable[[Any], str] = jsonargparse.Path.read_text) -> str:
+    """Text of a configuration, which jsonargparse would read in the locale's encoding."""
+    return read_text(Path(path)) if os.path.isfile(path) else before(path)
+
+
+jsonargparse.Path.read_text = _read_text  # type: ignore[assignment,method-assign]
 
 
 class Parser(Refusals, ArgumentParser):

@@ -11,7 +11,7 @@ import yaml
 
 import eenet
 from eenet.errors import UserError
-from eenet.yaml_files import read_yaml
+from eenet.reading import read_text, read_yaml
 
 _PACKAGE = Path(eenet.__file__).parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
@@ -78,7 +78,7 @@ def with_own(args: list[str]) -> tuple[list[str], list[str] | None]:
             inlined = yaml.safe_dump(values, sort_keys=False)
             found[i] = f"{name}={inlined}" if given else inlined
         else:
-            allowed += DOTTED.findall(Path(path).read_text(encoding="utf-8"))
+            allowed += DOTTED.findall(read_text(Path(path)))
     return found, [path for name in allowed for path in of_user(name)] if opens else None
 
 

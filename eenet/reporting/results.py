@@ -27,11 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 from eenet.files import sha256, whole
 from eenet.metrics import choice_shares, failure_auroc, summarise
 from eenet.policies import Policy
 from eenet.profile import Costs, TreeCosts, mean_cost
+from eenet.reading import read_json
 from eenet.tree import path_name
 
 SCHEMA = 1
@@ -164,9 +165,9 @@ def read_results(path: Path) -> Results:
         UserError: It is not there, not JSON, or of another schema.
     """
     try:
-        results = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError("results", str(path), f"cannot be read ({error}); `eenet test` writes it") from error
+        results = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError("results", str(path), f"cannot be read ({said(error)}); `eenet test` writes it") from error
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise UserError("results", str(path), f"is not of schema {SCHEMA}; write it again with `eenet test`")
     return results

@@ -5,7 +5,6 @@ Fields of `bench.json`: `schema`, `run`, `data`, `split`, `device`, `threads`, `
 routed network that nobody leaves divided by that of the full network, minus 1) and `rows`, see `eenet.runtime.race`.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from eenet.errors import UserError
 from eenet.profile import Seconds
+from eenet.reading import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def read_bench(path: Path) -> Bench | None:
     if not path.is_file():
         return None
     try:
-        bench = json.loads(path.read_text())
+        bench = read_json(path)
         if not isinstance(bench, dict) or not bench.keys() >= FIELDS:
             raise ValueError(f"lacks some of {', '.join(sorted(FIELDS))}")
     except ValueError as error:

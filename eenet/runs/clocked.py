@@ -8,6 +8,7 @@ from pathlib import Path
 from eenet.errors import UserError
 from eenet.files import sha256, whole
 from eenet.profile import Seconds
+from eenet.reading import read_json
 
 PROFILE = "profile.json"
 """File of a run folder that `eenet bench --profile` writes; see `eenet.runs.RunFolder.file`."""
@@ -30,7 +31,7 @@ def keep(path: Path, checkpoint: Path, found: Seconds) -> None:
     profiles = [profile.to_dict() for profile in (*(one for one in old if one.key != found.key), found)]
     content = {"schema": SCHEMA, "checkpoint": sha256(checkpoint), "profiles": profiles}
     with whole(path) as beside:
-        beside.write_text(json.dumps(content, indent=2))
+        beside.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def find(path: Path, checkpoint: Path, runtime: str, threads: int, batch_size: int, device: str) -> Seconds:
@@ -47,7 +48,7 @@ def find(path: Path, checkpoint: Path, runtime: str, threads: int, batch_size: i
 
 def _read(path: Path, checkpoint: Path) -> list[Seconds]:
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         if values["schema"] != SCHEMA or values["checkpoint"] != sha256(checkpoint):
             raise UserError("budget-ms", str(path), f"is of another checkpoint or version; {_remedy()}")
         return [Seconds.from_dict(profile) for profile in values["profiles"]]

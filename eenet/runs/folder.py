@@ -1,7 +1,6 @@
 """The folder of a run: what lies where in it, which of its checkpoints is meant, and who trains in it."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +13,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from eenet.errors import UserError
-from eenet.files import sha256, whole
+from eenet.files import remove_left, sha256, whole
+from eenet.reading import UNREADABLE
 
 IDENTITY = "eenet"
 """Key of a checkpoint under which stands whose it is."""
-
-UNREADABLE = (
-    *(pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
-    *(RuntimeError, TypeError, ValueError),
-)
-"""What torch raises on a file that it cannot read."""
 
 FINISHED = "finished.txt"
 """File beside the checkpoints with the digest of the last one, where its training reached its end."""
@@ -65,12 +59,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the training that wrote the last checkpoint reached its end, by its epochs or by a callback."""
         note = self.checkpoints / FINISHED
-        return note.is_file() and note.read_text() == self._last_digest
+        return note.is_file() and note.read_text(encoding="utf-8", errors="replace") == self._last_digest
 
     def finish(self) -> None:
         """Note that a training reached its end; a later one that writes another last checkpoint takes that back."""
         with whole(self.checkpoints / FINISHED) as beside:
-            beside.write_text(self._last_digest)
+            beside.write_text(self._last_digest, encoding="utf-8")
 
     @property
     def _last_digest(self) -> str:
@@ -153,6 +147,8 @@ class RunFolder:
         except Timeout as error:
             remedy = "is being trained in by another process; wait for it, or choose another folder"
             raise UserError("trainer.default_root_dir", str(self.path), remedy) from error
+        for folder in (self.path, self.checkpoints):
+            remove_left(folder)
         training = Training()
         try:
             yield training
@@ -200,14 +196,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     with whole(path) as beside:
         torch.save(checkpoint, beside)
         digest = sha256(beside)
-        before = note.read_text() if note.is_file() else ""
+        before = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
         _write(note, f"{before}{digest}\n")
     _write(note, f"{digest}\n")
 
 
 def _write(path: Path, text: str) -> None:
     with whole(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[str, Any]:
@@ -223,7 +219,7 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
     """
     name = "" if value in (None, str(file)) else f"{file} "
     note = digest_note(file)
-    if note.is_file() and sha256(file) not in note.read_text(errors="replace").split():
+    if note.is_file() and sha256(file) not in note.read_text(encoding="utf-8", errors="replace").split():
         problem = f"{name}is damaged: its SHA-256 is not in {note.name}; take another, or train again"
         raise UserError(field, value or str(file), problem)
     try:

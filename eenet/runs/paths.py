@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from eenet.described import argument_hints, type_hints
 from eenet.files import FilePath, NameOrFile, NameOrPath, is_path
+from eenet.reading import read_yaml
 from eenet.runs.folder import RunFolder
 from eenet.runs.trust import check_trust
-from eenet.yaml_files import read_yaml
 
 HERE = "."
 

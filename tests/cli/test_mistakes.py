@@ -42,6 +42,10 @@ def raised(action: object, *args: object, **options: object) -> Exception:
             PermissionError(errno.EACCES, "Permission denied", "a/b"),
             "file = 'a/b': Permission denied; change its rights",
         ),
+        (
+            UnicodeEncodeError(sys.getfilesystemencoding(), "größe", 2, 3, "ordinal not in range(128)"),
+            "file = 'größe': cannot be a file's name in this locale",
+        ),
         (MemoryError(), "data.init_args.batch_size = '7': this machine's memory is too small"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.init_args.batch_size = '7': this machine's memory"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eenet.files import PART, whole
+from eenet.runs import RunFolder
 
 
 def killed_while_writing(path: Path, folder: bool) -> None:
@@ -29,6 +30,15 @@ def test_a_kill_leaves_nothing_at_the_path_and_the_next_writer_clears_up(tmp_pat
         (beside / "a.bin" if folder else beside).write_bytes(b"all of it")
     assert [left.name for left in tmp_path.iterdir()] == ["out"]
     assert (path / "a.bin" if folder else path).read_bytes() == b"all of it"
+
+
+def test_a_training_that_goes_on_clears_up_after_the_one_that_was_killed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for path in (run.config, run.last):
+        killed_while_writing(path, False)
+    with run.training() as training:
+        training.begin()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_kill_keeps_what_was_there(tmp_path: Path) -> None:
@@ -59,6 +69,17 @@ def test_rights_follow_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     rights = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert rights == {"file": 0o640, "folder": 0o750, "private": 0o640}
+
+
+def fill_a_disk(path: Path) -> None:
+    with whole(path), open("/dev/full", "w") as full:
+        full.write("more than there is room for")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as refused:
+        fill_a_disk(tmp_path / "note.txt")
+    assert refused.value.filename == str(tmp_path / "note.txt")
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,11 @@ from eenet.calibration import (
     trust_records,
 )
 from eenet.errors import UserError
+from eenet.files import sha256
 from eenet.gates import ConfidenceGate, Gate, SchedulerGate, UncertaintyGate
 from eenet.metrics import sample_statistics, summarise
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
+from eenet.tree import Tree
 
 POLICIES = [FixedExit(1), Patience(2), RandomExits([0.5, 0.5]), SequentialGates(-0.25), Threshold([0.1, float("inf")])]
 GATES = [None, ConfidenceGate(2, "margin"), SchedulerGate(2, 4), UncertaintyGate(2)]
@@ -62,13 +67,27 @@ def test_points_are_chosen_by_name() -> None:
         both.choose("c")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": 99}', '{"schema": 2, "points": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"schema": 99}', '{"schema": 2, "points": {"a": {}}}', "\xff", "[" * 10**5]
+)
 def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text(text)
-    with pytest.raises(UserError, match="calibrat"):
+    (tmp_path / "c.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match="`eenet calibrate` writes it again") as refused:
         Calibration.load(tmp_path / "c.json")
+    assert str(refused.value).count("c.json") == 1
     with pytest.raises(UserError, match="no such file"):
         Calibration.load(tmp_path / "none.json")
+
+
+def test_temperatures_of_another_network_are_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    replace(calibration({}), checkpoint=sha256(checkpoint)).save(tmp_path / "calibration.json")
+    networks: list[Any] = [SimpleNamespace(tree=Tree.chain(exits)) for exits in (3, 2)]
+    assert len(Calibration.of(tmp_path, checkpoint, "all", networks[0]).temperatures) == 3
+    with pytest.raises(UserError, match="3 temperatures for 2 exits"):
+        Calibration.of(tmp_path, checkpoint, "all", networks[1])
 
 
 def test_trust_tempers_each_sample_by_its_own_exit() -> None:

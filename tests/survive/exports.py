@@ -17,7 +17,7 @@ from eenet.files import sha256
 from eenet.runtime import load
 from eenet.runtime.manifest import MANIFEST, manifest_digest
 
-from .harness import CHANGES, WRITES, Base, run
+from .harness import CHANGES, WRITES, Base, reference, run
 
 ACTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", *CHANGES)
 """What an export may not do, as Python's events have it; opening files to write is seen, too."""
@@ -128,26 +128,32 @@ def damaged_exports(
         seed: Of the damage.
         formats: One of which each folder has.
     """
-    before = os.getcwd()
-    os.chdir(base.folder)
-    try:
-        for format in set(formats):
-            if not (base.folder / format).exists():
-                ended = run(["export", "runs/exits", "--format", format, "--out", format, "--point", "budget-0.5"])
-                assert ended.code == 0, ended.text
-    finally:
-        os.chdir(before)
+    sources = {format: _export(base, place, format) for format in set(formats)}
     for number in range(count):
         draw = random.Random(f"{seed} {number}")
-        source, folder = base.folder / draw.choice(formats), place / "damaged"
+        format, folder = draw.choice(formats), place / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(source, folder)
+        shutil.copytree(sources[format], folder)
         name = draw.choice(sorted(path.name for path in folder.iterdir()))
         change = change_json if name.endswith(".json") and draw.random() < 0.8 else change_bytes
-        done = f"{number}: {source.name}, {name}, {change(folder / name, draw)}"
+        done = f"{number}: {format}, {name}, {change(folder / name, draw)}"
         if name != MANIFEST and draw.random() < 0.9:
             sign(folder, name)
         yield _try(folder, done)
+
+
+def _export(base: Base, place: Path, format: str) -> Path:
+    """An export of the base; the one in torch's format is that of the commands that are killed."""
+    before, folder = os.getcwd(), base.folder.with_name(format)
+    try:
+        if format == "torch":
+            return reference(base, "export", place / "work").left / "export"
+        os.chdir(base.folder)
+        ended = run(["export", "runs/exits", "--format", format, "--out", str(folder), "--point", "budget-0.5"])
+        assert ended.code == 0, ended.text
+        return folder
+    finally:
+        os.chdir(before)
 
 
 def _try(folder: Path, done: str) -> Tried:

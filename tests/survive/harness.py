@@ -1,6 +1,7 @@
 """Commands in forks of one process that has the imports: as they end, as a kill ends them, and what they leave."""
 
 import json
+import mmap
 import os
 import random
 import re
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from eenet.cli import sweep
 from eenet.cli.main import main
@@ -26,8 +28,14 @@ from tests._dummies.word_decoder import NOUNS, VERBS, write_decoder
 
 COMMAND_MODULES = ("lightning", "calibrate", "export", "infer", "compare", "sweep", "layer_study")
 API = tuple(f"eenet.api.{name}" for name in ("calibrating", "comparing", "exporting", "inferring", "opening"))
-for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, "sklearn.datasets", "timm", "torch._dynamo"):
+OWN = (
+    *("datamodules.digits", "datamodules.features", "datamodules.nlg", "lightning_modules.decoupled"),
+    *(f"lightning_modules.{name}" for name in ("record", "thresholds", "whole_validation")),
+)
+OTHERS = ("sklearn.datasets", "sklearn.metrics", "timm", "datasets", "matplotlib.backends.backend_svg")
+for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, *OWN, *OTHERS):
     import_module(_name)  # once, for all forks
+torch.export.export(torch.nn.Linear(1, 1), (torch.ones(2, 1),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -41,7 +49,7 @@ BACKBONE: dict[str, Any] = {
         "num_classes": 10,
         "image_size": 8,
         "in_channels": 1,
-        "overrides": {"patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2},
+        "overrides": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2},
     },
 }
 
@@ -65,7 +73,12 @@ class Ended(NamedTuple):
 
 
 def run(
-    args: list[str], at: int = 0, under: Path | None = None, sent: signal.Signals | None = None, once: Path = Path()
+    args: list[str],
+    at: int = 0,
+    under: Path | None = None,
+    sent: signal.Signals | None = None,
+    once: Path = Path(),
+    first: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run a command in a fork.
 
@@ -75,6 +88,7 @@ def run(
         under: Folder in which changes count; with `at` 0 their number is printed at the end.
         sent: A signal that the fork gets.
         once: The file that is there then.
+        first: What the fork does before.
     """
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
@@ -83,6 +97,7 @@ def run(
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+            first()
             os._exit(_child(args, at, under))
         while sent is not None and not once.exists():
             time.sleep(0.02)
@@ -96,6 +111,7 @@ def run(
 def _child(args: list[str], at: int, under: Path | None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts behind its back
     torch.set_num_threads(1)
+    Figure.draw = lambda figure, renderer: None  # type: ignore[method-assign] # what takes long and changes no file
     sweep.subprocess = _InForks  # type: ignore[assignment,attr-defined]
     count = _count(at, under) if under is not None else None
     try:
@@ -115,8 +131,8 @@ def _child(args: list[str], at: int, under: Path | None) -> int:
 
 
 def _count(at: int, under: Path) -> Callable[[], int]:
-    """Count changes of files under a folder, and kill at one of them."""
-    seen, root = [0], str(under)
+    """Count changes of files under a folder, those of forks too, and kill all at one of them."""
+    seen, root = memoryview(mmap.mmap(-1, 8)).cast("q"), str(under)
 
     def hook(event: str, args: tuple) -> None:
         changes = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
@@ -170,6 +186,7 @@ class Base:
 
     Attributes:
         folder: Holds `config.yaml` and the runs `runs/exits` and, of the same, `runs/twin`.
+        references: Commands that nothing disturbed, by name.
     """
 
     folder: Path
@@ -264,10 +281,11 @@ def content(folder: Path) -> dict[str, str]:
 
 
 class Reference(NamedTuple):
-    """A command that nothing disturbed: how often it changed files, and what it left."""
+    """A command that nothing disturbed: how often it changed files, what it left, and a copy of that."""
 
     changes: int
     content: dict[str, str]
+    left: Path
 
 
 def workplace(base: Base, place: Path) -> None:
@@ -286,7 +304,8 @@ def reference(base: Base, name: str, place: Path) -> Reference:
         ended = run(args, 0, place / changed)
         assert ended.code == 0, ended.text
         count = int(ended.text.rpartition("changes: ")[2])
-        base.references[name] = Reference(count, content(place / changed))
+        left = shutil.copytree(place / changed, base.folder.with_name(f"left by {name}"))
+        base.references[name] = Reference(count, content(left), left)
     return base.references[name]
 
 

@@ -1,14 +1,11 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default two moments of a training and of a study of layers are tried; the slow suite tries all commands, 25 moments
-of each, and all kinds.
+By default each command is killed at two moments, and those that take longest (`DEAR`) at one; the slow suite tries 25
+moments of each, or all where there are fewer, and all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,8 +16,8 @@ import torch
 
 from eenet.runs import RunFolder
 from tests.survive.exports import damaged_exports
-from tests.survive.harness import COMMANDS, QUIET, Base, Ended, content, killed, run
-from tests.survive.wrong import strange_configurations, wrong_checkpoints
+from tests.survive.harness import COMMANDS, QUIET, Base, killed, run
+from tests.survive.wrong import strange_configurations, wrong_backbones, wrong_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +27,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
-QUICK = ("fit", "layers")
+pytestmark = pytest.mark.forks
+DEAR = ("extraction", "sweep", "export", "layers")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in COMMANDS])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_ends_like_one_that_was_not(base: Base, name: str, tmp_path: Path) -> None:
-    assert [found for found in killed(base, name, 2, tmp_path / "work") if found] == []
+    ends = list(killed(base, name, 1 if name in DEAR else 2, tmp_path / "work"))
+    assert [found for found in ends if found] == []
+    assert ends
 
 
 @SLOW
@@ -69,6 +69,14 @@ def test_wrong_checkpoints_are_refused_in_one_line(base: Base, every: int, tmp_p
 
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=SLOW)])
+def test_wrong_backbones_are_refused_in_one_line(base: Base, every: int, tmp_path: Path) -> None:
+    ends = list(wrong_backbones(base, tmp_path, every))
+    assert [(name, ended) for name, ended in ends[:2] if ended.code] == []
+    assert [(name, ended) for name, ended in ends[2:] if not ended.clear] == []
+    assert len(ends) > 3
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=SLOW)])
 def test_nothing_of_a_stranger_runs(base: Base, every: int, tmp_path: Path) -> None:
     ends = list(strange_configurations(base, tmp_path / "run", every))
     assert [name for name, _, ran in ends if ran] == []
@@ -85,55 +93,6 @@ def test_damaged_exports_do_nothing_and_are_refused_in_one_line(
     assert [one for one in tried if one.acted or one.unclear] == []
     assert len(tried) == count
     assert capfd.readouterr().out == ""
-
-
-SURROUNDINGS: dict[str, dict[str, str | None]] = {
-    "C, without home": {"LC_ALL": "C", "HOME": None, "PYTHONHASHSEED": "1"},
-    "UTF-8, with a home that cannot be written": {"LC_ALL": "C.UTF-8", "HOME": "/proc/self", "PYTHONHASHSEED": "2"},
-}
-WORK = [
-    ["calibrate", "läufe/exits", "--budget", "0.4"],
-    ["infer", "läufe/exits", "--input", "bilder", "--output", "läufe/größe.csv", "--point", "budget-0.4"],
-    ["export", "läufe/exits", "--out", "läufe/für alle"],
-]
-
-
-@pytest.mark.parametrize(
-    ("surroundings", "work"),
-    [
-        ("C, without home", WORK[:2]),
-        pytest.param("UTF-8, with a home that cannot be written", WORK[:2], marks=SLOW),
-        *(pytest.param(name, WORK[2:], marks=SLOW) for name in SURROUNDINGS),
-    ],
-)
-def test_locale_home_and_hash_seed_change_nothing(
-    base: Base, tmp_path: Path, surroundings: str, work: list[list[str]]
-) -> None:
-    (tmp_path / "bilder").mkdir()
-    for image in (base.folder / "images").iterdir():
-        shutil.copy(image, tmp_path / "bilder" / f"größe {image.name}")
-    before, left = os.getcwd(), []
-    try:
-        for number, changed in enumerate(({}, SURROUNDINGS[surroundings])):
-            place = tmp_path / str(number)
-            shutil.copytree(base.folder / "runs/exits", place / "läufe/exits")
-            (place / "bilder").symlink_to(tmp_path / "bilder")
-            os.chdir(place)
-            if number == 0:
-                ended = [run(args) for args in work]
-            else:
-                kept = {**os.environ, **changed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-                program = f"from eenet.cli.main import main\nfor args in {work!a}:\n    main(args)"
-                command = [sys.executable, "-c", program]
-                env = {name: value for name, value in kept.items() if value is not None}
-                found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-                ended = [Ended(found.returncode, found.stdout + found.stderr)]
-            assert [one.text for one in ended if one.code or "Traceback" in one.text] == []
-            left.append(content(place / "läufe"))
-    finally:
-        os.chdir(before)
-    assert any("ü" in name or "ö" in name for name in left[0])
-    assert left[0] == left[1]
 
 
 @SLOW

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
+from safetensors.torch import save
 
-from .harness import QUIET, Base, Ended, run
+from .harness import BACKBONE, QUIET, Base, Ended, run
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -34,7 +36,7 @@ def having(*keys: str, value: Any) -> Change:
 
 
 def _renamed(saved: dict[str, Any]) -> None:
-    name = next(iter(saved["state_dict"]))
+    name = next(name for name in saved["state_dict"] if "backbone" in name)
     saved["state_dict"]["other"] = saved["state_dict"].pop(name)
 
 
@@ -105,6 +107,86 @@ def wrong_checkpoints(base: Base, place: Path, every: int = 1) -> Iterator[tuple
             torch.save(saved if changed is None else changed, file)
             file.with_name("last.ckpt.sha256").unlink(missing_ok=True)
         yield name, run([word.format(place) for word in args])
+
+
+def _lightning(saved: dict[str, Any]) -> dict[str, Any]:
+    return {"pytorch-lightning_version": "2.6.6", "epoch": 1, "state_dict": {"layer.weight": torch.ones(3, 3)}}
+
+
+def _diverged(state: dict[str, Any]) -> None:
+    name = next(name for name, value in state.items() if value.ndim > 1)
+    state[name] = torch.full_like(state[name], torch.nan)
+
+
+def _blocks(state: dict[str, Any], change: Callable[[str], str | None]) -> dict[str, Any]:
+    named = {name: change(name) for name in state}
+    return {new: state[name] for name, new in named.items() if new is not None}
+
+
+STATES: dict[str, Change] = {
+    "another model's": lambda state: torch.nn.LSTM(3, 3).state_dict(),
+    "of a Lightning module": _lightning,
+    "of a module, pickled": lambda state: torch.nn.Linear(1, 1),
+    "a list": lambda state: [1, 2],
+    "numbers": lambda state: {"a": 1, "b": "c"},
+    "not finite": _diverged,
+    "a block less": lambda state: _blocks(state, lambda name: None if "blocks.1." in name else name),
+    "a block more": lambda state: state | _blocks(state, lambda name: name.replace("blocks.1.", "blocks.7.")),
+    "other names": lambda state: _blocks(state, lambda name: f"{len(name)}.{name[::-1]}"),
+    "another width": lambda state: {name: value.repeat_interleave(2, -1) for name, value in state.items()},
+}
+"""Changes of the state dict of a model of another library."""
+
+TAKEN = ("no identity", "no backbone", "another backbone", "a backbone of text", "no weights", "weights of text")
+OF_RUNS: dict[str, Change] = {
+    **{name: SAVED[name] for name in (*TAKEN, "another name", "another shape", "a state dict alone", "a list")},
+    "of a Lightning module": _lightning,
+    "of a module, pickled": lambda saved: torch.nn.Linear(1, 1),
+    "not finite": lambda saved: _diverged(saved["state_dict"]),
+    "another width": having("eenet", "backbone", "embed_dim", value=32),
+    "other classes": having("eenet", "backbone", "num_classes", value=3),
+}
+"""Changes of a run's checkpoint that matter to who takes its backbone."""
+
+
+def wrong_backbones(base: Base, place: Path, every: int = 1) -> Iterator[tuple[str, Ended]]:
+    """How a training ends whose backbone comes from a wrong file; the first two files are right.
+
+    Args:
+        base: A run.
+        place: An empty folder.
+        every: Take one of so many wrong ones.
+    """
+    arguments = BACKBONE["init_args"]
+    shape = {"img_size": arguments["image_size"], "in_chans": arguments["in_channels"], **arguments["overrides"]}
+    state = timm.create_model(arguments["name"], num_classes=arguments["num_classes"], **shape).state_dict()
+    saved = torch.load(base.folder / "runs/exits/checkpoints/last.ckpt", weights_only=True)
+    network = "model.init_args.network.init_args.backbone.init_args.pretrained"
+    files: list[tuple[str, str, Path]] = []
+    for key, whole, changes in ((network, state, STATES), ("model.init_args.backbone_checkpoint", saved, OF_RUNS)):
+        kind = key.rpartition(".")[2]
+        folder = place / kind
+        (folder / "nothing").mkdir(parents=True)
+        torch.save(whole, folder / "whole.pt")
+        files.insert(0, (f"{kind}, whole", key, folder / "whole.pt"))
+        files += [(f"{kind}, a folder", key, folder / "nothing"), (f"{kind}, none", key, folder / "nowhere.pt")]
+        for name, change in changes.items():
+            values = copy.deepcopy(whole)
+            changed = change(values)
+            torch.save(values if changed is None else changed, folder / f"{name}.pt")
+            files.append((f"{kind}, {name}", key, folder / f"{name}.pt"))
+        content = (folder / "whole.pt").read_bytes()
+        tensors = save({"weight": torch.ones(3)}) if kind == "pretrained" else b""
+        for name, damage in BYTES.items():
+            if name == "a flipped byte":  # what nothing beside these files could tell
+                continue
+            (folder / f"{name}.pt").write_bytes(damage(content))
+            (folder / f"{name}.safetensors").write_bytes(damage(tensors))
+            files.append((f"{kind}, {name}", key, folder / f"{name}.pt"))
+            files += [(f"{kind}, safetensors, {name}", key, folder / f"{name}.safetensors")] if tensors else []
+    fit = ["fit", "--config", str(base.folder / "config.yaml"), "--trainer.fast_dev_run=true", *QUIET]
+    for name, key, file in [*files[:2], *files[2::every]]:
+        yield name, run([*fit, f"--{key}={file}", f"--trainer.default_root_dir={place / 'run'}"])
 
 
 STRANGER = """

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eenet.decoding.store import RowStore, kept_table
+from eenet.errors import UserError
 
 
 def rows_of(numbers: list[int]) -> list[dict]:
@@ -54,3 +55,13 @@ def test_tables_are_computed_once_and_never_half_written(tmp_path: Path, monkeyp
     assert torch.equal(kept_table(path, compute)["states"], first["states"])
     assert first["states"].tolist() == [[0, 2, 4], [1, 3, 5]]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"{\n", b"[1]\n", b"{}\n", b"[" * 5000 + b"\n"])
+def test_damaged_rows_and_tables_are_told_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        RowStore(path).read()
+    with pytest.raises(UserError, match="is damaged"):
+        kept_table(path, dict)
