@@ -5,6 +5,7 @@ from typing import Any
 
 import eenet
 from eenet.backbones import StagedBackbone
+from eenet.described import describe
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
@@ -20,23 +21,38 @@ def identity(method: str, network: EarlyExitNetwork, data: str | None) -> dict[s
         "method": method,
         "backbone": network.backbone.description(),
         "exits": network.exit_stages,
+        "gate": {"class": type(network.gate).__name__, **network.gate.arguments()},
+        "inference_modules": described_heads(network),
         "data": data,
     }
+
+
+def described_heads(network: EarlyExitNetwork) -> list[dict[str, Any]] | None:
+    """What the inference modules are made with, each once; `None` where one has no form in a configuration."""
+    found: list[dict[str, Any]] = []
+    try:
+        for head in network.inference_modules:
+            made = describe(head, placed=2)
+            found += [made] if made not in found else []
+    except UserError:
+        return None
+    return found
 
 
 def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNetwork, data: str | None) -> None:
     """Refuse a checkpoint of another method, network or data set.
 
-    Lightning hands a data module the state of its own class alone, so another class would not notice.
+    Lightning hands a data module the state of its own class alone, so another class would not notice; nor would
+    weights notice another measure of a gate. Checkpoints of before say nothing of gate and inference modules.
 
     Raises:
-        UserError: The checkpoint is of another method, backbone, set of exits or data set.
+        UserError: The checkpoint is of another method, backbone, set of exits, gate, inference module or data set.
     """
     found, own = checkpoint.get(IDENTITY), identity(method, network, data)
     if not isinstance(found, dict):
         raise UserError("ckpt_path", None, "is no checkpoint of eenet")
-    for field in ("method", "backbone", "exits"):
-        if found[field] != own[field]:
+    for field in ("method", "backbone", "exits", "gate", "inference_modules"):
+        if None not in (found.get(field), own[field]) and found[field] != own[field]:
             raise UserError(
                 "ckpt_path", found[field], f"is the checkpoint's {field}, the configuration asks for {own[field]!r}"
             )

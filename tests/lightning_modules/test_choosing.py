@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from eenet.calibration import ChosenOn, policy_for_budget, weights_digest
 from eenet.calibration.search import Scored
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate
+from eenet.inference_modules import LinearHead
 from eenet.policies import Threshold
+from eenet.quantization import QuantizedNetwork
 from eenet.runs import RunFolder
-from lightning_modules import BackboneTraining, DecoupledExits, JointExits
+from lightning_modules import BackboneTraining, DecoupledExits, JointExits, QuEE
 from lightning_modules.choosing import ChoosesPoints
 from tests._dummies import make_network, make_vit
 
@@ -239,6 +242,43 @@ def test_a_part_of_the_split_judges_points_that_the_whole_has_chosen(tmp_path: P
     make_trainer(tmp_path, limit_val_batches=1).validate(routine, datamodule=make_data(), verbose=False)
     assert routine.thresholds.tolist() == before
     assert [row["chosen"] for row in routine.results["operating_points"]] == [True, True]
+
+
+def test_thresholds_are_those_of_their_budgets_whatever_is_asked_for_later(tmp_path: Path) -> None:
+    routine = fitted(tmp_path)
+    path = RunFolder(tmp_path).last
+    other = make_routine(budgets=[0.9, 0.75, 0.6])
+    make_trainer(tmp_path).test(other, datamodule=make_data(), ckpt_path=path, verbose=False)
+    assert other.thresholds.tolist() == [float("inf"), routine.thresholds[1].item(), float("inf")]
+    rows = {row["name"]: row["chosen"] for row in other.results["operating_points"]}
+    assert rows == {"budget-0.9": False, "budget-0.75": True, "budget-0.6": False}
+    assert "no whole validation has chosen it" in other.results["operating_points"][0]["why"]
+    more = make_routine(budgets=[0.9])
+    make_trainer(tmp_path, max_epochs=3).fit(more, datamodule=make_data(), ckpt_path=path)
+    check_chosen(more)
+    assert [row["chosen"] for row in more.results["operating_points"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("gate", {"gate": partial(ConfidenceGate, measure="entropy")}),
+        ("inference_modules", {"gate": ConfidenceGate, "inference_module": partial(LinearHead, normalize=False)}),
+    ],
+)
+def test_weights_are_read_by_no_other_gate_or_head(field: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    fitted(tmp_path, max_epochs=1)
+    routine = DecoupledExits(make_network(exits=[0, 1], **arguments), budgets=[0.5, 0.75])
+    with pytest.raises(UserError, match=f"is the checkpoint's {field}, the configuration asks for"):
+        make_trainer(tmp_path).test(routine, datamodule=make_data(), ckpt_path=RunFolder(tmp_path).last)
+
+
+def test_two_budgets_of_one_name_are_refused() -> None:
+    for make in (make_routine, lambda budgets: QuEE(QuantizedNetwork(make_vit(), [1], widths=[8]), budgets=budgets)):
+        with pytest.raises(
+            UserError, match=r"model\.budgets = \[0\.5, 0\.50000001\]: two of them are one point's name"
+        ):
+            make(budgets=[0.5, 0.50000001])
 
 
 def test_gates_that_never_trained_are_said(tmp_path: Path) -> None:
