@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -50,6 +51,7 @@ class ChoosesPoints(Module):
         self._judged = ""
         self._fingerprint: tuple[Any, str] | None = None
         self._objections: dict[str, str] = {}
+        self._remembered: dict[str, Tensor] = {}
 
     @abstractmethod
     def own_points(self) -> dict[str, OperatingPoint]:
@@ -128,6 +130,12 @@ class ChoosesPoints(Module):
             loaders = pytree.tree_leaves(self.trainer.val_dataloaders)
             samples = min(samples, sum(len(loader.dataset) for loader in loaders))
         self.validated_on = ChosenOn(self._judged, self.split, samples)
+        self._remembered = {name: buffer.cpu().clone() for name, buffer in self.named_buffers(recurse=False)}
+
+    def overwritten(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state has other thresholds than the last whole validation chose, as an average over steps has."""
+        found = ((state.get(name, chosen), chosen) for name, chosen in self._remembered.items())
+        return self.chooses and not all(torch.equal(held.cpu(), chosen) for held, chosen in found)
 
     @property
     def current(self) -> bool:
@@ -274,8 +282,9 @@ class ChoosesPoints(Module):
         return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the last whole validation."""
-        checkpoint[VALIDATED_ON] = None if self.validated_on is None else self.validated_on.to_dict()
+        """Add the last whole validation, where the checkpoint holds what it chose."""
+        last = None if self.overwritten(checkpoint["state_dict"]) else self.validated_on
+        checkpoint[VALIDATED_ON] = None if last is None else last.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the last whole validation; checkpoints that were written before it was kept have none."""

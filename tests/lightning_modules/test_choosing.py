@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
@@ -173,6 +173,24 @@ def test_only_checkpoints_of_the_final_weights_get_the_points(tmp_path: Path) ->
     assert saved.pop("step=3.ckpt") is None
     assert set(saved) == {"step=6.ckpt", "last.ckpt"}
     assert all(found == routine.validated_on.to_dict() for found in saved.values())  # type: ignore[union-attr]
+
+
+def test_averaged_weights_have_points_of_their_own(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/accuracy")
+    average = EMAWeightAveraging(decay=0.5)
+    routine = fitted(tmp_path, max_epochs=1, callbacks=[average, best])
+    check_chosen(routine)
+    for path in (RunFolder(tmp_path).last, tmp_path / "best.ckpt"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["validated_on"] == routine.validated_on.to_dict()  # type: ignore[union-attr]
+        assert torch.equal(saved["state_dict"]["thresholds"], routine.thresholds)
+
+
+def test_a_checkpoint_of_other_thresholds_than_were_chosen_has_no_points(tmp_path: Path) -> None:
+    routine = fitted(tmp_path, max_epochs=1)
+    checkpoint = {"state_dict": {**routine.state_dict(), "thresholds": torch.tensor([0.5, float("inf")])}}
+    ChoosesPoints.on_save_checkpoint(routine, checkpoint)
+    assert checkpoint["validated_on"] is None
 
 
 def test_stopping_reads_the_parts_of_a_limited_training(tmp_path: Path) -> None:
