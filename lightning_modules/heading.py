@@ -23,7 +23,7 @@ def heading(routine: Any, split: str) -> Results:
     trainer, backbone = routine.trainer, routine.network.backbone
     data, trained = trainer.datamodule, routine.trained or training_record(trainer)
     identity = identify(routine, data)
-    used = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+    used = None if trainer.ckpt_path is None or trainer.state.fn == "fit" else Path(trainer.ckpt_path)
     quantized = {"quantization": found} if (found := routine.network.quantization) else {}
     return {
         "schema": SCHEMA,

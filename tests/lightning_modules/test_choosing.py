@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
@@ -191,6 +191,15 @@ def test_a_checkpoint_of_other_thresholds_than_were_chosen_has_no_points(tmp_pat
     checkpoint = {"state_dict": {**routine.state_dict(), "thresholds": torch.tensor([0.5, float("inf")])}}
     ChoosesPoints.on_save_checkpoint(routine, checkpoint)
     assert checkpoint["validated_on"] is None
+
+
+def test_a_search_for_the_batch_size_may_take_its_checkpoint_away(tmp_path: Path) -> None:
+    data, routine = make_data(), make_routine()
+    search = BatchSizeFinder(max_trials=2, steps_per_trial=1)
+    make_trainer(tmp_path, max_epochs=1, callbacks=[search]).fit(routine, datamodule=data)
+    assert data.batch_size == 4
+    assert routine.trainer.global_step == 3
+    check_chosen(routine)
 
 
 def test_stopping_reads_the_parts_of_a_limited_training(tmp_path: Path) -> None:
