@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
-from eenet.calibration.chosen import warn_nobody_leaves
+from eenet.calibration.chosen import warn_guessing, warn_nobody_leaves
 from eenet.errors import UserError, command
+from eenet.network import EarlyExitNetwork
 from eenet.policies import SequentialGates
 from eenet.rank_zero import rank_zero_warn
 from eenet.reporting import Results
@@ -43,6 +44,8 @@ class ChoosesPoints(Module):
 
     chooses: ClassVar[bool] = False
     results: Results
+    network: EarlyExitNetwork
+    freeze_backbone: bool
     calibrated_points: dict[str, OperatingPoint]
 
     def __init__(self) -> None:
@@ -257,11 +260,13 @@ class ChoosesPoints(Module):
         return "--budget 0.5"
 
     def warn(self) -> None:
-        """Warn of points that are not chosen, and of those at which no validation sample leaves early."""
+        """Warn of points that are not chosen, of those at which nobody leaves early, and of a backbone that guesses."""
         for name, why in self.objections(self.operating_points(), self.split).items():
             rank_zero_warn(f"{name} is not chosen: {why}; {self.remedy(self.trainer.default_root_dir)}")
         rows = self.results.get("operating_points", [])
         warn_nobody_leaves({row["name"]: row["exit_fractions"] for row in rows if row["chosen"]})
+        if self.freeze_backbone and self.results.get("exits"):
+            warn_guessing(self.results["exits"][-1], self.network.backbone.num_classes)
 
     def amend(self, checkpoint: dict[str, Any], state: Mapping[str, Any]) -> bool:
         """Put the points into a checkpoint, if it holds the weights that they were chosen on.

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import Digits
 from eenet.calibration import ChosenOn, policy_for_budget, weights_digest
+from eenet.calibration.chosen import warn_guessing
 from eenet.calibration.search import Scored
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate
@@ -280,6 +281,7 @@ def test_thresholds_are_those_of_their_budgets_whatever_is_asked_for_later(tmp_p
     rows = {row["name"]: row["chosen"] for row in other.results["operating_points"]}
     assert rows == {"budget-0.9": False, "budget-0.75": True, "budget-0.6": False}
     assert "no whole validation has chosen it" in other.results["operating_points"][0]["why"]
+    assert other.results["identity"]["fields"]["model.budgets"] == [0.9, 0.75, 0.6]
     more = make_routine(budgets=[0.9])
     make_trainer(tmp_path, max_epochs=3).fit(more, datamodule=make_data(), ckpt_path=path)
     check_chosen(more)
@@ -298,6 +300,27 @@ def test_weights_are_read_by_no_other_gate_or_head(field: str, arguments: dict[s
     routine = DecoupledExits(make_network(exits=[0, 1], **arguments), budgets=[0.5, 0.75])
     with pytest.raises(UserError, match=f"is the checkpoint's {field}, the configuration asks for"):
         make_trainer(tmp_path).test(routine, datamodule=make_data(), ckpt_path=RunFolder(tmp_path).last)
+
+
+def test_results_say_what_was_trained_not_what_a_configuration_asks_for_since(tmp_path: Path) -> None:
+    trained = JointExits(make_network(exits=[0, 1]), tradeoff=0.5, warmup_epochs=0)
+    with pytest.warns(UserWarning, match="the frozen backbone finds .* as guessing does"):
+        make_trainer(tmp_path, max_epochs=1).fit(trained, datamodule=make_data())
+    edited = JointExits(make_network(exits=[0, 1]), tradeoff=2.0, warmup_epochs=0, clip=False)
+    with pytest.warns(UserWarning, match=r"model\.tradeoff = 2\.0: the checkpoint was trained with 0\.5") as warned:
+        make_trainer(tmp_path).test(edited, datamodule=make_data(), ckpt_path=RunFolder(tmp_path).last, verbose=False)
+    assert sum("was trained with" in str(warning.message) for warning in warned) == 1
+    identity = edited.results["identity"]
+    assert identity["lambda"] == identity["fields"]["model.tradeoff"] == 0.5
+    assert identity["fields"]["model.clip"] is False
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.18, True), (0.2, False)])
+def test_guessing_is_a_share_within_two_standard_errors_of_chance(
+    accuracy: float, warns: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    warn_guessing({"balanced_accuracy": accuracy, "bins": {"count": [20, 24]}}, num_classes=10)  # 0.1 + 2 * 0.0452
+    assert len(recwarn) == warns
 
 
 def test_two_budgets_of_one_name_are_refused() -> None:
