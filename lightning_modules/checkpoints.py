@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import eenet
+from eenet.api.seen import seen_before
 from eenet.backbones import StagedBackbone
 from eenet.described import describe
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
+from eenet.rank_zero import rank_zero_warn
 from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
 _BACKBONE = "network.backbone."
@@ -104,3 +106,17 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
     except RuntimeError as error:
         said = " ".join(str(error).split()).partition(": ")[2][:300]
         raise UserError(field, path, f"holds other weights than its description: {said}") from error
+
+
+def warn_seen(data: Any, path: str) -> None:
+    """Warn where validation samples trained the backbone, as far as its run tells.
+
+    Args:
+        data: A data module, or `None`.
+        path: The backbone's run or checkpoint.
+    """
+    if not hasattr(data, "sample_ids"):
+        return
+    problem = seen_before(data, {"model": {"init_args": {"backbone_checkpoint": path}}})
+    if problem is not None:
+        rank_zero_warn(f"data = {data.name}: {problem}")

@@ -27,7 +27,7 @@ from eenet.reporting import (
 from eenet.runs import IDENTITY, identify, relocate
 from eenet.tree import path_shares
 from lightning_modules.batches import DataModel, settle_preprocessing
-from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
+from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone, warn_seen
 from lightning_modules.choosing import ChoosesPoints, chosen
 from lightning_modules.heading import heading, training_record
 from lightning_modules.losses import LossLog
@@ -148,6 +148,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def _begin(self) -> None:
         if self.backbone_checkpoint is not None:
             load_backbone(self.network.backbone, self.backbone_checkpoint)
+            if self.trainer.is_global_zero:
+                warn_seen(self.trainer.datamodule, self.backbone_checkpoint)  # type: ignore[attr-defined]
         for buffer in self.network.prepare(self.inputs):
             buffer.copy_(self.trainer.strategy.broadcast(buffer))  # the same everywhere
 

@@ -1,6 +1,7 @@
 """Points that say what they were chosen on: how a training ends, what a trial leaves, what is refused."""
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -321,6 +322,20 @@ def test_guessing_is_a_share_within_two_standard_errors_of_chance(
 ) -> None:
     warn_guessing({"balanced_accuracy": accuracy, "bins": {"count": [20, 24]}}, num_classes=10)  # 0.1 + 2 * 0.0452
     assert len(recwarn) == warns
+
+
+def test_validation_samples_that_trained_the_backbone_are_warned_of(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "b", max_steps=1).fit(BackboneTraining(make_vit()), datamodule=make_data())
+    for seed, warns in ((0, False), (1, True)):
+        routine, data = make_routine(backbone_checkpoint=str(tmp_path / "b")), Digits(batch_size=64, seed=seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_trainer(tmp_path / str(seed), max_steps=1).fit(routine, datamodule=data)
+        said = [str(one.message) for one in caught if "trained the backbone in" in str(one.message)]
+        assert len(said) == warns
+        if warns:
+            train, val = (data_of.dataset(split).rows for data_of, split in ((make_data(), "train"), (data, "val")))
+            assert f"{len({*train} & {*val})} of its validation samples" in said[0]
 
 
 def test_two_budgets_of_one_name_are_refused() -> None:
