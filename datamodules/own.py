@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules.base import RunData, Split
 from eenet.errors import UserError
+
+SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
 
@@ -86,7 +88,7 @@ class OwnData(RunData):
             loader = loader[0]
         if loader is None or isinstance(loader, list | tuple | dict):
             raise UserError("data", self.name, f"must have one loader of {split} batches")
-        if split != "train" and isinstance(getattr(loader, "sampler", None), RandomSampler):
+        if split != "train" and isinstance(getattr(loader, "sampler", None), SHUFFLING):
             raise UserError("data", self.name, f"the {split} loader shuffles; points need a fixed order: shuffle=False")
         return loader
 

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import eenet
+from eenet.api.seen import seen_before
 from eenet.backbones import StagedBackbone
 from eenet.backbones.weight_files import not_finite
+from eenet.described import describe
 from eenet.errors import UserError, some
 from eenet.network import EarlyExitNetwork
 from eenet.quantization import QuantizedBackbone
+from eenet.rank_zero import rank_zero_warn
 from eenet.runs import IDENTITY, RunFolder, read_checkpoint
 
 _BACKBONE = "network.backbone."
@@ -21,23 +24,38 @@ def identity(method: str, network: EarlyExitNetwork, data: str | None) -> dict[s
         "method": method,
         "backbone": network.backbone.description(),
         "exits": network.exit_stages,
+        "gate": {"class": type(network.gate).__name__, **network.gate.arguments()},
+        "inference_modules": described_heads(network),
         "data": data,
     }
+
+
+def described_heads(network: EarlyExitNetwork) -> list[dict[str, Any]] | None:
+    """What the inference modules are made with, each once; `None` where one has no form in a configuration."""
+    found: list[dict[str, Any]] = []
+    try:
+        for head in network.inference_modules:
+            made = describe(head, placed=2)
+            found += [made] if made not in found else []
+    except UserError:
+        return None
+    return found
 
 
 def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNetwork, data: str | None) -> None:
     """Refuse a checkpoint of another method, network or data set.
 
-    Lightning hands a data module the state of its own class alone, so another class would not notice.
+    Lightning hands a data module the state of its own class alone, so another class would not notice; nor would
+    weights notice another measure of a gate. Checkpoints of before say nothing of gate and inference modules.
 
     Raises:
-        UserError: The checkpoint is of another method, backbone, set of exits or data set.
+        UserError: The checkpoint is of another method, backbone, set of exits, gate, inference module or data set.
     """
     found, own = checkpoint.get(IDENTITY), identity(method, network, data)
     if not isinstance(found, dict):
         raise UserError("ckpt_path", None, "is no checkpoint of eenet")
-    for field in ("method", "backbone", "exits"):
-        if found[field] != own[field]:
+    for field in ("method", "backbone", "exits", "gate", "inference_modules"):
+        if None not in (found.get(field), own[field]) and found[field] != own[field]:
             raise UserError(
                 "ckpt_path", found[field], f"is the checkpoint's {field}, the configuration asks for {own[field]!r}"
             )
@@ -91,3 +109,17 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
     except RuntimeError as error:
         said = " ".join(str(error).split()).partition(": ")[2][:300]
         raise UserError(field, path, f"holds other weights than its description: {said}") from error
+
+
+def warn_seen(data: Any, path: str) -> None:
+    """Warn where validation samples trained the backbone, as far as its run tells.
+
+    Args:
+        data: A data module, or `None`.
+        path: The backbone's run or checkpoint.
+    """
+    if not hasattr(data, "sample_ids"):
+        return
+    problem = seen_before(data, {"model": {"init_args": {"backbone_checkpoint": path}}})
+    if problem is not None:
+        rank_zero_warn(f"data = {data.name}: {problem}")

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.calibration import ChosenOn, OperatingPoint, objection, weights_digest
-from eenet.calibration.chosen import warn_nobody_leaves
+from eenet.calibration.chosen import warn_guessing, warn_nobody_leaves
 from eenet.errors import UserError, command
+from eenet.network import EarlyExitNetwork
 from eenet.policies import SequentialGates
 from eenet.rank_zero import rank_zero_warn
 from eenet.reporting import Results
@@ -42,6 +44,8 @@ class ChoosesPoints(Module):
 
     chooses: ClassVar[bool] = False
     results: Results
+    network: EarlyExitNetwork
+    freeze_backbone: bool
     calibrated_points: dict[str, OperatingPoint]
 
     def __init__(self) -> None:
@@ -50,6 +54,7 @@ class ChoosesPoints(Module):
         self._judged = ""
         self._fingerprint: tuple[Any, str] | None = None
         self._objections: dict[str, str] = {}
+        self._remembered: dict[str, Tensor] = {}
 
     @abstractmethod
     def own_points(self) -> dict[str, OperatingPoint]:
@@ -128,6 +133,12 @@ class ChoosesPoints(Module):
             loaders = pytree.tree_leaves(self.trainer.val_dataloaders)
             samples = min(samples, sum(len(loader.dataset) for loader in loaders))
         self.validated_on = ChosenOn(self._judged, self.split, samples)
+        self._remembered = {name: buffer.cpu().clone() for name, buffer in self.named_buffers(recurse=False)}
+
+    def overwritten(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state has other thresholds than the last whole validation chose, as an average over steps has."""
+        found = ((state.get(name, chosen), chosen) for name, chosen in self._remembered.items())
+        return self.chooses and not all(torch.equal(held.cpu(), chosen) for held, chosen in found)
 
     @property
     def current(self) -> bool:
@@ -249,11 +260,13 @@ class ChoosesPoints(Module):
         return "--budget 0.5"
 
     def warn(self) -> None:
-        """Warn of points that are not chosen, and of those at which no validation sample leaves early."""
+        """Warn of points that are not chosen, of those at which nobody leaves early, and of a backbone that guesses."""
         for name, why in self.objections(self.operating_points(), self.split).items():
             rank_zero_warn(f"{name} is not chosen: {why}; {self.remedy(self.trainer.default_root_dir)}")
         rows = self.results.get("operating_points", [])
         warn_nobody_leaves({row["name"]: row["exit_fractions"] for row in rows if row["chosen"]})
+        if self.freeze_backbone and self.results.get("exits"):
+            warn_guessing(self.results["exits"][-1], self.network.backbone.num_classes)
 
     def amend(self, checkpoint: dict[str, Any], state: Mapping[str, Any]) -> bool:
         """Put the points into a checkpoint, if it holds the weights that they were chosen on.
@@ -274,8 +287,9 @@ class ChoosesPoints(Module):
         return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the last whole validation."""
-        checkpoint[VALIDATED_ON] = None if self.validated_on is None else self.validated_on.to_dict()
+        """Add the last whole validation, where the checkpoint holds what it chose."""
+        last = None if self.overwritten(checkpoint["state_dict"]) else self.validated_on
+        checkpoint[VALIDATED_ON] = None if last is None else last.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the last whole validation; checkpoints that were written before it was kept have none."""

@@ -1,6 +1,7 @@
 """What results say of their run: its method, what identifies it, its data, seed and costs."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from torch.utils import _pytree as pytree
 
 import eenet
 from eenet.files import sha256
+from eenet.rank_zero import rank_zero_warn
 from eenet.reporting import SCHEMA, Results
 from eenet.runs import RunFolder, identify, training_identity
+
+AT_TEST = re.compile(r"model\.(budgets|clip)")
+"""Fields that decide how trained weights are used, not how they are trained."""
 
 
 def heading(routine: Any, split: str) -> Results:
@@ -23,7 +28,9 @@ def heading(routine: Any, split: str) -> Results:
     trainer, backbone = routine.trainer, routine.network.backbone
     data, trained = trainer.datamodule, routine.trained or training_record(trainer)
     identity = identify(routine, data)
-    used = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+    if trainer.state.fn != "fit":
+        identity = as_trained(identity, trained.get("identity"))
+    used = None if trainer.ckpt_path is None or trainer.state.fn == "fit" else Path(trainer.ckpt_path)
     quantized = {"quantization": found} if (found := routine.network.quantization) else {}
     return {
         "schema": SCHEMA,
@@ -42,6 +49,27 @@ def heading(routine: Any, split: str) -> Results:
         **quantized,
         "versions": {"eenet": eenet.__version__, "torch": torch.__version__},
     }
+
+
+def as_trained(identity: dict[str, Any], trained: dict[str, Any] | None) -> dict[str, Any]:
+    """What results say that their run is: as its weights were trained, whatever the configuration asks for since.
+
+    Args:
+        identity: From the configuration in use.
+        trained: From the checkpoint, `None` in those of versions that did not say.
+
+    Returns:
+        What was trained, with the fields of `AT_TEST` as they are now.
+    """
+    if trained is None:
+        return identity
+    now, before = identity["fields"], trained["fields"]
+    for name in sorted({*now, *before}):
+        if now.get(name) != before.get(name) and not AT_TEST.fullmatch(name):
+            said = f"the checkpoint was trained with {before.get(name)!r}, as its results say; train anew for another"
+            rank_zero_warn(f"{name} = {now.get(name)!r}: {said}")
+    kept = {name: value for name, value in before.items() if not AT_TEST.fullmatch(name)}
+    return {**trained, "fields": {**kept, **{name: now[name] for name in now if AT_TEST.fullmatch(name)}}}
 
 
 def folder_of(trainer: Any) -> RunFolder:

@@ -17,6 +17,7 @@ from eenet.calibration.curves import (
     path_curve,
     point_for_budget,
 )
+from eenet.calibration.points import check_names
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
@@ -112,6 +113,7 @@ class QuEE(ExitRoutine):
         for budget in self.budgets:
             if not budget > 0:
                 raise UserError("model.budgets", budget, "is a fraction of the float network's BitOPs, above 0")
+        check_names(self.budgets, "model.budgets")
         network.calibration_batches = calibration_batches
         self.optimizer, self.final_learning_rate, self.targets = optimizer, final_learning_rate, targets
         self.simple = nn.ModuleList(

@@ -42,7 +42,11 @@ def run_config(trainer: Any, routine: LightningModule) -> dict[str, Any]:
     trained = training_record(trainer)
     return {
         **({} if trained["seed"] is None else {"seed_everything": trained["seed"]}),
-        "trainer": {name.removeprefix("trainer."): value for name, value in trained["trainer"].items()},
+        "trainer": {
+            name.removeprefix("trainer."): value
+            for name, value in trained["trainer"].items()
+            if name != "trainer.callbacks"  # whose arguments are not known
+        },
         "model": describe(routine),
         "data": describe(trainer.datamodule),
     }

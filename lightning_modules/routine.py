@@ -24,10 +24,10 @@ from eenet.reporting import (
     static_exits,
     widest_nodes,
 )
-from eenet.runs import IDENTITY, relocate
+from eenet.runs import IDENTITY, identify, relocate
 from eenet.tree import path_shares
 from lightning_modules.batches import DataModel, settle_preprocessing
-from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone
+from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone, warn_seen
 from lightning_modules.choosing import ChoosesPoints, chosen
 from lightning_modules.heading import heading, training_record
 from lightning_modules.losses import LossLog
@@ -148,6 +148,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
     def _begin(self) -> None:
         if self.backbone_checkpoint is not None:
             load_backbone(self.network.backbone, self.backbone_checkpoint)
+            if self.trainer.is_global_zero:
+                warn_seen(self.trainer.datamodule, self.backbone_checkpoint)  # type: ignore[attr-defined]
         for buffer in self.network.prepare(self.inputs):
             buffer.copy_(self.trainer.strategy.broadcast(buffer))  # the same everywhere
 
@@ -356,9 +358,10 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         super().on_save_checkpoint(checkpoint)
         checkpoint[IDENTITY] = identity(self.method, self.network, self.data_name)
         if self._trainer is not None:
-            self.trained = training_record(self.trainer)
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.trained = {**training_record(self.trainer), "identity": identify(self, data)}
             checkpoint[IDENTITY] |= {"folder": str(self.run_folder.absolute()), "training": self.trained}
-            if hasattr(data := self.trainer.datamodule, "preprocessing"):  # type: ignore[attr-defined]
+            if hasattr(data, "preprocessing"):
                 checkpoint[IDENTITY]["preprocessing"] = data.preprocessing.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

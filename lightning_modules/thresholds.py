@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eenet.calibration import OperatingPoint, Scored, check_budget, cost_of, policy_for_budget
+from eenet.calibration.points import check_names
 from eenet.calibration.stopping import find_judge, fit_stopping, most_samples
 from eenet.errors import UserError
 from eenet.features import Features
@@ -18,11 +19,15 @@ from eenet.policies import Policy, Threshold
 from eenet.reporting import Results
 from lightning_modules.routine import ExitRoutine
 
+BUDGETS = "budgets"
+"""Key of a checkpoint under which the budgets of its thresholds stand."""
+
 
 class ThresholdExits(ExitRoutine):
     """An operating point for each budget: one threshold for all exits, the most accurate within it on validation.
 
-    A budget below the first exit's cost cannot be met: it is warned of, and its threshold stays infinite.
+    A budget below the first exit's cost cannot be met: it is warned of, and its threshold stays infinite. One that a
+    checkpoint was not trained with has no threshold until a whole validation chooses it.
 
     Args:
         network: The network; its gate must be a `ConfidenceGate`, or a `StoppingGate`, whose values are fitted to
@@ -33,7 +38,7 @@ class ThresholdExits(ExitRoutine):
         budgets: Mean MACs allowed, as fractions of the full network's; `None` for one half.
 
     Raises:
-        UserError: A learned gate, no early exit, or a budget that is outside (0, 1].
+        UserError: A learned gate, no early exit, a budget that is outside (0, 1], or two of one name.
     """
 
     chooses = True
@@ -57,6 +62,8 @@ class ThresholdExits(ExitRoutine):
             remedy = "is for finished runs: eenet calibrate --policy stopping_recall"
             raise UserError("model.network.gate.recall", True, remedy)
         self.budgets = [check_budget(budget, "model.budgets") for budget in (budgets or [0.5])]
+        check_names(self.budgets, "model.budgets")
+        self._never = set[str]()
         self._logits, self._validated = Records(["logits"]), torch.empty(0)
         self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
 
@@ -100,8 +107,11 @@ class ThresholdExits(ExitRoutine):
         return "values are fitted after the last epoch"
 
     def own_points(self) -> dict[str, OperatingPoint]:
-        """As every routine; before values are fitted nothing has chosen them."""
-        return super().own_points() if self.fitted else {name: OperatingPoint(p) for name, p in self.policies().items()}
+        """As every routine; before values are fitted nothing has chosen them, nor those of new budgets."""
+        return {
+            name: point if self.fitted and name not in self._never else OperatingPoint(point.policy)
+            for name, point in super().own_points().items()
+        }
 
     def record(self, outputs: ExitOutputs, labels: Tensor) -> None:
         """As every routine, and the logits where values are to be fitted."""
@@ -154,9 +164,28 @@ class ThresholdExits(ExitRoutine):
             records["scores"] = self.fit_values(self.network.gate, self._validated, judge)
         if not self.fitted:
             return
+        if self.trial() is None:
+            self._never.clear()
         predictions, scores, statistics = (records[key].cpu() for key in ("predictions", "scores", "statistics"))
         scored = Scored(predictions, scores, statistics[..., 1] > 0, self.network.costs.fractions())
         shared = Threshold([0.0] * scores.shape[1])
         for place, budget in enumerate(self.budgets):
             if f"budget-{budget:g}" not in self.unmet:
                 self.thresholds[place] = policy_for_budget(shared, scored, budget).thresholds[0]  # type: ignore[index]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every routine, and say which budgets the thresholds are of."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[BUDGETS] = self.budgets
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every routine; thresholds go to their budgets, whatever others are asked for now."""
+        super().on_load_checkpoint(checkpoint)
+        if BUDGETS not in checkpoint:  # of a version that did not say
+            return
+        state = checkpoint["state_dict"]
+        kept = dict(zip(checkpoint[BUDGETS], state["thresholds"], strict=True))
+        self._never = {f"budget-{budget:g}" for budget in self.budgets if budget not in kept}
+        never = state["thresholds"].new_tensor(float("inf"))
+        thresholds = torch.stack([kept.get(budget, never) for budget in self.budgets])
+        checkpoint["state_dict"] = {**state, "thresholds": thresholds}

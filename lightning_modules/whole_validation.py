@@ -28,6 +28,7 @@ class WholeValidation(Callback):
             return
         last, wanted = pl_module.validated_on, trainer.limit_val_batches or pl_module.chooses
         done = last is not None and last.weights == pl_module.network_digest()
+        done = done and not pl_module.overwritten(dict(pl_module.named_buffers(recurse=False)))
         if not done and wanted and trainer.validate_loop._data_source.is_defined():
             rank_zero_info("the last validation was not of the whole split on the final weights; here is one that is")
             validate(trainer)

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eenet.api.opening import Run
 from eenet.errors import UserError
 from eenet.runs import RunFolder, load_config, read_checkpoint
+
+if TYPE_CHECKING:
+    from eenet.api.opening import Run
 
 SAME = ("name", "digest")
 """What two split records agree in if they are of the same splits."""
@@ -27,7 +29,7 @@ class Origin(NamedTuple):
     checkpoint: Path
 
 
-def check_unseen(run: Run) -> None:
+def check_unseen(run: "Run") -> None:
     """Refuse validation samples that one of the runs was trained on which the backbone comes from.
 
     Where the weights come from a file and validation was cut off training data, that is said: nobody can know.
@@ -39,19 +41,26 @@ def check_unseen(run: Run) -> None:
     if not hasattr(data, "sample_ids") or not own.config.is_file():  # trained in Python on what has no form in a file
         return
     config = load_config(own.config)
-    for origin in origins(config):
-        config = origin.config
-        seen = set() if same_splits(data, origin) else data.sample_ids("val") & trained_on(config)
-        if seen:
-            problem = f"{len(seen)} of its validation samples trained the backbone in {origin.folder}, {min(seen)} too"
-            remedy = "points chosen on them promise nothing; give both runs the same data, seed and validation_fraction"
-            raise UserError("data", data.name, f"{problem}; {remedy}")
-    weights = find_key(config["model"], "pretrained")
+    if (problem := seen_before(data, config)) is not None:
+        raise UserError("data", data.name, problem)
+    *_, first = (config, *(origin.config for origin in origins(config)))
+    weights = find_key(first["model"], "pretrained")
     if (isinstance(weights, str) or (weights and data.name == "imagenet")) and "val" in data.cut:
         print(
             f"validation was cut off training data, on which the weights {weights!r} may have been trained; then these "
             "points are too optimistic: give a split `val` that they have not seen"
         )
+
+
+def seen_before(data: Any, config: dict[str, Any]) -> str | None:
+    """Which of the validation samples trained the backbone of a configuration, `None` where none did."""
+    for origin in origins(config):
+        seen = set() if same_splits(data, origin) else data.sample_ids("val") & trained_on(origin.config)
+        if seen:
+            problem = f"{len(seen)} of its validation samples trained the backbone in {origin.folder}, {min(seen)} too"
+            remedy = "points chosen on them promise nothing; give both runs the same data, seed and validation_fraction"
+            return f"{problem}; {remedy}"
+    return None
 
 
 def origins(config: dict[str, Any]) -> Iterator[Origin]:

@@ -1,5 +1,6 @@
 """What an operating point was chosen on, and whether that is what it is about to be used with."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,3 +87,19 @@ def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
     for name, found in shares.items():
         if len(found) > 1 and found[-1] == 1:
             rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")
+
+
+def warn_guessing(full: Mapping[str, Any], num_classes: int) -> None:
+    """Warn where a frozen network's own head is no better than guessing: its weights are not those that were meant.
+
+    Args:
+        full: Its row of results on validation samples.
+        num_classes: Of the data.
+    """
+    samples, guess = sum(full["bins"]["count"]), 1 / num_classes
+    if full["balanced_accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / samples):
+        rank_zero_warn(
+            f"the frozen backbone finds {100 * full['balanced_accuracy']:.1f} % of each of {num_classes} classes on "
+            f"{samples} validation samples, as guessing does: are its weights there? Name the run that trained it in "
+            "model.backbone_checkpoint"
+        )

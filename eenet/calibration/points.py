@@ -1,6 +1,6 @@
 """Operating points of a run, and the file in which the run keeps them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,16 @@ def point_name(policy: str, wish: str, value: float) -> str:
         ('budget-0.5', 'entropy-budget-0.5')
     """
     return f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
+
+
+def check_names(values: Sequence[float], field: str) -> None:
+    """Refuse values whose points would have one name, so that one of them would be lost.
+
+    Raises:
+        UserError: Two are alike in the six digits of a name.
+    """
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise UserError(field, list(values), "two of them are one point's name, which has six digits; give one of them")
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from eenet.calibration.conformal import ConformalMode, QuantileRule, check_alpha
-from eenet.calibration.points import OperatingPoint, point_name
+from eenet.calibration.points import OperatingPoint, check_names, point_name
 from eenet.calibration.risk import check_level
 from eenet.calibration.search import check_budget, check_drop
 from eenet.errors import UnmetError, UserError
@@ -68,6 +68,8 @@ class Wishes:
                 checks[wish](value)
             elif not RANGES[wish][0](value):
                 raise UserError(wish, value, RANGES[wish][1])
+        for wish, values in self.values.items():
+            check_names([*dict.fromkeys(values)], wish)
         for alpha in self.alphas:
             check_alpha(alpha)
         if not self.modes or not set(self.modes) <= set(MODES):

@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ from typing import Any
 import yaml
 
 from eenet.errors import NOT_MET, UserError
+from eenet.parsing.given import plain
 from eenet.parsing.refusals import Parser
 
 COMMAND = [sys.executable, "-m", "eenet"]
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_fraction")
 """Columns of the table that come from each operating point."""
+
+RECORD = "sweep.json"
+"""File of the sweep's folder, and of each run's, that says what was run there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Run:
     folder: Path
     values: dict[str, Any]
     args: list[str]
+
+    @property
+    def record(self) -> list[str]:
+        """What makes it, beside the configurations."""
+        return [text for text in self.args if not text.startswith("--config=")]
 
 
 def main(args: list[str]) -> None:
@@ -76,7 +86,7 @@ def main(args: list[str]) -> None:
             raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
-    guard(folder, options.config, options.calibrate)
+    guard(folder, options.config, options.calibrate, runs)
     trust_own(options.config)
     threads = max(1, cores() // min(options.processes, len(runs)))
     with ThreadPoolExecutor(options.processes) as pool:
@@ -122,40 +132,69 @@ def make_runs(configs: list[str], vary: list[str], seeds: int, folder: Path) -> 
     """The points of the grid; a run is named by the fields that have several values, and its seed.
 
     Raises:
-        UserError: A configuration is not there, or a field is varied twice.
+        UserError: A configuration is not there, a field is varied twice, or two runs would have one folder.
     """
     for config in configs:
         if not Path(config).is_file():
             raise UserError("config", config, "there is no such file")
     fields = dict(map(parse_values, vary))
-    if len(fields) < len(vary):
+    if len({*map(plain, fields)}) < len(vary):
         raise UserError("vary", vary, "varies a field twice; give all its values at once")
+    if "seed_everything" in fields:
+        raise UserError("vary", vary, "the seed of a run is varied by --seeds")
+    names, folders = short_names([field for field in fields if len(fields[field]) > 1]), set()
     shared = [f"--config={config}" for config in configs]
     for *point, seed in product(*fields.values(), range(seeds)):
         values = dict(zip(fields, point, strict=True))
         args = [
             f"--{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in values.items()
         ]
-        names = {field.split(".")[-1]: value for field, value in values.items() if len(fields[field]) > 1}
-        name = ",".join(f"{key}={value}" for key, value in {**names, "seed": seed}.items()).replace("/", "_")
-        yield Run(folder / name, {**names, "seed": seed}, [*shared, *args, f"--seed_everything={seed}"])
+        varied = {**{name: values[field] for field, name in names.items()}, "seed": seed}
+        name = ",".join(f"{key}={value}" for key, value in varied.items()).replace("/", "_")
+        if name in folders:
+            raise UserError("vary", vary, f"gives two runs the folder {folder / name}; give values that differ")
+        folders.add(name)
+        yield Run(folder / name, varied, [*shared, *args, f"--seed_everything={seed}"])
 
 
-def guard(folder: Path, configs: list[str], calibrate: list[str]) -> None:
+def short_names(fields: list[str]) -> dict[str, str]:
+    """Fields by the last parts that tell them from each other and from the seed.
+
+    Example:
+        >>> short_names(["model.init_args.tradeoff", "data.init_args.seed"])
+        {'model.init_args.tradeoff': 'tradeoff', 'data.init_args.seed': 'data.seed'}
+        >>> list(short_names(["model.optimizer.init_args.lr", "model.weight_optimizer.init_args.lr"]).values())
+        ['optimizer.lr', 'weight_optimizer.lr']
+    """
+    parts = {field: field.replace(".init_args.", ".").split(".") for field in fields}
+    ends = Counter(".".join(found[-size:]) for found in parts.values() for size in range(1, len(found) + 1))
+    ends["seed"] += 1
+    return {
+        field: next((end for size in range(1, len(found)) if ends[end := ".".join(found[-size:])] == 1), field)
+        for field, found in parts.items()
+    }
+
+
+def guard(folder: Path, configs: list[str], calibrate: list[str], runs: list[Run]) -> None:
     """Refuse to mix runs of different configurations or calibrations in one folder.
 
     Raises:
-        UserError: The folder's runs are of other configurations.
+        UserError: The folder's runs are of other configurations, or one that is named alike had other values.
     """
     from eenet.reading import read_json
     from eenet.reporting import write_json
 
     texts = [Path(config).read_text(encoding="utf-8", errors="backslashreplace") for config in configs]
     wanted = {"configs": texts, "calibrate": calibrate}
-    record = folder / "sweep.json"
+    record = folder / RECORD
     if record.is_file() and read_json(record) != wanted:
         problem = f"holds runs of another configuration or calibration than {configs} {calibrate}; choose another"
         raise UserError("folder", str(folder), problem)
+    for run in runs:
+        own = run.folder / RECORD
+        if own.is_file() and (before := read_json(own)) != run.record:
+            problem = f"was run with {shlex.join(before)}; choose another --folder"
+            raise UserError("vary", shlex.join(run.record), f"{run.folder} {problem}")
     write_json(record, wanted)
 
 
@@ -185,9 +224,11 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
         Whether there are results.
     """
     from eenet.calibration.points import CALIBRATION
+    from eenet.reporting import write_json
     from eenet.runs import RunFolder
 
     run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / RECORD, run.record)
     quiet = "--trainer.enable_progress_bar=false"
     fit = ["fit", *run.args, f"--trainer.default_root_dir={run.folder}", "--ckpt_path=auto", quiet]
     calibrations = [["calibrate", str(run.folder), *shlex.split(text)] for text in calibrate]

@@ -18,6 +18,7 @@ TRAINER = {
     "precision": "32-true",
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
     "limit_train_batches": 1.0,
     "overfit_batches": 0.0,
     "check_val_every_n_epoch": 1,
@@ -25,11 +26,25 @@ TRAINER = {
 }
 """What a trainer was told that changes what comes out, with Lightning's defaults."""
 
+WATCHING = re.compile(
+    r"(eenet|lightning_modules)\..*"
+    r"|lightning\.pytorch\.callbacks\.(model_checkpoint|on_exception_checkpoint|progress\..*|(rich_)?model_summary"
+    r"|lr_monitor|device_stats_monitor|throughput_monitor)"
+)
+"""Modules of callbacks that leave a training as it would be without them."""
+
 
 def training_identity(trainer: Any) -> dict[str, Any]:
-    """The fields of `TRAINER` that differ from the defaults, from a trainer's attributes."""
+    """The fields of `TRAINER` that differ from the defaults, and the classes of callbacks that change a training."""
     found = {name: getattr(trainer, name, usual) for name, usual in TRAINER.items()}
-    return {f"trainer.{name}": value for name, value in found.items() if value != TRAINER[name]}
+    fields = {
+        f"trainer.{name}": str.__str__(value) if isinstance(value, str) else value
+        for name, value in found.items()
+        if value != TRAINER[name]
+    }
+    kinds = [type(callback) for callback in trainer.callbacks]
+    acting = sorted({kind.__name__ for kind in kinds if not WATCHING.fullmatch(kind.__module__)})
+    return {**fields, "trainer.callbacks": acting} if acting else fields
 
 
 def identify(model: Any, data: Any) -> dict[str, Any]:

@@ -185,6 +185,56 @@ def test_the_folder_of_another_configuration_is_refused(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("vary", "names"),
+    [
+        (["data.init_args.seed=3,4"], {"data.seed=3,seed=0", "data.seed=4,seed=0"}),
+        (
+            ["model.a.init_args.lr=1,2", "model.b.init_args.lr=3"],
+            {"lr=1,seed=0", "lr=2,seed=0"},
+        ),
+        (
+            ["model.a.init_args.lr=1,2", "model.b.init_args.lr=3,4"],
+            {f"a.lr={first},b.lr={second},seed=0" for first in (1, 2) for second in (3, 4)},
+        ),
+    ],
+)
+def test_every_run_has_a_folder_and_columns_of_its_own(vary: list[str], names: set[str], config: Path) -> None:
+    runs = list(sweep.make_runs([str(config)], vary, 1, config.parent))
+    assert [run.folder.name for run in runs] == [
+        ",".join(f"{name}={value}" for name, value in run.values.items()) for run in runs
+    ]
+    assert {run.folder.name for run in runs} == names
+    assert len({tuple(run.args) for run in runs}) == len(runs) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("vary", "problem"),
+    [
+        (["seed_everything=3,4"], "by --seeds"),
+        (["trainer.max_epochs=5,5"], "two runs the folder"),
+        (["model.init_args.backbone_checkpoint=a/b,a_b"], "two runs the folder"),
+        (["model.init_args.tradeoff=1", "model.tradeoff=2"], "varies a field twice"),
+    ],
+)
+def test_two_runs_of_one_folder_are_refused(vary: list[str], problem: str, config: Path) -> None:
+    with pytest.raises(UserError, match=problem):
+        list(sweep.make_runs([str(config)], vary, 1, config.parent))
+
+
+def test_a_run_of_the_same_name_with_another_value_is_not_taken_for_this_one(
+    config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    alone = ["sweep", f"--config={config}", f"--folder={config.parent / 'runs'}"]
+    main([*alone, "--vary=model.init_args.tradeoff=0.1"])
+    with pytest.raises(SystemExit) as end:
+        main([*alone, "--vary=model.init_args.tradeoff=1"])
+    assert end.value.code == 2
+    assert "seed=0 was run with --model.init_args.tradeoff=0.1 --seed_everything=0" in capsys.readouterr().err
+    main([*alone, "--vary=model.init_args.tradeoff=0.1,1"])
+    assert len(list((config.parent / "runs").glob("*/results.json"))) == 3
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a.b=0.1,1", ("a.b", [0.1, 1])),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules import OwnData
 from eenet.api.opening import open_run
@@ -97,8 +97,13 @@ def test_what_cannot_be_used_is_one_line() -> None:
         next(iter(OwnData(val=DataLoader(samples)).loader("val")))
     with pytest.raises(UserError, match=r"data\.inputs = 'image': a batch is a dict of pixels, id, digit; name one"):
         next(iter(OwnData(val=DataLoader(samples), inputs="image", labels="digit").loader("val")))
-    with pytest.raises(UserError, match="the val loader shuffles"):
-        OwnData(val=DataLoader(samples, shuffle=True)).val_dataloader()
+    for order in (
+        {"shuffle": True},
+        {"sampler": SubsetRandomSampler([3, 5])},
+        {"sampler": WeightedRandomSampler([1], 1)},
+    ):
+        with pytest.raises(UserError, match="the val loader shuffles"):
+            OwnData(val=DataLoader(samples, **order)).val_dataloader()
     with pytest.raises(UserError, match="must have one loader of test batches"):
         OwnData(val=DataLoader(samples)).test_dataloader()
 

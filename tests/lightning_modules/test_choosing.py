@@ -1,25 +1,30 @@
 """Points that say what they were chosen on: how a training ends, what a trial leaves, what is refused."""
 
 import json
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from datamodules import Digits
 from eenet.calibration import ChosenOn, policy_for_budget, weights_digest
+from eenet.calibration.chosen import warn_guessing
 from eenet.calibration.search import Scored
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate
+from eenet.inference_modules import LinearHead
 from eenet.policies import Threshold
+from eenet.quantization import QuantizedNetwork
 from eenet.runs import RunFolder
-from lightning_modules import BackboneTraining, DecoupledExits, JointExits
+from lightning_modules import BackboneTraining, DecoupledExits, JointExits, QuEE
 from lightning_modules.choosing import ChoosesPoints
 from tests._dummies import make_network, make_vit
 
@@ -172,6 +177,33 @@ def test_only_checkpoints_of_the_final_weights_get_the_points(tmp_path: Path) ->
     assert all(found == routine.validated_on.to_dict() for found in saved.values())  # type: ignore[union-attr]
 
 
+def test_averaged_weights_have_points_of_their_own(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/accuracy")
+    average = EMAWeightAveraging(decay=0.5)
+    routine = fitted(tmp_path, max_epochs=1, callbacks=[average, best])
+    check_chosen(routine)
+    for path in (RunFolder(tmp_path).last, tmp_path / "best.ckpt"):
+        saved = torch.load(path, weights_only=True)
+        assert saved["validated_on"] == routine.validated_on.to_dict()  # type: ignore[union-attr]
+        assert torch.equal(saved["state_dict"]["thresholds"], routine.thresholds)
+
+
+def test_a_checkpoint_of_other_thresholds_than_were_chosen_has_no_points(tmp_path: Path) -> None:
+    routine = fitted(tmp_path, max_epochs=1)
+    checkpoint = {"state_dict": {**routine.state_dict(), "thresholds": torch.tensor([0.5, float("inf")])}}
+    ChoosesPoints.on_save_checkpoint(routine, checkpoint)
+    assert checkpoint["validated_on"] is None
+
+
+def test_a_search_for_the_batch_size_may_take_its_checkpoint_away(tmp_path: Path) -> None:
+    data, routine = make_data(), make_routine()
+    search = BatchSizeFinder(max_trials=2, steps_per_trial=1)
+    make_trainer(tmp_path, max_epochs=1, callbacks=[search]).fit(routine, datamodule=data)
+    assert data.batch_size == 4
+    assert routine.trainer.global_step == 3
+    check_chosen(routine)
+
+
 def test_stopping_reads_the_parts_of_a_limited_training(tmp_path: Path) -> None:
     stop = EarlyStopping("val/accuracy", mode="max", patience=1, min_delta=1.0)
     routine = fitted(tmp_path, limit_val_batches=1, max_epochs=9, callbacks=[stop])
@@ -239,6 +271,79 @@ def test_a_part_of_the_split_judges_points_that_the_whole_has_chosen(tmp_path: P
     make_trainer(tmp_path, limit_val_batches=1).validate(routine, datamodule=make_data(), verbose=False)
     assert routine.thresholds.tolist() == before
     assert [row["chosen"] for row in routine.results["operating_points"]] == [True, True]
+
+
+def test_thresholds_are_those_of_their_budgets_whatever_is_asked_for_later(tmp_path: Path) -> None:
+    routine = fitted(tmp_path)
+    path = RunFolder(tmp_path).last
+    other = make_routine(budgets=[0.9, 0.75, 0.6])
+    make_trainer(tmp_path).test(other, datamodule=make_data(), ckpt_path=path, verbose=False)
+    assert other.thresholds.tolist() == [float("inf"), routine.thresholds[1].item(), float("inf")]
+    rows = {row["name"]: row["chosen"] for row in other.results["operating_points"]}
+    assert rows == {"budget-0.9": False, "budget-0.75": True, "budget-0.6": False}
+    assert "no whole validation has chosen it" in other.results["operating_points"][0]["why"]
+    assert other.results["identity"]["fields"]["model.budgets"] == [0.9, 0.75, 0.6]
+    more = make_routine(budgets=[0.9])
+    make_trainer(tmp_path, max_epochs=3).fit(more, datamodule=make_data(), ckpt_path=path)
+    check_chosen(more)
+    assert [row["chosen"] for row in more.results["operating_points"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("gate", {"gate": partial(ConfidenceGate, measure="entropy")}),
+        ("inference_modules", {"gate": ConfidenceGate, "inference_module": partial(LinearHead, normalize=False)}),
+    ],
+)
+def test_weights_are_read_by_no_other_gate_or_head(field: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    fitted(tmp_path, max_epochs=1)
+    routine = DecoupledExits(make_network(exits=[0, 1], **arguments), budgets=[0.5, 0.75])
+    with pytest.raises(UserError, match=f"is the checkpoint's {field}, the configuration asks for"):
+        make_trainer(tmp_path).test(routine, datamodule=make_data(), ckpt_path=RunFolder(tmp_path).last)
+
+
+def test_results_say_what_was_trained_not_what_a_configuration_asks_for_since(tmp_path: Path) -> None:
+    trained = JointExits(make_network(exits=[0, 1]), tradeoff=0.5, warmup_epochs=0)
+    with pytest.warns(UserWarning, match="the frozen backbone finds .* as guessing does"):
+        make_trainer(tmp_path, max_epochs=1).fit(trained, datamodule=make_data())
+    edited = JointExits(make_network(exits=[0, 1]), tradeoff=2.0, warmup_epochs=0, clip=False)
+    with pytest.warns(UserWarning, match=r"model\.tradeoff = 2\.0: the checkpoint was trained with 0\.5") as warned:
+        make_trainer(tmp_path).test(edited, datamodule=make_data(), ckpt_path=RunFolder(tmp_path).last, verbose=False)
+    assert sum("was trained with" in str(warning.message) for warning in warned) == 1
+    identity = edited.results["identity"]
+    assert identity["lambda"] == identity["fields"]["model.tradeoff"] == 0.5
+    assert identity["fields"]["model.clip"] is False
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.18, True), (0.2, False)])
+def test_guessing_is_a_share_within_two_standard_errors_of_chance(
+    accuracy: float, warns: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    warn_guessing({"balanced_accuracy": accuracy, "bins": {"count": [20, 24]}}, num_classes=10)  # 0.1 + 2 * 0.0452
+    assert len(recwarn) == warns
+
+
+def test_validation_samples_that_trained_the_backbone_are_warned_of(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "b", max_steps=1).fit(BackboneTraining(make_vit()), datamodule=make_data())
+    for seed, warns in ((0, False), (1, True)):
+        routine, data = make_routine(backbone_checkpoint=str(tmp_path / "b")), Digits(batch_size=64, seed=seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_trainer(tmp_path / str(seed), max_steps=1).fit(routine, datamodule=data)
+        said = [str(one.message) for one in caught if "trained the backbone in" in str(one.message)]
+        assert len(said) == warns
+        if warns:
+            train, val = (data_of.dataset(split).rows for data_of, split in ((make_data(), "train"), (data, "val")))
+            assert f"{len({*train} & {*val})} of its validation samples" in said[0]
+
+
+def test_two_budgets_of_one_name_are_refused() -> None:
+    for make in (make_routine, lambda budgets: QuEE(QuantizedNetwork(make_vit(), [1], widths=[8]), budgets=budgets)):
+        with pytest.raises(
+            UserError, match=r"model\.budgets = \[0\.5, 0\.50000001\]: two of them are one point's name"
+        ):
+            make(budgets=[0.5, 0.50000001])
 
 
 def test_gates_that_never_trained_are_said(tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,8 +31,9 @@ from eenet.gates import ConfidenceGate, UncertaintyGate
 from eenet.inference_modules import MLPHead
 from eenet.network import EarlyExitNetwork
 from eenet.objectives import SelfDistillation
-from eenet.runs import RunFolder
+from eenet.runs import RunFolder, training_identity
 from lightning_modules import DecoupledExits, ExitRoutine, JointExits
+from lightning_modules.callbacks import LastCheckpoint
 from tests._dummies import VIT, make_vit
 
 
@@ -159,3 +166,16 @@ def test_what_has_no_form_in_a_file_is_named() -> None:
     with pytest.raises(UserError, match=r"budgets = 'Tensor': an argument of DecoupledExits"):
         describe(routine)
     assert describe(make_vit())["init_args"] == VIT
+
+
+def test_callbacks_that_change_a_training_are_part_of_what_it_is() -> None:
+    watching = [ModelCheckpoint(), LearningRateMonitor(), RichProgressBar(), LastCheckpoint()]
+    settings: dict[str, Any] = {"logger": False, "accelerator": "cpu"}
+    assert training_identity(Trainer(callbacks=watching, enable_model_summary=True, **settings)) == {}
+    acting = [EMAWeightAveraging(), EarlyStopping("val/accuracy"), *watching]
+    found = training_identity(Trainer(callbacks=acting, gradient_clip_algorithm="value", **settings))
+    assert found == {
+        "trainer.gradient_clip_algorithm": "value",
+        "trainer.callbacks": ["EMAWeightAveraging", "EarlyStopping"],
+    }
+    assert type(found["trainer.gradient_clip_algorithm"]) is str  # a checkpoint holds no other
