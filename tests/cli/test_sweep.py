@@ -242,7 +242,7 @@ def test_one_combination_is_chosen_on_validation_and_it_alone_is_tested(
     main(arguments(config, "--choose=val/nll/exit_*"))
     printed = capsys.readouterr().out.splitlines()
     assert {path.parent.name for path in runs.glob("*/results.json")} == {"tradeoff=0.1,seed=0", "tradeoff=0.1,seed=1"}
-    (row,) = (line.split() for line in printed if "chosen" in line)
+    (row,) = (line.split() for line in printed if "│ chosen" in line)
     assert [part for part in row if part != "│"] == ["0.1", "0.1050", "0.0071", "chosen"]
     with pytest.raises(SystemExit):
         main(arguments(config, "--choose=test/accuracy"))
