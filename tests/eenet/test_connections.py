@@ -214,7 +214,7 @@ def test_what_cannot_be_connected_is_refused() -> None:
         fit_ensemble(Ensemble(2, 3), torch.full((4, 2, 3), torch.nan), torch.zeros(4, dtype=torch.long))
 
 
-def test_a_connection_is_written_as_it_was_made() -> None:
+def test_a_connection_is_written_as_it_was_made(tmp_path: Path) -> None:
     made = describe(make_network(connection=lambda gates, classes: PastFuture(gates, classes, width=5)))["init_args"]
     assert made["connection"] == {
         "class_path": "eenet.connections.past_future.PastFuture",
@@ -222,4 +222,8 @@ def test_a_connection_is_written_as_it_was_made() -> None:
     }
     assert "connection" not in describe(make_network())["init_args"]
     assert isinstance(make_network().connection, Apart)
+    network, inputs = connected(), torch.randn(3, 1, 8, 8)
+    network.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(EarlyExitNetwork.from_pretrained(tmp_path / "saved")(inputs).logits, network(inputs).logits)
     assert issubclass(Apart, Connection)
