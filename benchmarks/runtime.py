@@ -92,7 +92,7 @@ def plain_loop(network: EarlyExitNetwork, policy: Threshold, costs: Tensor, inpu
     state = backbone.embed(inputs)
     for stage in range(last):
         state = backbone.run_stage(stage, state)
-        found = network.logits_at(stage, network.read(stage, state), ())
+        found, _ = network.logits_at(stage, network.read(stage, state), ())
         leave = network.gate.at(stage, found)[0] >= float(thresholds[stage])
         if leave.any():
             logits[rows[leave]], exits[rows[leave]] = found[leave], stage

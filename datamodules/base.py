@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -227,7 +228,7 @@ class SplitData(RunData):
 
     def training_features(
         self, network: EarlyExitNetwork, options: FeatureOptions | None, most: int
-    ) -> Iterator[ExitFeatures]:
+    ) -> Iterator[tuple[ExitFeatures, Tensor]]:
         """See `datamodules.features.training_features`."""
         from datamodules.features import training_features
 

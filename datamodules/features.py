@@ -139,8 +139,8 @@ def whole(batch: Any) -> Any:
 
 def training_features(
     data: SplitData, network: EarlyExitNetwork, options: FeatureOptions | None, most: int
-) -> Iterator[ExitFeatures]:
-    """Features of some training samples as an evaluation sees them, spread evenly, batch by batch.
+) -> Iterator[tuple[ExitFeatures, Tensor]]:
+    """Features and labels of some training samples as an evaluation sees them, spread evenly, batch by batch.
 
     Where features are kept on disk they come from the store, which is filled first where it is not; else the backbone
     runs on at most `EXTRACTED` samples.
@@ -156,7 +156,8 @@ def training_features(
     rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
     if stored is not None:
         table = FeatureLoaders(data, network, stored).table("train")
-        yield from (to_device(table[part][0], network) for part in rows.split(data.eval_batch_size))
+        yield from (to_device(table[part], network) for part in rows.split(data.eval_batch_size))
         return
-    for inputs, _ in data.load(Subset(dataset, rows.tolist()), batch_size=data.eval_batch_size):
-        yield network.extract(to_device(inputs, network))
+    for batch in data.load(Subset(dataset, rows.tolist()), batch_size=data.eval_batch_size):
+        inputs, labels = to_device(batch, network)
+        yield network.extract(inputs), labels

@@ -12,13 +12,13 @@ from typing_extensions import Self
 
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.proofs import guard
+from eenet.connections import Apart, Boosted, Connection
 from eenet.costs import count_operators
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.exits import check_exits, find_exits, segment_stages
-from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, uncertainty_statistics
+from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, known_at
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
-from eenet.objectives.boosting import boost
 from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
 from eenet.pretrained import Pretrained
@@ -62,12 +62,14 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         gate: Makes the gates from their number.
         boosted: Add the detached logits of the exit before to those of each early exit (Yu et al., AAAI 2023). The last
             exit stays the backbone's own head alone [inferred]; in the paper it is boosted too.
+        connection: Makes what else exits take from those before them, from the number of early exits and of classes:
+            `eenet.connections.ZeroTimeWaste` or `PastFuture`.
         gradient_rescaling: Scale what each exit sends back into a backbone that trains, so that all exits have an equal
             share (Li et al., ICCV 2019); see `eenet.objectives.fork`. Without effect on a frozen one.
 
     Raises:
-        UserError: Exits out of order or range, a head that reads feature maps on a backbone that has none, or a gate
-            that reads what the network does not have, or is made for other classes.
+        UserError: Exits out of order or range, a head that reads feature maps on a backbone that has none, a gate that
+            reads what the network does not have, or is made for other classes, or two connections.
 
     Attributes:
         gate_inputs: What gates can read.
@@ -85,6 +87,7 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         gate: Callable[[int], Gate] = UncertaintyGate,
         boosted: bool = False,
         gradient_rescaling: bool = False,
+        connection: Callable[[int, int], Connection] = Apart,
     ) -> None:
         super().__init__()
         guard(backbone)
@@ -92,8 +95,13 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         self.exit_stages = check_exits(find_exits(exits, backbone), backbone.num_stages)
         self.segments = segment_stages(self.exit_stages, backbone.num_stages)
         self.tree = Tree.chain(len(self.segments))
+        self.connection = connection(len(self.exit_stages), backbone.num_classes)
+        if boosted and self.connection.connects:
+            raise UserError("network.boosted", True, f"and {type(self.connection).__name__} exclude each other")
+        if boosted:
+            self.connection = Boosted(len(self.exit_stages), backbone.num_classes)
         self.inference_modules = nn.ModuleList(
-            _make_head(inference_module, backbone, stage) for stage in self.exit_stages
+            _make_head(inference_module, backbone, stage, self.connection.outputs) for stage in self.exit_stages
         )
         self.gate = gate(len(self.exit_stages))
         if self.gate.reads not in self.gate_inputs:
@@ -103,6 +111,8 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         if classes != backbone.num_classes:
             remedy = f"is made for {classes} classes; the backbone has {backbone.num_classes}"
             raise UserError("network.gate", type(self.gate).__name__, remedy)
+        if self.gate.reads == "known" and self.connection.connects:
+            raise UserError("network.gate", type(self.gate).__name__, "is for exits without a connection")
         self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
         self.points: dict[str, Any] = {}
 
@@ -196,16 +206,15 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         """What `extract` depends on beside the backbone's architecture and state, as plain JSON values."""
         return {"exits": self.exit_stages, "reads": [head.reads for head in self.heads]}
 
-    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
-        """Logits of one early exit, `(batch, classes)`.
+    def logits_at(self, place: int, features: Tensor, before: Any) -> tuple[Tensor, Any]:
+        """Logits of one early exit, `(batch, classes)`, and what the later ones need of it.
 
         Args:
             place: The exit's number; where the tree branches, of its place.
             features: What `read` gave there.
-            before: Logits of the exit before, where there is one.
+            before: What the exit before returned for the later ones, where there is one.
         """
-        logits = self.inference_modules[place](features)
-        return logits + before if self.boosted and place else logits
+        return self.connection.at(place, self.inference_modules[place](features), before)
 
     def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
         """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there.
@@ -217,27 +226,29 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         """
         return logits if self.gate.reads == "logits" else known_at(logits, features, before)
 
-    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
-        """What later exits need of this one: logits in a boosted network, what a gate that reads more has known.
+    def remember(self, before: Any, passed: Any, read: Any) -> Any:
+        """What later exits need of this one: that of their heads, or what a gate that reads more has known.
 
         Args:
             before: What was remembered before.
-            logits: The exit's.
+            passed: From `logits_at`.
             read: From `gate_input`.
         """
-        if self.gate.reads == "known":
-            return (*before, read.row)
-        return logits if self.boosted else ()
+        return (*before, read.row) if self.gate.reads == "known" else passed
 
     def exit_logits(self, extracted: Any) -> Tensor:
         """Logits of all exits, `(batch, exits, classes)`, from features that were extracted before; no gate runs."""
+        return self.connected(extracted)[0]
+
+    def connected(self, extracted: Any) -> tuple[Tensor, Tensor]:
+        """The same, and what the connection adds to the exits' loss in training, a scalar."""
         final = extracted.final_logits.unsqueeze(1)
         if not extracted.features:
-            return final
-        early = run_inference_modules(self.heads, extracted.features)
-        if self.boosted:
-            early = boost(early)
-        return torch.cat([early, final.to(early.dtype)], dim=1)
+            return final, final.new_zeros(())
+        own = run_inference_modules(self.heads, extracted.features)
+        early = self.connection(own)
+        extra = self.connection.loss(own) if torch.is_grad_enabled() else own.new_zeros(())
+        return torch.cat([early, final.to(early.dtype)], dim=1), extra
 
     def known(self, extracted: Any, logits: Tensor) -> list[Known]:
         """What is known at every early node.
@@ -299,18 +310,6 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         return list(self.inference_modules)  # type: ignore[arg-type]
 
 
-def known_at(logits: Tensor, features: Tensor, passed: tuple[Tensor, ...] = ()) -> Known:
-    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged.
-
-    Args:
-        logits: The exit's.
-        features: What its head reads.
-        passed: What the exits before said.
-    """
-    pooled = features.flatten(2).mean(-1) if features.ndim > 2 else features
-    return Known(uncertainty_statistics(logits), pooled, logits.log_softmax(-1), passed)
-
-
 def count_costs(network: EarlyExitNetwork) -> CostProfile:
     """Count the MACs of each part on one example input; what an exit reads is made, and counted, with its head.
 
@@ -324,9 +323,9 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         uncounted.extend(f"{part}: {name}" for name in (found.unknown or (("its weights",) if idle else ())))
         return found.macs, found.result
 
-    def head(exit: int, state: State) -> tuple[Tensor, Tensor]:
+    def head(exit: int, state: State, before: Any) -> tuple[tuple[Tensor, Any], Tensor]:
         features = network.read(exit, state)
-        return network.logits_at(exit, features, 0), features
+        return network.logits_at(exit, features, before), features
 
     def gate(exit: int, logits: Tensor, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         read = network.gate_input(logits, features)
@@ -344,12 +343,13 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         heads: list[int] = []
         gates: list[int] = []
         memory: Memory = ()
+        before: Any = ()
         for stage in range(backbone.num_stages):
             macs, state = count(f"stage {stage}", backbone.run_stage, stage, state)
             stages.append(macs)
             if stage in network.exit_stages:
                 exit = len(heads)
-                macs, (logits, features) = count(f"head {exit}", head, exit, state)
+                macs, ((logits, before), features) = count(f"head {exit}", head, exit, state, before)
                 heads.append(macs)
                 macs, (_, memory) = count(f"gate {exit}", gate, exit, logits, features, memory)
                 gates.append(macs)
@@ -368,7 +368,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         tuple(gates),
         tuple(network.exit_stages),
         tuple(uncounted),
-        network.boosted,
+        network.connection.connects,
         network.backbone.stage_bitops,
         network.backbone.outer_bitops,
     )
@@ -379,9 +379,9 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
 
 
 def _make_head(
-    inference_module: Callable[[int, int], InferenceModule], backbone: StagedBackbone, stage: int
+    inference_module: Callable[[int, int], InferenceModule], backbone: StagedBackbone, stage: int, outputs: int
 ) -> InferenceModule:
-    head = inference_module(backbone.feature_dims[stage], backbone.num_classes)
+    head = inference_module(backbone.feature_dims[stage], outputs)
     if head.reads == "vector":
         return head
     if backbone.map_dims is None:
@@ -390,4 +390,4 @@ def _make_head(
             type(head).__name__,
             f"reads feature maps and {type(backbone).__name__} has none; choose a head on pooled features",
         )
-    return inference_module(backbone.map_dims[stage], backbone.num_classes)
+    return inference_module(backbone.map_dims[stage], outputs)

@@ -101,7 +101,7 @@ class CostProfile(Costs):
         gates: Each gate, one per exit but the last.
         exit_stages: The stage after which each early exit reads.
         uncounted: What has no count in some part; all figures of that part are too low by it.
-        boosted: Each early exit adds the logits of those before it, and so needs their heads.
+        boosted: Each early exit needs the heads of those before it, as boosted and other connected ones do.
         stage_bitops: BitOPs of each stage where stages are quantized.
         outer_bitops: Those of `embed` and `classifier`; at 32 bits by default, as are the next two.
         head_bitops: Those of each of `heads`.
@@ -170,7 +170,7 @@ class CostProfile(Costs):
 
     @property
     def static(self) -> list[int]:
-        """MACs of a static network cut at each exit: the stages and that exit's head (boosted: and those before)."""
+        """MACs of a static network cut at each exit: the stages and that exit's head (connected: and those before)."""
         heads = accumulate(self.heads) if self.boosted else self.heads
         early = [
             self.embed + sum(self.stages[: stage + 1]) + head

@@ -20,7 +20,8 @@ class DecoupledExits(ThresholdExits):
 
     One threshold for all exits and budget, the highest one whose mean cost on the validation split keeps the budget.
     Results name the method after what differs from plain cross-entropies on a frozen backbone (`decoupled`):
-    `joint_finetuning`, `gradient_rescaling`, `boosted`, `deep_supervision_linear`, `self_distillation`.
+    `joint_finetuning`, `gradient_rescaling`, `boosted`, `zero_time_waste`, `past_future`, `deep_supervision_linear`,
+    `self_distillation`. The ensemble of Zero Time Waste is fitted to training samples when the training ends.
 
     Args:
         network: The network; its gate must be a `ConfidenceGate`, or a `StoppingGate` (see `ThresholdExits`).
@@ -68,17 +69,17 @@ class DecoupledExits(ThresholdExits):
             {
                 "joint_finetuning": not freeze_backbone,
                 "gradient_rescaling": network.gradient_rescaling,
-                "boosted": network.boosted,
+                network.connection.name: True,
                 self.supervision.name: True,
             }
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The supervision's loss; a frozen backbone's own head is left out of it."""
+        """The supervision's loss and the connection's; a frozen backbone's own head is left out of it."""
         inputs, labels = batch
-        logits = self.network.exit_logits(self.extract(inputs))
+        logits, extra = self.network.connected(self.extract(inputs))
         trained = logits[:, :-1] if self.freeze_backbone else logits
-        loss = self.supervision.loss(trained, labels, logits[:, -1], self.class_weight)
+        loss = self.supervision.loss(trained, labels, logits[:, -1], self.class_weight) + extra
         self.log_losses("inference_modules" if self.freeze_backbone else "network", batch_idx, loss)
         return loss
 

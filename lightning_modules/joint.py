@@ -108,6 +108,7 @@ class JointExits(ExitRoutine):
             if count < least:
                 raise UserError(f"model.{field}", count, f"must be at least {least}")
         self.require_early_exits()
+        self.refuse_connections()
         if isinstance(network.gate, ConfidenceGate | StoppingGate):
             kind = type(network.gate).__name__
             raise UserError("model.network.gate", kind, "has nothing to learn; use eenet.gates.UncertaintyGate")

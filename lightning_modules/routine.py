@@ -107,6 +107,16 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         if self.network.num_exits == 1:
             raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
 
+    def refuse_connections(self) -> None:
+        """Refuse connections between exits that have weights, which the routine does not train.
+
+        Raises:
+            UserError: The network has one.
+        """
+        kind = type(self.network.connection).__name__
+        if next(self.network.connection.parameters(), None) is not None:
+            raise UserError("model.network.connection", kind, "is trained by lightning_modules.DecoupledExits")
+
     def own_points(self) -> dict[str, OperatingPoint]:
         """The routine's own policies, with what they were chosen on."""
         chosen_on = self.validated_on if self.chooses else None

@@ -1,6 +1,7 @@
 """What is shared by routines whose samples leave where the score of a gate reaches a threshold."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from eenet.calibration import OperatingPoint, Scored, check_budget, cost_of, policy_for_budget
 from eenet.calibration.points import check_names
+from eenet.calibration.ensemble import fit_ensemble, most_fitted
 from eenet.calibration.stopping import find_judge, fit_stopping, most_samples
+from eenet.connections import Ensemble
 from eenet.errors import UserError
 from eenet.features import Features
 from eenet.files import FilePath
 from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.metrics import Records
-from eenet.network import EarlyExitNetwork, ExitOutputs
+from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy, Threshold
 from eenet.reporting import Results
 from lightning_modules.routine import ExitRoutine
@@ -94,13 +97,51 @@ class ThresholdExits(ExitRoutine):
         }
 
     @property
+    def ensemble(self) -> Ensemble | None:
+        """That of the network's connection, which is fitted when the modules are trained."""
+        return getattr(self.network.connection, "ensemble", None)
+
+    def on_train_start(self) -> None:
+        """Train the modules each for itself, those of a continued run too."""
+        super().on_train_start()
+        if self.ensemble is not None:
+            self.ensemble.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Fit the ensemble where that is due, before anything is judged."""
+        super().on_validation_epoch_start()
+        if self.ensemble is not None and not self.ensemble.fitted and (self.trial() or self.too_early) is None:
+            data = self.training_data("connection", self.network.connection, most_fitted(self.ensemble))
+            rows = [(self.network.exit_logits(found)[:, :-1].log_softmax(-1), labels) for found, labels in data]
+            fit_ensemble(self.ensemble, *(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+    def training_data(self, field: str, needs: Any, most: int) -> Iterable[tuple[ExitFeatures, Tensor]]:
+        """Features and labels of some training samples, batch by batch.
+
+        Args:
+            field: Of the network, for the error.
+            needs: What is fitted to them.
+            most: Samples at most.
+
+        Raises:
+            UserError: The data give none.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "training_features"):
+            remedy = "is fitted to training samples, which only a `SplitData` gives"
+            raise UserError(f"model.network.{field}", type(needs).__name__, remedy)
+        return data.training_features(self.network, self.features, most)
+
+    @property
     def fitted(self) -> bool:
         """Whether the gate needs no values, or has them."""
         return not isinstance(self.network.gate, StoppingGate) or bool(self.network.gate.weight.any())
 
     @property
     def too_early(self) -> str | None:
-        """A training's validations before its last epoch fit no values."""
+        """A training's validations before its last epoch fit no values, and none but what ends it an ensemble."""
+        if self.ensemble is not None and self.trainer.state.fn == "fit":
+            return "the ensemble is fitted after the training"
         stops = isinstance(self.network.gate, StoppingGate)
         if not stops or self.trainer.state.fn != "fit" or self.current_epoch + 1 == self.trainer.max_epochs:
             return None
@@ -142,12 +183,9 @@ class ThresholdExits(ExitRoutine):
         Returns:
             Its scores of the validation samples, `(samples, gates)`.
         """
-        data, fractions = self.trainer.datamodule, self.network.costs.fractions()  # type: ignore[attr-defined]
-        if not hasattr(data, "training_features"):
-            remedy = "is fitted to training samples, which only a `SplitData` gives"
-            raise UserError("model.network.gate", type(gate).__name__, remedy)
-        found = data.training_features(self.network, self.features, most_samples(gate))
-        training = torch.cat([self.network.exit_logits(extracted).float().cpu() for extracted in found])
+        fractions = self.network.costs.fractions()
+        found = self.training_data("gate", gate, most_samples(gate))
+        training = torch.cat([self.network.exit_logits(extracted).float().cpu() for extracted, _ in found])
         values = fit_stopping(gate, training, fractions, judge=judge)
         scores, predictions = values(logits[:, :-1].cpu()), logits.argmax(-1).cpu()
         as_fitted = Threshold([0.0] * gate.num_gates)

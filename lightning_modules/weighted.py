@@ -64,6 +64,7 @@ class WeightedExits(ThresholdExits):
         features: Features = "off",
     ) -> None:
         super().__init__(network, True, backbone_checkpoint, features, budgets)
+        self.refuse_connections()
         if not 0 < exit_ratio < float("inf"):
             raise UserError("model.exit_ratio", exit_ratio, "must be a finite number above 0")
         self.automatic_optimization = False

@@ -234,4 +234,4 @@ def read_training(run: Run, most: int) -> Tensor:
     """
     network = run.model.network
     features = run.data.training_features(network, run.model.features, most)
-    return torch.cat([network.exit_logits(extracted).float().cpu() for extracted in features])
+    return torch.cat([network.exit_logits(extracted).float().cpu() for extracted, _ in features])

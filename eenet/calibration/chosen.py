@@ -11,6 +11,9 @@ from torch import Tensor
 from eenet.files import tensor_digest
 from eenet.rank_zero import rank_zero_warn
 
+FITTED = ("gate.predictors.", "connection.ensemble.")
+"""What the names begin with of what is fitted on top of a network's weights."""
+
 
 @dataclass(frozen=True)
 class ChosenOn:
@@ -55,7 +58,8 @@ def objection(chosen: ChosenOn | None, weights: str, split: str | None) -> str |
 def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
     """SHA-256 of a network's weights in the order of their names; half precision counts as the same values in float32.
 
-    Predictors of QuEE are left out: they are chosen on validation data as thresholds are, on top of the weights.
+    Predictors of QuEE and ensembles of Zero Time Waste are left out: they are fitted when all else is trained, as
+    thresholds are, on top of the weights.
 
     Args:
         state: The network's state, or that of a whole routine.
@@ -71,7 +75,7 @@ def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
     """
     names = sorted(name for name in state if name.startswith(prefix))
     kept = ((name.removeprefix(prefix), state[name]) for name in names)
-    return tensor_digest((name, _widened(values)) for name, values in kept if not name.startswith("gate.predictors."))
+    return tensor_digest((name, _widened(values)) for name, values in kept if not name.startswith(FITTED))
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from eenet.cli.sweep_choice import Option, check_figure, choose, validated
 from eenet.errors import NOT_MET, UserError
 from eenet.parsing.given import plain
 from eenet.parsing.refusals import Parser
@@ -74,6 +75,12 @@ def main(args: list[str]) -> None:
         type=str,
         help="arguments of `eenet calibrate` for every run, in quotes; the test then uses its points",
     )
+    parser.add_argument(
+        "--choose",
+        type=str,
+        help="figure of the validation, as val/accuracy or val/nll/exit_*, that chooses one combination: the first "
+        "of those within the best one's spread over seeds. Only its runs are tested",
+    )
     parser.add_argument("--processes", default=cores(), type=int, help="runs at a time")
     options = parser.parse_args(args)
     for field, count in (("seeds", options.seeds), ("processes", options.processes)):
@@ -84,18 +91,26 @@ def main(args: list[str]) -> None:
             shlex.split(text)
         except ValueError as error:
             raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
+    if options.choose:
+        check_figure(options.choose)
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate, runs)
     trust_own(options.config)
     threads = max(1, cores() // min(options.processes, len(runs)))
     with ThreadPoolExecutor(options.processes) as pool:
-        waiting = [pool.submit(execute, run, threads, options.calibrate) for run in runs]
-        try:
-            finished = [run.result() for run in waiting]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run have got the signal too
-            raise
+
+        def all_of(some: list[Run], tested: bool) -> list[bool]:
+            waiting = [pool.submit(execute, run, threads, options.calibrate, tested) for run in some]
+            try:
+                return [run.result() for run in waiting]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # those that run have got the signal too
+                raise
+
+        if options.choose:
+            runs = choice(runs, all_of(runs, False), options.choose)
+        finished = all_of(runs, True)
     report(folder, [run for run, done in zip(runs, finished, strict=True) if done])
     unmet = [f"{run.folder.name}: {line}" for run in runs for line in not_met(run)]
     print(*unmet, sep="\n", end="\n" if unmet else "", file=sys.stderr)
@@ -214,8 +229,42 @@ def trust_own(configs: list[str]) -> None:
             trust(str(text))
 
 
-def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
+def choice(runs: list[Run], finished: list[bool], figure: str) -> list[Run]:
+    """The runs of the combination that a figure of the validation chooses; prints what all have.
+
+    Raises:
+        SystemExit: With status 1 if a run failed.
+        UserError: A run has no such figure.
+    """
+    from rich.table import Table
+
+    from eenet.reporting import show
+
+    if not all(finished):
+        raise SystemExit(1)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.folder.name.rpartition("seed=")[0], []).append(run)
+    names = [name for name in runs[0].values if name != "seed"]
+    tried = {
+        key: Option(
+            {name: group[0].values[name] for name in names}, tuple(validated(run.folder, figure) for run in group)
+        )
+        for key, group in groups.items()
+    }
+    chosen = choose(tried.values(), figure)
+    table = Table(*names, figure, "spread", "")
+    for option in tried.values():
+        row = [str(value) for value in option.values.values()]
+        table.add_row(*row, f"{option.mean:.4f}", f"{option.spread:.4f}", "chosen" if option is chosen else "")
+    show(table)
+    return next(group for key, group in groups.items() if tried[key] is chosen)
+
+
+def execute(run: Run, threads: int, calibrate: list[str], tested: bool = True) -> bool:
     """Train, calibrate and test one run, unless it is finished and has results; goes on from its last checkpoint.
+
+    Where it is not to be tested, it is only trained.
 
     Wishes that cannot be met do not stop it: the test takes the points of the others, or the run's own where none is.
     Its lock belongs to the processes that it starts, too: if this one is killed, a new sweep waits for them.
@@ -235,9 +284,9 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
     test = ["test", f"--config={run.folder / 'config.yaml'}", quiet]
     with open(run.folder / "lock", "wb") as lock, open(run.folder / "log.txt", "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if RunFolder(run.folder).finished and (run.folder / "results.json").is_file():
+        if RunFolder(run.folder).finished and (not tested or (run.folder / "results.json").is_file()):
             return True
-        for args in (fit, *calibrations, test):
+        for args in (fit, *calibrations, test) if tested else (fit,):
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             said = len(not_met(run))
             if args is test and calibrate and (run.folder / CALIBRATION).is_file():
@@ -251,7 +300,7 @@ def execute(run: Run, threads: int, calibrate: list[str]) -> bool:
             if args is fit and not RunFolder(run.folder).finished:
                 print(f"ended before it was finished: {run.folder.name}; sweep again to continue it", file=sys.stderr)
                 return False
-    print(f"done: {run.folder.name}")
+    print(f"{'done' if tested else 'trained'}: {run.folder.name}")
     return True
 
 

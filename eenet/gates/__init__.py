@@ -7,7 +7,7 @@ from eenet.gates.saturation import SaturationGate
 from eenet.gates.scheduler import SchedulerGate
 from eenet.gates.stopping import StoppingGate
 from eenet.gates.stopping_tree import TreeStoppingGate
-from eenet.gates.uncertainty import UncertaintyGate, uncertainty_statistics
+from eenet.gates.uncertainty import UncertaintyGate, known_at, uncertainty_statistics
 
 __all__ = [
     "ConfidenceGate",
@@ -23,5 +23,6 @@ __all__ = [
     "TreeStoppingGate",
     "UncertaintyGate",
     "confidence",
+    "known_at",
     "uncertainty_statistics",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.gates.base import Gate, Memory
+from eenet.gates.base import Gate, Known, Memory
 
 
 def uncertainty_statistics(logits: Tensor) -> Tensor:
@@ -71,3 +71,15 @@ class UncertaintyGate(Gate):
         statistics = uncertainty_statistics(logits.detach())
         score = F.linear(statistics, self.weight[exit : exit + 1], self.bias[exit : exit + 1])
         return score.squeeze(-1), memory
+
+
+def known_at(logits: Tensor, features: Tensor, passed: tuple[Tensor, ...] = ()) -> Known:
+    """What is known at an exit, from its logits `(batch, classes)` and what its head reads; a map is averaged.
+
+    Args:
+        logits: The exit's.
+        features: What its head reads.
+        passed: What the exits before said.
+    """
+    pooled = features.flatten(2).mean(-1) if features.ndim > 2 else features
+    return Known(uncertainty_statistics(logits), pooled, logits.log_softmax(-1), passed)

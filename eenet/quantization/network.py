@@ -271,13 +271,13 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
             state = twin.run_stage(stage, state)
         return state
 
-    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
+    def logits_at(self, place: int, features: Tensor, before: Any) -> tuple[Tensor, Any]:
         """Logits of an early exit, `(batch, classes)`, from what it reads after a segment at some width."""
         exit, width = self.tree.places[place]
         head = self.inference_modules[exit]
         assert isinstance(head, WidthHeads)
         with quantized_products(FLOAT if self.training else self.outer_width(width)):
-            return head.at(width)(features)
+            return head.at(width)(features), ()
 
     def extract(self, inputs: Any) -> ExitFeatures:
         """What the heads read at every node, each segment run once per beginning of a path.
@@ -316,7 +316,7 @@ class QuantizedNetwork(Twins, EarlyExitNetwork):
         """Logits of all nodes, `(batch, nodes, classes)`."""
         early = extracted.features[: self.tree.num_early]
         logits = [
-            self.logits_at(place, features, ()) for place, features in zip(self.tree.place_of, early, strict=False)
+            self.logits_at(place, features, ())[0] for place, features in zip(self.tree.place_of, early, strict=False)
         ]
         full = [*extracted.features[self.tree.num_early :], extracted.final_logits]
         return torch.stack([*logits, *(rows.to(full[-1].dtype) for rows in full)], dim=1)

@@ -6,9 +6,11 @@ METHODS = {
     "decoupled": "decoupled exits",
     "deep_supervision": "deep supervision",
     "jei_dnn": "JEI-DNN",
+    "past_future": "Global Past-Future",
     "quee": "QuEE",
     "self_distillation": "self-distillation",
     "weighted": "L2W-DEN",
+    "zero_time_waste": "Zero Time Waste",
 }
 POLICIES = {
     "max_probability": "maximum probability",

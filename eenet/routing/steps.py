@@ -22,7 +22,6 @@ class Routable(Protocol):
 
     backbone: StagedBackbone
     gate: Gate
-    boosted: bool
     tree: Tree
     exit_stages: list[int]
 
@@ -46,13 +45,13 @@ class Routable(Protocol):
     def read(self, exit: int, state: State) -> Tensor:
         """What the head of an early exit reads."""
 
-    def logits_at(self, place: int, features: Tensor, before: Any) -> Tensor:
-        """Logits of an early exit."""
+    def logits_at(self, place: int, features: Tensor, before: Any) -> tuple[Tensor, Any]:
+        """Logits of an early exit, and what the later ones need of it."""
 
     def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
         """What the gate reads there."""
 
-    def remember(self, before: Any, logits: Tensor, read: Any) -> Any:
+    def remember(self, before: Any, passed: Any, read: Any) -> Any:
         """What later exits need of this one."""
 
 
@@ -157,13 +156,13 @@ def run_step(network: Routable, policy: Policy, place: int, given: Any) -> Resul
     if exit == network.num_exits - 1:
         return (), network.classify(width, state), None
     features = network.read(exit, state)
-    logits = network.logits_at(place, features, before)
+    logits, passed = network.logits_at(place, features, before)
     read = network.gate_input(logits, features, before)
     scores, gate = network.gate.at(place, read, gate if exit else network.gate.start(read))
     predictions = logits.argmax(-1) if policy.reads_predictions else scores
     leave, memory = policy.decide(place, predictions, scores, memory if exit else policy.start(scores))
     return (
-        Carried(state, network.remember(before, logits, read), leave if network.tree.branches else gate, memory),
+        Carried(state, network.remember(before, passed, read), leave if network.tree.branches else gate, memory),
         network.gate.answer(logits, gate),
         leave,
     )

@@ -46,7 +46,7 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
     device, widths = next(network.parameters()).device, [width for _, width in network.tree.places]
     batch, runs = len(torch.utils._pytree.tree_leaves(inputs)[0]), dict[str, Callable[[Any], Any]]()
     rows = torch.arange(batch, device=device)
-    state, before, gate, memory = None, None, (), ()
+    state, before, gate, memory = None, (), (), ()
     for exit in range(last + 1):
 
         def segment(_: Any, exit: int = exit, state: Any = state) -> Any:
@@ -63,7 +63,7 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
             return network.logits_at(exit, features, before), features
 
         runs[f"head {exit}"] = head
-        logits, features = head(None)
+        (logits, passed), features = head(None)
 
         def decide(
             _: Any, exit: int = exit, known: Any = (logits, features), gate: Any = gate, memory: Any = memory
@@ -76,7 +76,7 @@ def clock_parts(network: EarlyExitNetwork, policy: Policy, inputs: Any, rounds: 
 
         runs[f"gate {exit}"] = decide
         _, gate, memory = decide(None)
-        before = logits
+        before = passed
 
         def hand_over(_: Any, state: Any = state) -> Any:
             return select(state, rows)

@@ -147,16 +147,16 @@ def nobody_leaves(network: EarlyExitNetwork, compile: bool = False) -> Contender
 
 
 def run_static(network: EarlyExitNetwork, node: int, inputs: Any) -> Tensor:
-    """Logits of one node, `(batch, classes)`, without what others need; a boosted one needs earlier heads."""
-    tree, logits = network.tree, None
+    """Logits of one node, `(batch, classes)`, without what others need; one that is connected needs earlier heads."""
+    tree, logits, before = network.tree, None, ()
     path = tree.nodes[node]
     state = network.embed(path[0], inputs)
     for exit, passed in enumerate(tree.along(path)):
         state = network.run_segment(exit, path[exit], state)
         if exit == network.num_exits - 1:
             return network.classify(path[exit], state)
-        if passed == node or network.boosted:
-            logits = network.logits_at(tree.place_of[passed], network.read(exit, state), logits)
+        if passed == node or network.connection.connects:
+            logits, before = network.logits_at(tree.place_of[passed], network.read(exit, state), before)
     assert logits is not None
     return logits
 

@@ -275,3 +275,29 @@ def test_real_runs_share_one_store(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("features/*/manifest.json"))) == 2
     points = [json.loads(path.read_text())["operating_points"] for path in sorted(tmp_path.glob("runs/*/results.json"))]
     assert len(points) == 2
+
+
+def test_one_combination_is_chosen_on_validation_and_it_alone_is_tested(
+    config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    runs = config.parent / "runs"
+    for tradeoff, worse in (("0.1", 0.1), ("1", 0.2)):
+        for seed in (0, 1):
+            with SummaryWriter(str(runs / f"tradeoff={tradeoff},seed={seed}")) as writer:
+                for step, early in ((1, 0.9), (2, 0.0)):  # the last one counts
+                    writer.add_scalar("val/nll/exit_0", early + worse + seed / 50, step)
+                    writer.add_scalar("val/nll/exit_1", early + worse, step)
+    main(arguments(config, "--choose=val/nll/exit_*"))
+    printed = capsys.readouterr().out.splitlines()
+    assert {path.parent.name for path in runs.glob("*/results.json")} == {"tradeoff=0.1,seed=0", "tradeoff=0.1,seed=1"}
+    (row,) = (line.split() for line in printed if "│ chosen" in line)
+    assert [part for part in row if part != "│"] == ["0.1", "0.1050", "0.0071", "chosen"]
+    with pytest.raises(SystemExit):
+        main(arguments(config, "--choose=test/accuracy"))
+    with pytest.raises(SystemExit):
+        main(arguments(config, "--choose=val/accuracy"))
+    said = capsys.readouterr().err
+    assert "must be a figure of the validation" in said
+    assert "is no figure of the validations in" in said

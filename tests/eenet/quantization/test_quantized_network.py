@@ -119,7 +119,7 @@ def test_every_node_is_its_path_run_alone() -> None:
             alone = network.classify(path[-1], state)
         else:
             place = network.tree.places.index((len(path) - 1, path[-1]))
-            alone = network.logits_at(place, network.read(len(path) - 1, state), ())
+            alone, _ = network.logits_at(place, network.read(len(path) - 1, state), ())
         torch.testing.assert_close(logits[:, node], alone)
     torch.testing.assert_close(logits[:, network.tree.index[(32, 32, 32)]], network.backbone(rows))
 
