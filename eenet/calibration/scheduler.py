@@ -114,7 +114,7 @@ def fit_schedule(
     spread = scores.std().clamp_min(1e-6)
     costs = scored.fractions.float()
     shared = policy_for_budget(Threshold([0.0] * scores.shape[1]), scored, budget)
-    thresholds = shared.thresholds.clamp(scores.min(), scores.max()).requires_grad_()  # type: ignore[operator]
+    thresholds = shared.thresholds.to(scores).clamp(scores.min(), scores.max()).requires_grad_()  # type: ignore[operator]
     optimizer = torch.optim.Adam([thresholds], learning_rate * spread.item())
     with torch.enable_grad():
         for _ in range(steps):

@@ -110,7 +110,8 @@ def fit_stopping(
 
     Args:
         gate: What is known at a node; its weights are of no account.
-        logits: Of all nodes on training samples, `(samples, nodes, classes)`; above `most_samples` some stand for all.
+        logits: Of all nodes on training samples, on the CPU, `(samples, nodes, classes)`; above `most_samples` some
+            stand for all.
         costs: Of leaving at each node as fractions of the full network's, in any unit, `(nodes,)`.
         tradeoffs: Values of lambda.
         judge: The node whose probabilities say what leaving elsewhere loses, see `find_judge`.

@@ -76,7 +76,7 @@ class BestWay(Policy):
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The next nodes, from the scores of the ways on, `(batch, ways)`."""
         best, way = scores.min(1)
-        on = self.ways[memory].gather(1, way.unsqueeze(1)).squeeze(1)
+        on = self.ways.to(scores.device)[memory].gather(1, way.unsqueeze(1)).squeeze(1)
         after = torch.where(best < self.threshold, on, memory)
         return after, after
 

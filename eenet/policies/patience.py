@@ -36,7 +36,7 @@ class Patience(Policy):
 
     def knobs(self, scores: Tensor) -> Tensor:
         """Patience 1 to the number of early exits, with which nobody leaves early."""
-        return torch.arange(1, scores.shape[1] + 1, dtype=torch.float64)
+        return torch.arange(1, scores.shape[1] + 1, dtype=torch.float64, device=scores.device)
 
     def turned(self, knob: float) -> "Patience":
         """Another patience."""

@@ -67,7 +67,7 @@ class PredictedErrors(Policy):
 
     def knobs(self, scores: Tensor) -> Tensor:
         """Minus the values of `TRADEOFFS`, from the highest price to none."""
-        return -torch.tensor(TRADEOFFS, dtype=torch.float64).flip(0)
+        return -torch.tensor(TRADEOFFS, dtype=torch.float64, device=scores.device).flip(0)
 
     def turned(self, knob: float) -> "PredictedErrors":
         """Another price, minus the knob."""
@@ -84,7 +84,8 @@ class PredictedErrors(Policy):
 
     def decide(self, exit: int, predictions: Tensor, scores: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The next nodes, from the errors that are predicted for every node, `(batch, nodes)`."""
-        after = self.onward[memory, (scores.double() + self.prices).argmin(1)]
+        best = (scores.double() + self.prices.to(scores.device)).argmin(1)
+        after = self.onward.to(scores.device)[memory, best]
         return (after if self.tree.branches else after == memory), after
 
     def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class SequentialGates(Policy):
     def knobs(self, scores: Tensor) -> Tensor:
         """Minus the shifts that matter for these gate logits, 2,001 of them."""
         reach = scores.abs().max().double().item() + 20 if scores.numel() else 20.0
-        return torch.linspace(-reach, reach, 2001, dtype=torch.float64)
+        return torch.linspace(-reach, reach, 2001, dtype=torch.float64, device=scores.device)
 
     def turned(self, knob: float) -> "SequentialGates":
         """The gates shifted by minus the knob."""
