@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from eenet.calibration import OperatingPoint, Scored, check_budget, cost_of, policy_for_budget
-from eenet.calibration.points import check_names
 from eenet.calibration.ensemble import fit_ensemble, most_fitted
+from eenet.calibration.points import check_names
 from eenet.calibration.stopping import find_judge, fit_stopping, most_samples
 from eenet.connections import Ensemble
 from eenet.errors import UserError

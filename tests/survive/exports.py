@@ -2,11 +2,14 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +52,7 @@ class Tried(NamedTuple):
 
 
 class _Watch:
-    """Notes forbidden acts while it is on; hooks cannot be taken away again."""
+    """Notes forbidden acts while it is on; hooks last as long as their process."""
 
     def __init__(self) -> None:
         self.on, self.acts = False, list[str]()
@@ -63,7 +66,9 @@ class _Watch:
             self.acts.append(f"{event} {str(args[:1])[:80]}")
 
 
-WATCH = _Watch()
+@cache
+def _watch() -> _Watch:
+    return _Watch()
 
 
 def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -118,7 +123,7 @@ def sign(folder: Path, name: str) -> None:
 
 def damaged_exports(
     base: Base, place: Path, count: int, seed: int = 0, formats: Sequence[str] = ("torch", "torch", "onnx")
-) -> Iterator[Tried]:
+) -> list[Tried]:
     """Load damaged folders and run what loads.
 
     Args:
@@ -129,17 +134,31 @@ def damaged_exports(
         formats: One of which each folder has.
     """
     sources = {format: _export(base, place, format) for format in set(formats)}
-    for number in range(count):
-        draw = random.Random(f"{seed} {number}")
-        format, folder = draw.choice(formats), place / "damaged"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(sources[format], folder)
-        name = draw.choice(sorted(path.name for path in folder.iterdir()))
-        change = change_json if name.endswith(".json") and draw.random() < 0.8 else change_bytes
-        done = f"{number}: {format}, {name}, {change(folder / name, draw)}"
-        if name != MANIFEST and draw.random() < 0.9:
-            sign(folder, name)
-        yield _try(folder, done)
+    with tempfile.TemporaryFile() as told:
+        child = os.fork()  # for the hook slows down all that its process does
+        if child == 0:
+            try:
+                pickle.dump([_damaged(sources, place / "damaged", formats, seed, n) for n in range(count)], told)
+                told.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        told.seek(0)
+        return pickle.load(told)
+
+
+def _damaged(sources: dict[str, Path], folder: Path, formats: Sequence[str], seed: int, number: int) -> Tried:
+    """Damage one export, load and run it."""
+    draw = random.Random(f"{seed} {number}")
+    format = draw.choice(formats)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sources[format], folder)
+    name = draw.choice(sorted(path.name for path in folder.iterdir()))
+    change = change_json if name.endswith(".json") and draw.random() < 0.8 else change_bytes
+    done = f"{number}: {format}, {name}, {change(folder / name, draw)}"
+    if name != MANIFEST and draw.random() < 0.9:
+        sign(folder, name)
+    return _try(folder, done)
 
 
 def _export(base: Base, place: Path, format: str) -> Path:
@@ -157,7 +176,8 @@ def _export(base: Base, place: Path, format: str) -> Path:
 
 
 def _try(folder: Path, done: str) -> Tried:
-    WATCH.acts, WATCH.on, unclear, start = [], True, "", time.process_time()
+    watch = _watch()
+    watch.acts, watch.on, unclear, start = [], True, "", time.process_time()
     try:
         model = load(folder)
         for rows in (1, 3):
@@ -167,7 +187,7 @@ def _try(folder: Path, done: str) -> Tried:
     except BaseException as error:
         unclear = f"{type(error).__name__}: {error}"
     finally:
-        WATCH.on = False
+        watch.on = False
     if (taken := time.process_time() - start) > LONGEST:
         unclear = f"took {taken:.1f} s"
-    return Tried(done, list(WATCH.acts), unclear)
+    return Tried(done, list(watch.acts), unclear)

@@ -33,7 +33,7 @@ def main() -> None:
         print(
             *ran, *vague, f"configurations: {len(strange)} tried, {len(ran)} ran code, {len(vague)} unclear", sep="\n"
         )
-        folders = list(damaged_exports(base, place / "folders", options.folders, options.seed))
+        folders = damaged_exports(base, place / "folders", options.folders, options.seed)
         acted, bad = [one for one in folders if one.acted], [one for one in folders if one.unclear]
         print(
             *acted, *bad, f"folders: {len(folders)} tried, {len(acted)} acted, {len(bad)} unclear", sep="\n", flush=True

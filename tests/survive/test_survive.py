@@ -89,7 +89,7 @@ def test_nothing_of_a_stranger_runs(base: Base, every: int, tmp_path: Path) -> N
 def test_damaged_exports_do_nothing_and_are_refused_in_one_line(
     base: Base, tmp_path: Path, count: int, formats: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tried = list(damaged_exports(base, tmp_path, count, 0, formats))
+    tried = damaged_exports(base, tmp_path, count, 0, formats)
     assert [one for one in tried if one.acted or one.unclear] == []
     assert len(tried) == count
     assert capfd.readouterr().out == ""
