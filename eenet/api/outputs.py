@@ -155,7 +155,7 @@ class Parts:
             JOINS[self.output.suffix](
                 beside,
                 self.columns,
-                ([row for row in self.read(number) if "problem" not in row] for number in range(batches)),
+                ([_spelled(row) for row in self.read(number) if "problem" not in row] for number in range(batches)),
             )
             write_json(self.folder / JOINED, sha256(beside))
         self.drop()
@@ -166,6 +166,12 @@ class Parts:
             if path.name not in (JOB, JOINED):
                 path.unlink()
         shutil.rmtree(self.folder)
+
+
+def _spelled(row: Row) -> Row:
+    r"""A row whose texts are UTF-8: what is none, as in a file's name of another encoding, is spelled as `\udcf6`."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    return row | {name: value.encode("utf-8", "backslashreplace").decode() for name, value in texts.items()}
 
 
 def _join_jsonl(path: Path, columns: Sequence[str], batches: Iterator[list[Row]]) -> None:

@@ -28,6 +28,9 @@ class LogitFile:
         samples: That will be added.
         folder: Of the file where there is no `$TMPDIR`.
 
+    Raises:
+        UserError: `$TMPDIR` is no folder.
+
     Example:
         >>> logits = LogitFile(3, Path("."))
         >>> logits.append(torch.ones(2, 4, 5)), logits.append(torch.zeros(1, 4, 5))
@@ -39,6 +42,8 @@ class LogitFile:
     def __init__(self, samples: int, folder: Path) -> None:
         self.samples, self.folder = samples, Path(os.environ.get("TMPDIR") or folder)
         self.shape = torch.Size([0, 0, 0])
+        if not self.folder.is_dir():
+            raise UserError("TMPDIR", str(self.folder), "is no folder; set it to one, or not at all")
         self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
 
     def __len__(self) -> int:

@@ -65,9 +65,12 @@ class FeatureStore:
                 raise KeyError(f"schema {SCHEMA}")
             shapes = tuple(tuple(shape) for shape in manifest["layout"].pop("shapes"))
             layout = Layout(shapes, **manifest["layout"])
-            if layout.sample_bytes < 0 or type(manifest["samples"]) is not int:
-                raise ValueError("sizes")
+            if layout.sample_bytes < 0 or (type(manifest["name"]), type(manifest["samples"])) != (str, int):
+                raise ValueError("name or sizes")
             ranges = tuple(range(*rows) for rows in manifest["shards"])
+            starts, stops = [rows.start for rows in ranges], [rows.stop for rows in ranges]
+            if [*starts, manifest["samples"]] != [0, *stops] or any(rows.step != 1 for rows in ranges):
+                raise ValueError("shards")
             return cls(folder, manifest["name"], manifest["samples"], layout, ranges)
         except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
             problem = f"holds no store of features ({said(error)}); remove the folder"

@@ -1,3 +1,5 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,58 @@ def test_verifying_names_the_damaged_shard(folder: Path, capsys: pytest.CaptureF
         main(["features", "verify", "--folder", str(folder)])
     assert end.value.code == 1
     assert "cd34: shard 0 (samples 0 to 19) is damaged" in capsys.readouterr().out
+
+
+def changed(**values: object) -> Callable[[Path], None]:
+    def change(store: Path) -> None:
+        manifest = json.loads((store / "manifest.json").read_text())
+        layout = {key: value for key, value in values.items() if key in manifest["layout"]}
+        rest = {key: value for key, value in values.items() if key not in layout}
+        (store / "manifest.json").write_text(json.dumps({**manifest, **rest, "layout": manifest["layout"] | layout}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(changed(dtype="complex9"), changed(dtype=[1]), changed(shapes=3), changed(name=[1]), changed(samples="x")),
+        *(changed(schema=[]), changed(shards=[["a"]]), changed(shards=[[-5, 10, 1]]), changed(shards=[[0, 10**18]])),
+        lambda store: (store / "manifest.json").write_bytes(b""),
+        lambda store: (store / "manifest.json").write_bytes(b"\xff"),
+        lambda store: (store / "manifest.json").write_bytes(b"[" * 10**5),
+    ],
+)
+def test_damaged_manifests_are_one_clear_error(
+    folder: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture
+) -> None:
+    damage(folder / "cd34")
+    for command in ("list", "verify"):
+        with pytest.raises(SystemExit) as end:
+            main(["features", command, "--folder", str(folder)])
+        assert end.value.code == 2
+        assert "cd34': holds no store of features" in capsys.readouterr().err
+
+
+def linked(store: Path) -> None:
+    array = (store / "exit_0.bin").rename(store.with_name("elsewhere.bin"))
+    (store / "exit_0.bin").symlink_to(array)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: (store / "exit_0.bin").unlink(),
+        linked,
+        lambda store: (store / "shards/000000.json").write_bytes(b"[" * 10**5),
+        lambda store: (store / "shards/000000.json").write_bytes(b"\xff"),
+    ],
+)
+def test_missing_arrays_links_and_wrong_shards_are_damaged(
+    folder: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture
+) -> None:
+    damage(folder / "cd34")
+    with pytest.raises(SystemExit) as end:
+        main(["features", "verify", "--folder", str(folder)])
+    assert end.value.code == 1
+    assert "0 of 1 shards are whole" in capsys.readouterr().out

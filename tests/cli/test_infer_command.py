@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_a_folder_is_routed_like_the_network(
     assert len({row["exit"] for row in expected}) > 1 or point is None
     assert read(output) == expected
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_names_of_another_encoding_are_spelled(run: Path, images: Path, tmp_path: Path, ending: str) -> None:
+    (tmp_path / "images").mkdir()
+    shutil.copy(images / "0/00.png", os.fsencode(tmp_path) + b"/images/gr\xf6\xdfe.png")
+    infer(run, "--input", tmp_path / "images", "--output", tmp_path / f"rows.{ending}")
+    assert [row["id"] for row in read(tmp_path / f"rows.{ending}")] == [r"gr\udcf6\udcdfe.png"]
 
 
 def test_files_name_images_beside_them(run: Path, images: Path, tmp_path: Path) -> None:

@@ -54,6 +54,12 @@ def test_it_lies_on_tmpdir_where_that_is_set(tmp_path: Path, monkeypatch: pytest
     assert LogitFile(1, tmp_path).folder == tmp_path / "other"
 
 
+def test_a_tmpdir_that_is_not_there_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"TMPDIR = .*nowhere': is no folder"):
+        LogitFile(1, tmp_path)
+
+
 def test_a_disk_without_room_is_one_error_before_anything_is_written(
     values: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
