@@ -257,8 +257,9 @@ class QuEE(ExitRoutine):
         """The samples that were judged last, usable for training."""
         if self._known.filled:
             with torch.inference_mode(False):
-                found = {name: rows.clone() for name, rows in self._known.compute().items()}
-                statistics = records["statistics"].clone()
+                computed = {**self._known.compute(), "statistics": records["statistics"]}
+                found = {name: rows.to(self.weights.device).clone() for name, rows in computed.items()}
+                statistics = found["statistics"]
             self._known.reset()
             tree, dims = self.network.tree, self.network.backbone.feature_dims
             stages = [self.network.exit_stages[tree.exit(node)] for node in range(tree.num_early)]
@@ -278,14 +279,14 @@ class QuEE(ExitRoutine):
         """Add the predicted errors of all samples: those of the folds where the predictors have learned from them."""
         nodes = self.nodes(records)
         learned = self.fitted and self.trial() is None and self.current and len(self.out_of_fold) == len(nodes.labels)
-        records["scores"] = self.out_of_fold.to(nodes.correct) if learned else self.predicted(nodes)
+        records["scores"] = (self.out_of_fold.to(nodes.correct) if learned else self.predicted(nodes)).cpu()
 
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the predictors on a whole validation of the final weights."""
         if self.trial() is None and not (self.fitted and self.current):
             with torch.inference_mode(False):
                 self.fit_predictors(self.nodes(records))
-                records["scores"] = self.out_of_fold
+                records["scores"] = self.out_of_fold.cpu()
 
     def fit_predictors(self, nodes: Nodes) -> None:
         """Fit the predictors on the validation samples, and take the curves of what did not see them.
@@ -345,7 +346,7 @@ class QuEE(ExitRoutine):
         }
         if not self.fitted:
             return found
-        scores = records["scores"] if records["scores"].numel() else self.predicted(nodes)
+        scores = records["scores"].to(self.weights.device) if records["scores"].numel() else self.predicted(nodes)
         curves, errors = named_curves(self.network.tree, *curves_of(self.network, nodes, scores)), 1 - nodes.correct
         simple: list[SimplePredictors] = list(self.simple)  # type: ignore[arg-type]
         others = other_predictions(tree, simple, nodes.known, errors, nodes.tempered(self.temperatures))

@@ -41,7 +41,7 @@ def rows_of(routed: Routed, names: Sequence[str] | None, temperatures: Tensor | 
         temperatures: Of every node, `(nodes,)`, where the network was calibrated: probabilities are tempered.
         tree: Of the network.
     """
-    logits, exits = routed.logits.double().cpu(), routed.exits.cpu()
+    logits, exits = routed.logits.cpu().double(), routed.exits.cpu()
     if temperatures is not None:
         logits = logits / temperatures[routed.nodes.cpu()].unsqueeze(1)
     probabilities = logits.softmax(-1)

@@ -215,6 +215,7 @@ def pick(logits: Tensor, rules: Rules, generators: list[torch.Generator], texts:
     if not rules.draw:
         return logits.argmax(dim=-1)
     draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-    bounds = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    heights = draws.to(logits.device).unsqueeze(1) * bounds[:, -1:]
-    return torch.searchsorted(bounds, heights, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)
+    bounds = logits.cpu().double().softmax(dim=-1).cumsum(dim=-1)  # the same draws on every device
+    heights = draws.unsqueeze(1) * bounds[:, -1:]
+    tokens = torch.searchsorted(bounds, heights, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)
+    return tokens.to(logits.device)

@@ -40,14 +40,17 @@ class Records:
             self.rows[name].append(rows[name].detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """Each tensor, `(samples, ...)`, in the order of the data set."""
+        """Each tensor, `(samples, ...)`, in the order of the data set.
+
+        They are on the CPU, where they are judged in float64, which not every GPU has.
+        """
         rows = {name: torch.cat(found) for name, found in self.rows.items()}
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if processes == 1:
-            return rows
+            return {name: values.cpu() for name, values in rows.items()}
         from torchmetrics.utilities.distributed import gather_all_tensors
 
         rows = {name: torch.cat(gather_all_tensors(found)) for name, found in rows.items()}
         samples = len(rows[self.names[0]])
         dealt = torch.cat([torch.arange(rank, samples, processes) for rank in range(processes)])
-        return {name: values[dealt.argsort().to(values.device)] for name, values in rows.items()}
+        return {name: values.cpu()[dealt.argsort()] for name, values in rows.items()}

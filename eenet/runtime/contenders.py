@@ -48,7 +48,9 @@ class Contender:
         found = [self.run(batch) for batch in batches]
         columns = {unit: [getattr(routed, unit) for routed in found] for unit in ("macs", "bitops")}
         return {
-            unit: torch.cat(values).double().mean().item() for unit, values in columns.items() if values[0] is not None
+            unit: torch.cat(values).cpu().double().mean().item()
+            for unit, values in columns.items()
+            if values[0] is not None
         }
 
 

@@ -1,5 +1,6 @@
 """Networks, policies and calibration on a device of their own: whatever stays on the CPU is found without a GPU."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from eenet.api.outputs import rows_of
 from eenet.calibration import OperatingPoint, fit_temperatures, trust, trust_records
 from eenet.calibration.conformal import conformal_quantiles
 from eenet.calibration.logits import read_exits
@@ -45,6 +47,7 @@ from eenet.policies import (
 from eenet.quantization import QuantizedNetwork
 from eenet.reporting import evaluate
 from eenet.runtime import EarlyExitRuntime
+from eenet.runtime.contenders import routed_network
 from tests._dummies import make_network, make_resnet, make_vit
 from tests._dummies.decoders import LAYERS, TEXTS
 from tests._dummies.device import CUDA, TRAINING, Elsewhere, Machine, MixedDevices
@@ -157,19 +160,36 @@ POLICIES: dict[str, tuple[Policy, Callable[[int], Gate]]] = {
 @torch.no_grad()
 def test_policies_decide_where_the_scores_are(name: str) -> None:
     torch.manual_seed(0)
-    policy, gate = POLICIES[name]
+    policy, gate = copy.deepcopy(POLICIES[name])
     network = make_network(gate=gate, boosted=name == "scheduler")
     logits, scores = network(IMAGES)
     routed, exits = network.route(IMAGES, policy), policy.exits(logits.argmax(-1), scores)
-    with Machine():
+    doubles = name in ("per_class", "random")  # which are kept, and compared, in float64
+    with Machine(doubles):
         network.to(CUDA)
-        same(EarlyExitRuntime(network, policy)(there(IMAGES)), routed)
+        found = EarlyExitRuntime(network, policy)(there(IMAGES))
+        same(found, routed)
+        one, other = (rows_of(each, None, torch.ones(4), network.tree) for each in (found, routed))
+        assert [row["label"] for row in one] == [row["label"] for row in other]
+        assert routed_network("", network, policy).mean_costs([there(IMAGES)])["macs"] == routed.macs.double().mean()
         same(network.route(there(IMAGES[:1]), policy).logits, routed.logits[:1])
         moved = there((logits.argmax(-1), scores))
         same(policy.exits(*moved), exits)
-        if name not in ("fixed", "random"):
-            knobs = policy.knobs(moved[1])
-            assert policy.departures(*moved, knobs).shape == scores.shape
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("fixed", "random")])
+@torch.no_grad()
+def test_knobs_lie_where_the_scores_are(name: str) -> None:
+    torch.manual_seed(0)
+    policy, gate = copy.deepcopy(POLICIES[name])
+    logits = torch.randn(5, 4, 10)
+    predictions, scores = logits.argmax(-1), gate(3)(logits[:, :-1])
+    departures = policy.departures(predictions, scores, policy.knobs(scores))
+    with Machine():
+        moved = there((predictions, scores))
+        knobs = policy.knobs(moved[1])
+        assert knobs.device == CUDA
+        same(policy.departures(*moved, knobs), departures)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +229,7 @@ def test_tokens_leave_where_they_are() -> None:
     text = generate(RoutedExecutor(network, policy), prompts, 4).tokens
     drawn = generate(RoutedExecutor(network, policy, "recompute"), prompts, 3, rules=rules).tokens
     planned = generate(Executor(network.backbone, LayerPlan((0, 2), LAYERS)), prompts, 3).tokens
-    with Machine():
+    with Machine(doubles=False):
         network.to(CUDA)
         same(network.route(there(prompts), policy), routed)
         assert generate(RoutedExecutor(network, policy), prompts, 4).tokens == text
