@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eenet.files import tensor_digest
@@ -56,7 +55,7 @@ def objection(chosen: ChosenOn | None, weights: str, split: str | None) -> str |
 
 
 def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
-    """SHA-256 of a network's weights in the order of their names; half precision counts as the same values in float32.
+    """SHA-256 of a network's weights in the order of their names; other precisions count as the same values in float32.
 
     Predictors of QuEE and ensembles of Zero Time Waste are left out: they are fitted when all else is trained, as
     thresholds are, on top of the weights.
@@ -66,9 +65,10 @@ def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
         prefix: Of the network's names in it.
 
     Example:
+        >>> import torch
         >>> one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
         >>> half = {"network.b": torch.tensor(3), "network.a": torch.tensor([1.0, 2.0]).bfloat16(), "other": one["a"]}
-        >>> weights_digest(one) == weights_digest(half, "network.")
+        >>> weights_digest(one) == weights_digest(half, "network.") == weights_digest({**one, "a": one["a"].double()})
         True
         >>> weights_digest(one) == weights_digest({**one, "a": torch.tensor([1.0, 2.5])})
         False
@@ -79,7 +79,7 @@ def weights_digest(state: Mapping[str, Tensor], prefix: str = "") -> str:
 
 
 def _widened(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.float() if values.is_floating_point() else values
 
 
 def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:

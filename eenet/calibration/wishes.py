@@ -100,7 +100,8 @@ class Wishes:
 
     def asked(self, wish: str, value: float) -> dict[str, float]:
         """What a point was chosen for, as it records it."""
-        return {wish: value, "delta": self.delta} if wish == "risk" else {wish: value}
+        how = {"delta": self.delta} if wish == "risk" else {"dearest": 1.0} if self.dearest and wish in BUDGETS else {}
+        return {wish: value, **how}
 
 
 @dataclass

@@ -388,8 +388,9 @@ def of_policy(policy: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 def check_seed_only(run: Run, other: Run) -> None:
     """Refuse to average runs of one seed, or at other operating points."""
-    this, that = ([row["name"] for row in found.results["operating_points"]] for found in (run, other))
-    if this != that:
+    points = [[(row["name"], row.get("asked")) for row in found.results["operating_points"]] for found in (run, other)]
+    if points[0] != points[1]:
+        this, that = ([name if asked is None else f"{name} {asked}" for name, asked in found] for found in points)
         problem = f"its operating points: {this}, those of {other.folder}: {that}; runs that differ by their seed only"
         raise UserError("RUN", str(run.folder), f"{problem} are averaged, so test both alike")
     if run.results.get("seed") == other.results.get("seed"):

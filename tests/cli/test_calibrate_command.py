@@ -125,7 +125,9 @@ def test_a_larger_budget_is_no_less_accurate_and_dearest_spends_it(run: Path) ->
     share, samples = points["budget-0.5"].got["accuracy"], Calibration.load(run / CALIBRATION).samples
     assert points["budget-0.5"].got["accuracy_se"] == pytest.approx((share * (1 - share) / samples) ** 0.5)
     main(["calibrate", str(run), "--budget", "1", "--dearest"])
-    dearest = Calibration.load(run / CALIBRATION).points["budget-1"].got
+    again = Calibration.load(run / CALIBRATION).points["budget-1"]
+    assert (points["budget-1"].asked, again.asked) == ({"budget": 1}, {"budget": 1, "dearest": 1})
+    dearest = again.got
     assert dearest["macs_fraction"] >= points["budget-1"].got["macs_fraction"]
     assert dearest["accuracy"] <= points["budget-1"].got["accuracy"]
 

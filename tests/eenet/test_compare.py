@@ -322,6 +322,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"seed": 1, "operating_points": make_results([("other", 0.5, 0.7)])["operating_points"]}, "operating points"),
+        (
+            {
+                "seed": 1,
+                "operating_points": [row | {"asked": {"budget": 1.0}} for row in make_results()["operating_points"]],
+            },
+            r"operating points: .*'budget': 1\.0",
+        ),
         ({"seed": 0}, "is the same run as .*a,seed=0 by all that was recorded, seed 0 included"),
     ],
 )
