@@ -67,7 +67,7 @@ def make_trainer(folder: Path, *callbacks: Callback) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("name", [*(name for name in ROUTINES if name != "quee"), pytest.param("quee", marks=SLOW)])
+@pytest.mark.parametrize("name", ["gates", *(pytest.param(name, marks=SLOW) for name in ROUTINES if name != "gates")])
 def test_a_run_stays_on_its_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExitRoutine, "_write_results", lambda *_: None)
     seen = Seen()
