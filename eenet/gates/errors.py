@@ -128,5 +128,5 @@ class ErrorGate(Gate):
         found = logits.features.new_empty(len(memory), len(self.tree.nodes))
         for node in memory.unique().tolist():
             rows = (memory == node).nonzero().squeeze(1)
-            found[rows] = self.errors(node, logits.take(rows))
+            found[rows] = self.errors(node, logits.take(rows)).to(found.dtype)  # which autocast changes
         return found, memory

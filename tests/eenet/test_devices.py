@@ -1,7 +1,8 @@
 """Networks, policies and calibration on a device of their own: whatever stays on the CPU is found without a GPU."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -137,7 +138,9 @@ def test_families_run_where_they_are(name: str) -> None:
     policy = SequentialGates(-expected.scores.median().item() + 1e-3)
     routed = network.route(inputs, policy)
     with Machine():
-        network.to(CUDA).__dict__.pop("costs")
+        network.to(CUDA)
+        if name == "vit":
+            network.__dict__.pop("costs")
         same(network(there(inputs)), expected)
         same(network.route(there(inputs), policy), routed)
 
@@ -198,6 +201,36 @@ def branching() -> QuantizedNetwork:
     network = QuantizedNetwork(make_vit(depth=2), [0], widths=[32, 4]).eval()
     network.calibrate([IMAGES])
     return network
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    """That of CUDA, whose lists of operators are not the CPU's; torch's own context asks for a driver."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "llama-classification", "tree"])
+@torch.no_grad()
+def test_types_agree_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    network: EarlyExitNetwork
+    if name == "tree":
+        network, inputs = QuantizedNetwork(make_vit(depth=3), [0, 1], widths=[32, 4]).eval(), IMAGES
+        network.calibrate([IMAGES])
+    else:
+        network, inputs = EarlyExitNetwork(FAMILIES[name].make(), [0, 1], boosted=True).eval(), FAMILIES[name].inputs
+    with Machine(), autocast():
+        logits, scores = network.to(CUDA)(there(inputs))
+        routed = network.route(there(inputs), network.policy(32, 0.0) if name == "tree" else SequentialGates())
+        assert routed.logits.dtype == torch.bfloat16
+        assert logits.dtype in (torch.bfloat16, torch.float32)
+        assert scores.isfinite().any()
 
 
 @pytest.mark.parametrize("way", ["errors", "best", "path"])
