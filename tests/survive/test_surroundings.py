@@ -41,6 +41,7 @@ def prepare(place: Path, encoding: str = "utf-8") -> Path:
         pixels = draw.integers(0, 255, (8, 8), dtype=np.uint8)
         with open(folder + f"/größe {number}.png".encode(encoding), "wb") as file:
             Image.fromarray(pixels).save(file, format="PNG")
+        os.utime(file.name, (0, 0))
     values: dict[str, Any] = config(Path("läufe/obst"))
     backbone = values["model"]["init_args"]["network"]["init_args"]["backbone"]
     backbone["init_args"]["num_classes"] = len(CLASSES)
