@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,8 @@ def read_checkpoint(file: Path, field: str, value: str | None = None) -> dict[st
         problem = f"{name}is damaged: its SHA-256 is not in {note.name}; take another, or train again"
         raise UserError(field, value or str(file), problem)
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        mapped = sys.getfilesystemencoding() == "utf-8"  # torch maps no path of another encoding
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (PermissionError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:

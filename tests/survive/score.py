@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .exports import damaged_exports
 from .harness import COMMANDS, Base, killed
-from .wrong import strange_configurations, wrong_checkpoints
+from .wrong import strange_configurations, wrong_backbones, wrong_checkpoints
 
 
 def main() -> None:
@@ -23,6 +23,10 @@ def main() -> None:
         opened = [(name, ended) for name, ended in wrong_checkpoints(base, place / "run", options.every)]
         unclear = [f"checkpoint, {name}: {ended}" for name, ended in opened if not ended.clear]
         print(*unclear, f"checkpoints: {len(opened)} tried, {len(unclear)} unclear", sep="\n", flush=True)
+        bare = list(wrong_backbones(base, place / "backbones", options.every))
+        vague = [f"backbone, {name}: {ended}" for name, ended in bare[2:] if not ended.clear]
+        vague += [f"backbone, {name}: refused, {ended}" for name, ended in bare[:2] if ended.code]
+        print(*vague, f"backbones: {len(bare) - 2} wrong ones tried, {len(vague)} unclear", sep="\n", flush=True)
         strange = list(strange_configurations(base, place / "run", options.every))
         ran = [f"configuration, {name}: ran" for name, _, marked in strange if marked]
         vague = [
@@ -38,12 +42,13 @@ def main() -> None:
         print(
             *acted, *bad, f"folders: {len(folders)} tried, {len(acted)} acted, {len(bad)} unclear", sep="\n", flush=True
         )
-        tried, wrong = 0, 0
+        kills: list[str | None] = []
         for name in COMMANDS if options.moments else ():
-            for found in killed(base, name, options.moments, place / "work", options.seed):
-                tried, wrong = tried + 1, wrong + (found is not None)
-                print(*([] if found is None else [found]), end="" if found is None else "\n", flush=True)
-        print(f"kills: {tried} tried, {wrong} wrong")
+            ends = list(killed(base, name, options.moments, place / "work", options.seed))
+            wrong = list(filter(None, ends))
+            print(*wrong, f"kills of {name}: {len(ends)} tried, {len(wrong)} wrong", sep="\n", flush=True)
+            kills += ends
+        print(f"kills: {len(kills)} tried, {len(list(filter(None, kills)))} wrong")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ def prepare(place: Path, encoding: str = "utf-8") -> Path:
         pixels = draw.integers(0, 255, (8, 8), dtype=np.uint8)
         with open(folder + f"/größe {number}.png".encode(encoding), "wb") as file:
             Image.fromarray(pixels).save(file, format="PNG")
+        os.utime(file.name, (0, 0))
     values: dict[str, Any] = config(Path("läufe/obst"))
     backbone = values["model"]["init_args"]["network"]["init_args"]["backbone"]
     backbone["init_args"]["num_classes"] = len(CLASSES)
@@ -58,17 +60,48 @@ def ascii_and_no_home() -> None:
     os.environ.pop("HOME", None)
 
 
-def test_umlauts_in_ascii_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(prepare(tmp_path))
-    texts = [run(args, first=ascii_and_no_home) for args in WORK[:3]]
-    assert [(one.code, one.text) for one in texts if one.code or "Traceback" in one.text] == []
-    assert "l\\xe4ufe/gr\\xf6\\xdfe.csv" in texts[2].text
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a run was trained and calibrated, which is the working directory meanwhile."""
+    place, before = prepare(tmp_path_factory.mktemp("ascii").resolve()), os.getcwd()
+    os.chdir(place)
+    ended = [run(args, first=ascii_and_no_home) for args in WORK[:2]]
+    assert [(one.code, one.text) for one in ended if one.code or "Traceback" in one.text] == []
+    yield place
+    os.chdir(before)
+
+
+def test_umlauts_in_ascii_without_a_home(place: Path) -> None:
+    ended = run(WORK[2], first=ascii_and_no_home)
+    assert (ended.code, "Traceback" in ended.text) == (0, False), ended.text
+    assert "l\\xe4ufe/gr\\xf6\\xdfe.csv" in ended.text
     with Path("läufe/größe.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {Path(row["id"]).parent.name for row in rows} == set(CLASSES) >= {row["label"] for row in rows}
     for path in Path("läufe").rglob("*.*"):
         if path.suffix in (".csv", ".json", ".jsonl", ".md", ".yaml"):
             path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["infer", "calibrate", pytest.param("export", marks=pytest.mark.slow)])
+def test_a_copied_run_needs_its_data_only_to_calibrate(place: Path, tmp_path: Path, command: str) -> None:
+    copied, point = shutil.copytree("läufe/obst", tmp_path / "obst"), ["--point", "budget-0.7"]
+    moved = Path("früchte").rename(tmp_path / "anderswo")
+    try:
+        ended = {
+            "infer": lambda: run(
+                ["infer", str(copied), "--input", str(moved), "--output", str(tmp_path / "a.csv"), *point]
+            ),
+            "export": lambda: run(["export", str(copied), "--out", str(tmp_path / "exported"), *point]),
+            "calibrate": lambda: run(["calibrate", str(copied), "--budget", "0.6"]),
+        }[command]()
+    finally:
+        moved.rename("früchte")
+    if command == "calibrate":
+        assert ended.clear, ended.text
+        assert f"data.root = '{place / 'früchte'}'" in ended.text
+    else:
+        assert ended.code == 0, ended.text
 
 
 LATIN = "en_US.ISO-8859-1"

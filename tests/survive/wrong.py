@@ -150,7 +150,7 @@ OF_RUNS: dict[str, Change] = {
 
 
 def wrong_backbones(base: Base, place: Path, every: int = 1) -> Iterator[tuple[str, Ended]]:
-    """How a training ends whose backbone comes from a wrong file; the first two files are right.
+    """How a training ends whose backbone comes from a wrong file; of all, the first two are right.
 
     Args:
         base: A run.
@@ -185,7 +185,7 @@ def wrong_backbones(base: Base, place: Path, every: int = 1) -> Iterator[tuple[s
             files.append((f"{kind}, {name}", key, folder / f"{name}.pt"))
             files += [(f"{kind}, safetensors, {name}", key, folder / f"{name}.safetensors")] if tensors else []
     fit = ["fit", "--config", str(base.folder / "config.yaml"), "--trainer.fast_dev_run=true", *QUIET]
-    for name, key, file in [*files[:2], *files[2::every]]:
+    for name, key, file in [*(files[:2] if every == 1 else ()), *files[2::every]]:
         yield name, run([*fit, f"--{key}={file}", f"--trainer.default_root_dir={place / 'run'}"])
 
 
