@@ -59,7 +59,9 @@ class ZeroTimeWaste(Connection):
     """Cascading connections between inference modules, and an ensemble of the exits passed.
 
     **Cascade.** An inference module reads the detached logits of the one before it, too, in a linear layer beside its
-    own last one: `z_m = g_m(x) + U_m stop(z_(m-1))`, which for a linear head is one layer on both (section 2.1).
+    own last one: `z_m = g_m(x) + U_m norm(stop(z_(m-1)))`, which for a linear head is one layer on both (section 2.1).
+    The layer norm, without learned scale, is an option of the authors' code, on by default; without it logits grow
+    from exit to exit, and large steps diverge.
 
     **Ensemble.** An exit answers by `Ensemble` of the modules passed (section 2.2), which is fitted to training samples
     after the modules. The last exit is the backbone's own head alone, as in the authors' code.
@@ -86,7 +88,9 @@ class ZeroTimeWaste(Connection):
 
     def at(self, exit: int, own: Tensor, passed: Any) -> tuple[Tensor, Any]:
         """Logits of the ensemble, or of the module; the module's logits and what the ensembles of later exits read."""
-        logits = own + self.cascade[exit - 1](passed[0].detach()) if exit and len(self.cascade) else own
+        logits = own
+        if exit and len(self.cascade):
+            logits = own + self.cascade[exit - 1](F.layer_norm(passed[0].detach(), (self.num_classes,)))
         if self.ensemble is None:
             return logits, (logits,)
         log_p = (*passed[1:], logits.log_softmax(-1))
