@@ -185,7 +185,9 @@ def short_names(fields: list[str]) -> dict[str, str]:
     ends = Counter(".".join(found[-size:]) for found in parts.values() for size in range(1, len(found) + 1))
     ends["seed"] += 1
     return {
-        field: next((end for size in range(1, len(found)) if ends[end := ".".join(found[-size:])] == 1), field)
+        field: next(
+            (end for size in range(1, len(found)) if ends[end := ".".join(found[-size:])] == 1), ".".join(found)
+        )
         for field, found in parts.items()
     }
 
