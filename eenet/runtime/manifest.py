@@ -268,6 +268,8 @@ def _tree_costs(values: Mapping[str, Any]) -> TreeCosts:
 
 def _profile(values: Mapping[str, Any]) -> CostProfile:
     costs = CostProfile.from_dict(dict(values))
+    if type(costs.boosted) is not bool:
+        raise TypeError("costs.boosted is no truth value")
     if costs.stage_bitops is not None and len(costs.stage_bitops) != len(costs.stages):
         raise ValueError(f"costs.stage_bitops are not of {len(costs.stages)} stages")
     for field, parts in (("outer_bitops", (0, 0)), ("head_bitops", costs.heads), ("gate_bitops", costs.gates)):

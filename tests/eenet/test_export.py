@@ -300,6 +300,7 @@ def update(*keys: Any, value: Any) -> Callable[[Any], None]:
         update("costs", "exit_stages", value=[0, 1, 9]),
         update("costs", "exit_stages", value=[0]),
         update("costs", "uncounted", value=[1]),
+        update("costs", "boosted", value={"value": 0}),
         update("costs", value={"embed": 1}),
         update("costs", value="much"),
         update("inputs", value=[]),
