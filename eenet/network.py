@@ -98,10 +98,9 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         self.connection = connection(len(self.exit_stages), backbone.num_classes)
         if boosted and self.connection.connects:
             raise UserError("network.boosted", True, f"and {type(self.connection).__name__} exclude each other")
-        if boosted:
-            self.connection = Boosted(len(self.exit_stages), backbone.num_classes)
+        self.boosting = Boosted(len(self.exit_stages), backbone.num_classes) if boosted else None
         self.inference_modules = nn.ModuleList(
-            _make_head(inference_module, backbone, stage, self.connection.outputs) for stage in self.exit_stages
+            _make_head(inference_module, backbone, stage, self.link.outputs) for stage in self.exit_stages
         )
         self.gate = gate(len(self.exit_stages))
         if self.gate.reads not in self.gate_inputs:
@@ -111,10 +110,15 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         if classes != backbone.num_classes:
             remedy = f"is made for {classes} classes; the backbone has {backbone.num_classes}"
             raise UserError("network.gate", type(self.gate).__name__, remedy)
-        if self.gate.reads == "known" and self.connection.connects:
+        if self.gate.reads == "known" and self.link.connects:
             raise UserError("network.gate", type(self.gate).__name__, "is for exits without a connection")
         self.boosted, self.gradient_rescaling = boosted, gradient_rescaling
         self.points: dict[str, Any] = {}
+
+    @property
+    def link(self) -> Connection:
+        """What exits take from those before them: the connection, or boosting."""
+        return self.connection if self.boosting is None else self.boosting
 
     @property
     def num_exits(self) -> int:
@@ -214,7 +218,7 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
             features: What `read` gave there.
             before: What the exit before returned for the later ones, where there is one.
         """
-        return self.connection.at(place, self.inference_modules[place](features), before)
+        return self.link.at(place, self.inference_modules[place](features), before)
 
     def gate_input(self, logits: Tensor, features: Tensor, before: Any = ()) -> Any:
         """What the gate reads at an exit: its logits `(batch, classes)`, or what is `Known` there.
@@ -246,8 +250,8 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         if not extracted.features:
             return final, final.new_zeros(())
         own = run_inference_modules(self.heads, extracted.features)
-        early = self.connection(own)
-        extra = self.connection.loss(own) if torch.is_grad_enabled() else own.new_zeros(())
+        early = self.link(own)
+        extra = self.link.loss(own) if torch.is_grad_enabled() else own.new_zeros(())
         return torch.cat([early, final.to(early.dtype)], dim=1), extra
 
     def known(self, extracted: Any, logits: Tensor) -> list[Known]:
@@ -368,7 +372,7 @@ def count_costs(network: EarlyExitNetwork) -> CostProfile:
         tuple(gates),
         tuple(network.exit_stages),
         tuple(uncounted),
-        network.connection.connects,
+        network.link.connects,
         network.backbone.stage_bitops,
         network.backbone.outer_bitops,
     )

@@ -69,7 +69,7 @@ class DecoupledExits(ThresholdExits):
             {
                 "joint_finetuning": not freeze_backbone,
                 "gradient_rescaling": network.gradient_rescaling,
-                network.connection.name: True,
+                network.link.name: True,
                 self.supervision.name: True,
             }
         )

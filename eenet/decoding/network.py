@@ -139,6 +139,11 @@ class DecoderNetwork(EarlyExitNetwork):
         logits = torch.cat([run_inference_modules(self.heads, extracted.features), final], dim=1)
         return prune(logits, self.vocabulary) if self.vocabulary and not self.training else logits
 
+    def connected(self, extracted: TokenFeatures) -> tuple[Tensor, Tensor]:
+        """Logits of all exits, which are not connected, so that nothing is added to their loss."""
+        logits = self.exit_logits(extracted)
+        return logits, logits.new_zeros(())
+
     def full_logits(self, extracted: TokenFeatures) -> Tensor:
         """What the full model says, `(tokens, vocabulary)`."""
         return self.backbone.head(self.backbone.normalise(extracted.final))

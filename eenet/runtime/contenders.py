@@ -157,7 +157,7 @@ def run_static(network: EarlyExitNetwork, node: int, inputs: Any) -> Tensor:
         state = network.run_segment(exit, path[exit], state)
         if exit == network.num_exits - 1:
             return network.classify(path[exit], state)
-        if passed == node or network.connection.connects:
+        if passed == node or network.link.connects:
             logits, before = network.logits_at(tree.place_of[passed], network.read(exit, state), before)
     assert logits is not None
     return logits

@@ -91,7 +91,7 @@ def upload(*files: bytes) -> tuple[bytes, str]:
 
 
 def test_images_are_answered_as_infer_routes_them(run: Path, service: Client, images: Path, tmp_path: Path) -> None:
-    output, point = tmp_path / "rows.jsonl", "budget-0.4"
+    output, point = tmp_path / "rows.jsonl", "budget-0.8"
     main(["infer", str(run), "--input", str(images), "--output", str(output), "--point", point, "--batch-size", "1"])
     expected = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row.pop("id") for row in expected] == [f"{number:02}.png" for number in range(20)]

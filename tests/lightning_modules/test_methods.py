@@ -64,7 +64,7 @@ def changed(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str
 def test_a_method_is_named_by_what_it_trains_and_refuses_other_checkpoints(make: Any, name: str) -> None:
     routine = make()
     assert routine.method == name
-    checkpoint: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {"state_dict": routine.state_dict()}
     routine.on_save_checkpoint(checkpoint)
     make().on_load_checkpoint(checkpoint)
     other = DecoupledExits(thresholded(boosted=True), supervision=DeepSupervision("linear"))

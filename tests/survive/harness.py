@@ -32,10 +32,9 @@ OWN = (
     *("datamodules.digits", "datamodules.features", "datamodules.nlg", "lightning_modules.decoupled"),
     *(f"lightning_modules.{name}" for name in ("record", "thresholds", "whole_validation")),
 )
-OTHERS = ("sklearn.datasets", "sklearn.metrics", "timm", "datasets", "matplotlib.backends.backend_svg")
+OTHERS = ("sklearn.datasets", "sklearn.metrics", "timm", "datasets", "matplotlib.backends.backend_svg", "torch._dynamo")
 for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, *OWN, *OTHERS):
     import_module(_name)  # once, for all forks
-torch.export.export(torch.nn.Linear(1, 1), (torch.ones(2, 1),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 WRITES = os.O_WRONLY | os.O_RDWR
