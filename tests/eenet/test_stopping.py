@@ -171,7 +171,8 @@ def test_a_row_that_is_no_number_changes_no_other(options: dict[str, bool]) -> N
     assert network.route(spoilt, policy).exits[kept].tolist() == network.route(inputs, policy).exits[kept].tolist()
 
 
-@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_an_export_with_all_that_is_remembered_routes_as_the_network(format: str, tmp_path: Path) -> None:
     network, policy = stopping_network({"recall": True})
     inputs = torch.randn(40, 1, 8, 8)

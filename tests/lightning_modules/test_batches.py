@@ -166,7 +166,7 @@ def by_hand(routine: Any, kind: str, inputs: torch.Tensor, labels: torch.Tensor,
     return losses[:-1] @ weights
 
 
-@pytest.mark.parametrize("kind", ["backbone", "decoupled", "joint", "quee"])
+@pytest.mark.parametrize("kind", ["backbone", "decoupled", "joint", pytest.param("quee", marks=pytest.mark.slow)])
 def test_every_routine_weighs_classes_as_torchs_cross_entropy(kind: str, tmp_path: Path) -> None:
     class Once(lopsided(kind).__class__):  # type: ignore[misc]
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -106,6 +106,7 @@ def test_a_training_backbone_learns_with_its_head_and_its_statistics(tmp_path: P
     assert any(name.endswith("running_mean") for name in before)
 
 
+@pytest.mark.slow
 def test_joint_finetuning_lowers_every_exits_loss(tmp_path: Path) -> None:
     routine = DecoupledExits(
         thresholded(), freeze_backbone=False, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3)

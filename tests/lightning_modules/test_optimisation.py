@@ -85,7 +85,7 @@ ROUTINES: dict[str, Callable[[], ExitRoutine]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("algorithm", ["norm", pytest.param("value", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ROUTINES)
 def test_clipped_gradients_bound_every_step(name: str, algorithm: str, tmp_path: Path) -> None:
     routine, free = ROUTINES[name](), ROUTINES[name]()

@@ -107,7 +107,13 @@ def test_generation_equals_running_all_layers_and_taking_the_decided_exit(name: 
 
 
 @pytest.mark.parametrize("head", [partial(TiedHead, rank=3), OwnHead])
-@pytest.mark.parametrize(("name", "decider"), [("llama", "margin"), ("opt", "learned"), ("gpt2", "max_probability")])
+@pytest.mark.parametrize(
+    ("name", "decider"),
+    [
+        ("llama", "margin"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("opt", "learned"), ("gpt2", "max_probability")]),
+    ],
+)
 def test_later_heads_choose_among_the_first_ones_candidates(name: str, decider: str, head: Any) -> None:
     network = make_network(name, GATES[decider], head, vocabulary=4)
     policy = make_policy(decider, network)
@@ -150,8 +156,16 @@ def test_when_nobody_leaves_the_tokens_are_the_models_own(decider: str, fill: An
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fill", ["project", "recompute"])
-@pytest.mark.parametrize(("decider", "vocabulary"), [("max_probability", 0), ("saturation", 0), ("margin", 4)])
+@pytest.mark.parametrize(
+    ("decider", "vocabulary", "fill"),
+    [
+        ("max_probability", 0, "project"),
+        ("margin", 4, "recompute"),
+        pytest.param("max_probability", 0, "recompute", marks=pytest.mark.slow),
+        pytest.param("margin", 4, "project", marks=pytest.mark.slow),
+        *(pytest.param("saturation", 0, fill, marks=pytest.mark.slow) for fill in ("project", "recompute")),
+    ],
+)
 def test_costs_are_what_the_counter_counts(decider: str, vocabulary: int, fill: Any) -> None:
     network = make_network(gate=GATES[decider], vocabulary=vocabulary)
     executor = RoutedExecutor(network, make_policy(decider, network), fill)

@@ -274,6 +274,7 @@ def test_loading_a_checkpoint_brings_its_ranges_into_use() -> None:
     torch.testing.assert_close(other(rows).logits, network(rows).logits)
 
 
+@pytest.mark.slow
 def test_the_key_of_stored_features_knows_paths_and_ranges() -> None:
     backbone, rows = make_vit(), torch.randn(8, 1, 8, 8)
 
