@@ -228,3 +228,16 @@ def test_a_connection_is_written_as_it_was_made(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(EarlyExitNetwork.from_pretrained(tmp_path / "saved")(inputs).logits, network(inputs).logits)
     assert issubclass(Apart, Connection)
+
+
+@pytest.mark.parametrize("how", [{"boosted": True}, {"connection": ZeroTimeWaste}, {"connection": PastFuture}])
+@torch.no_grad()
+def test_a_saved_network_is_read_and_saved_again_with_its_connection(how: dict[str, Any], tmp_path: Path) -> None:
+    network, inputs = make_network(gate=ConfidenceGate, **how), torch.randn(3, 1, 8, 8)
+    for value in network.connection.state_dict().values():
+        value.uniform_()
+    expected = network(inputs).logits
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        network.save_pretrained(folder)
+        network = type(network).from_pretrained(folder).eval()
+        assert torch.equal(network(inputs).logits, expected)
