@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import eenet
-from eenet.api.seen import seen_before
+from eenet.api.seen import origins, seen_before
 from eenet.backbones import StagedBackbone
 from eenet.backbones.weight_files import not_finite
 from eenet.described import describe
@@ -120,6 +120,6 @@ def warn_seen(data: Any, path: str) -> None:
     """
     if not hasattr(data, "sample_ids"):
         return
-    problem = seen_before(data, {"model": {"init_args": {"backbone_checkpoint": path}}})
+    problem = seen_before(data, origins({"model": {"init_args": {"backbone_checkpoint": path}}}))
     if problem is not None:
         rank_zero_warn(f"data = {data.name}: {problem}")

@@ -1,6 +1,6 @@
 """Whether a run's validation samples had a part in training its backbone, where that can be known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,9 +41,10 @@ def check_unseen(run: "Run") -> None:
     if not hasattr(data, "sample_ids") or not own.config.is_file():  # trained in Python on what has no form in a file
         return
     config = load_config(own.config)
-    if (problem := seen_before(data, config)) is not None:
+    passed = list(origins(config))
+    if (problem := seen_before(data, passed)) is not None:
         raise UserError("data", data.name, problem)
-    *_, first = (config, *(origin.config for origin in origins(config)))
+    first = passed[-1].config if passed else config
     weights = find_key(first["model"], "pretrained")
     if (isinstance(weights, str) or (weights and data.name == "imagenet")) and "val" in data.cut:
         print(
@@ -52,9 +53,9 @@ def check_unseen(run: "Run") -> None:
         )
 
 
-def seen_before(data: Any, config: dict[str, Any]) -> str | None:
-    """Which of the validation samples trained the backbone of a configuration, `None` where none did."""
-    for origin in origins(config):
+def seen_before(data: Any, passed: Iterable[Origin]) -> str | None:
+    """Which of the validation samples trained a backbone in one of its runs, `None` where none did."""
+    for origin in passed:
         seen = set() if same_splits(data, origin) else data.sample_ids("val") & trained_on(origin.config)
         if seen:
             problem = f"{len(seen)} of its validation samples trained the backbone in {origin.folder}, {min(seen)} too"
