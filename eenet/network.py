@@ -1,7 +1,6 @@
 """An early-exit network: a staged backbone, inference modules at some stages, and gates."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,11 +12,11 @@ from typing_extensions import Self
 from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.proofs import guard
 from eenet.connections import Apart, Boosted, Connection
-from eenet.costs import count_operators
+from eenet.counting import count_costs
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.exits import check_exits, find_exits, segment_stages
-from eenet.gates import Gate, GateInput, Known, Memory, UncertaintyGate, known_at
+from eenet.gates import Gate, GateInput, Known, UncertaintyGate, known_at
 from eenet.inference_modules import InferenceModule, LinearHead, run_inference_modules
 from eenet.objectives.gradients import fork
 from eenet.policies.base import Policy
@@ -301,6 +300,26 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         self.tree.along(path)
         return self if gate is None else self.with_gate(gate)
 
+    def keeping(self, exits: Sequence[int], gate: Gate | None = None) -> Self:
+        """The network with only some of its early exits, which are numbered from 0 again; it shares their weights.
+
+        Args:
+            exits: Their numbers here, rising.
+            gate: Of those exits; what its own says of them by default.
+
+        Raises:
+            UserError: Its exits are connected or its paths branch, or its gate reads other exits than the present one.
+        """
+        if self.link.connects or self.tree.branches:
+            raise UserError("place", True, "needs exits that read nothing of each other, along one path")
+        own = self.gate.keeping(exits) if gate is None else gate
+        other = self.with_gate(own)
+        other._modules["inference_modules"] = nn.ModuleList(self.heads[exit] for exit in exits)
+        other.exit_stages = [self.exit_stages[exit] for exit in exits]
+        other.segments = segment_stages(other.exit_stages, self.backbone.num_stages)
+        other.tree = Tree.chain(len(other.segments))
+        return other
+
     def with_gate(self, gate: Gate) -> Self:
         """The same network, sharing backbone and inference modules, behind another gate."""
         other = copy.copy(self)
@@ -312,74 +331,6 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
     def heads(self) -> Sequence[InferenceModule]:
         """The inference modules of the early exits."""
         return list(self.inference_modules)  # type: ignore[arg-type]
-
-
-def count_costs(network: EarlyExitNetwork) -> CostProfile:
-    """Count the MACs of each part on one example input; what an exit reads is made, and counted, with its head.
-
-    Operators without a count, and stages and heads whose weights count nothing, are named in the profile and warned of.
-    """
-    backbone, uncounted = network.backbone.plain, list[str]()
-
-    def count(part: str, function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
-        found = count_operators(function, *args)
-        idle = not found.macs and found.weighs and part.startswith(("stage", "head"))
-        uncounted.extend(f"{part}: {name}" for name in (found.unknown or (("its weights",) if idle else ())))
-        return found.macs, found.result
-
-    def head(exit: int, state: State, before: Any) -> tuple[tuple[Tensor, Any], Tensor]:
-        features = network.read(exit, state)
-        return network.logits_at(exit, features, before), features
-
-    def gate(exit: int, logits: Tensor, features: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        read = network.gate_input(logits, features)
-        return network.gate.at(exit, read, memory if exit else network.gate.start(read))
-
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        weight = next(network.parameters())
-        example = torch.utils._pytree.tree_map(
-            lambda rows: rows.to(weight if rows.is_floating_point() else weight.device), backbone.example_input()
-        )
-        embed, state = count("embed", backbone.embed, example)
-        stages: list[int] = []
-        heads: list[int] = []
-        gates: list[int] = []
-        memory: Memory = ()
-        before: Any = ()
-        for stage in range(backbone.num_stages):
-            macs, state = count(f"stage {stage}", backbone.run_stage, stage, state)
-            stages.append(macs)
-            if stage in network.exit_stages:
-                exit = len(heads)
-                macs, ((logits, before), features) = count(f"head {exit}", head, exit, state, before)
-                heads.append(macs)
-                macs, (_, memory) = count(f"gate {exit}", gate, exit, logits, features, memory)
-                gates.append(macs)
-        classifier, _ = count("classifier", backbone.classify, state)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if uncounted:
-        problem = "has no count; every figure in MACs and BitOPs is too low by it"
-        warnings.warn(f"costs: {', '.join(uncounted)} {problem}", stacklevel=2)
-    profile = CostProfile(
-        embed,
-        tuple(stages),
-        classifier,
-        tuple(heads),
-        tuple(gates),
-        tuple(network.exit_stages),
-        tuple(uncounted),
-        network.link.connects,
-        network.backbone.stage_bitops,
-        network.backbone.outer_bitops,
-    )
-    if not profile.full:
-        problem = "counts 0 MACs, of which exits could save none; the model has to multiply matrices, or convolve"
-        raise UserError("network.backbone", type(backbone).__name__, problem)
-    return profile
 
 
 def _make_head(

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import accumulate
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -178,6 +178,19 @@ class CostProfile(Costs):
         ]
         return [*early, self.full]
 
+    def keeping(self, exits: Sequence[int]) -> "CostProfile":
+        """Of the network with only some of its early exits, whose heads read nothing of others.
+
+        Example:
+            >>> CostProfile(1, (4, 4, 4), 2, (1, 1), (0, 0), (0, 1)).keeping([1]).cumulative
+            [10, 16]
+        """
+        parts = {
+            name: None if (values := getattr(self, name)) is None else _some(values, exits)
+            for name in ("heads", "gates", "exit_stages", "head_bitops", "gate_bitops")
+        }
+        return replace(self, **parts)  # type: ignore[arg-type]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -310,6 +323,19 @@ class Seconds:
             passed += sum(exit)
         return tuple(value / self.batch_size for value in (*found, passed + self.segments[-1]))
 
+    def keeping(self, exits: Sequence[int]) -> "Seconds":
+        """Of the network with only some of its early exits: no other head, gate or hand-over runs.
+
+        Example:
+            >>> found = Seconds("cpu", "torch", 1, 1, (4.0, 6.0, 5.0), (1.0, 2.0), (0.5, 0.5), (0.0, 0.0), 9.0)
+            >>> found.keeping([1]).segments
+            (10.0, 5.0)
+        """
+        starts = [0, *(exit + 1 for exit in exits), len(self.segments)]
+        segments = tuple(sum(self.segments[start:stop]) for start, stop in pairwise(starts))
+        heads, gates, hand_overs = (_some(part, exits) for part in (self.heads, self.gates, self.hand_overs))
+        return replace(self, segments=segments, heads=heads, gates=gates, hand_overs=hand_overs)
+
     def fractions(self) -> Tensor:
         """`per_sample` divided by the plain backbone's, float64 `(exits,)`."""
         return torch.tensor(self.per_sample, dtype=torch.float64) * self.batch_size / self.full
@@ -332,6 +358,10 @@ class Seconds:
         if lengths != {early} or not all(value > 0 for value in (*found.segments, found.full)):
             raise ValueError("parts of a profile by the clock")
         return found
+
+
+def _some(values: Sequence[Any], places: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(values[place] for place in places)
 
 
 def mean_cost(exit_fractions: Sequence[float] | Tensor, per_exit: Sequence[float] | Tensor) -> float:

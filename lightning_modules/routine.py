@@ -337,6 +337,9 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             gathered = records.compute()
             statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
             row = operating_point(name, statistics, nodes, network.costs)
+            if point.kept is not None:
+                shares = point.shares(row["exit_fractions"], self.network.num_exits)
+                row |= {"kept": point.kept, "exit_fractions": shares}
             if point.path is not None:
                 row["paths"] = path_shares(point.path, row["exit_fractions"])
             if self.per_class:

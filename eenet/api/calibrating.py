@@ -61,6 +61,7 @@ def calibrate(
     conformal: Sequence[ConformalMode] = Wishes.modes,
     quantile: QuantileRule = Wishes.rule,
     dearest: bool = False,
+    place: bool = False,
     policy: PolicyName = "own",
     batch_size: int = 1,
     threads: int | None = None,
@@ -87,6 +88,7 @@ def calibrate(
         conformal: Whose quantiles.
         quantile: How they are taken.
         dearest: Meet budgets by spending them, not by the most accurate setting within.
+        place: Drop early exits without which a wish is met no worse, as those whose head takes longer than it saves.
         policy: What decides.
         batch_size: Of `budget_ms`: samples that are routed together.
         threads: Of `budget_ms`: processor threads of an operator, which stay so; `None` for those of this process.
@@ -108,9 +110,8 @@ def calibrate(
         "max-perplexity-increase": max_perplexity_increase,
         "max-rouge-drop": max_rouge_drop,
     }
-    wishes = Wishes(
-        {name: list(found) for name, found in asked.items()}, delta, list(alpha), tuple(conformal), quantile, dearest
-    )
+    values = {name: list(found) for name, found in asked.items()}
+    wishes = Wishes(values, delta, list(alpha), tuple(conformal), quantile, dearest, place)
     if policy not in NAMES:
         raise UserError("policy", policy, f"must be one of {', '.join(NAMES)}")
     if not list(wishes):

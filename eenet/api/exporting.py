@@ -72,6 +72,8 @@ def export(
 def about_point(run: Run, chosen: Chosen) -> dict[str, Any]:
     """What an exported folder says of its operating point: which it is, and of which weights."""
     about: dict[str, Any] = {"name": chosen.name, "asked": chosen.point.asked, "got": chosen.point.got}
+    if chosen.point.kept is not None:
+        about["kept"] = chosen.point.kept
     about["weights"] = run.model.network_digest()
     if chosen.point.chosen_on is not None:
         about["chosen_on"] = chosen.point.chosen_on.to_dict()

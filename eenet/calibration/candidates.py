@@ -1,5 +1,6 @@
 """The policies among whose settings operating points of a classifier are chosen."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from eenet.errors import UserError
 from eenet.gates import ConfidenceGate, Gate, StoppingGate, TreeStoppingGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import BestWay, ClassThresholds, Policy, PredictedErrors, Threshold
-from eenet.profile import Costs
+from eenet.profile import CostProfile, Costs
 from eenet.tree import Path
 
 Baseline = Literal["max_probability", "entropy", "margin", "per_class", "geometric", "patience", "scheduler", "random"]
@@ -64,6 +65,7 @@ class Candidate(NamedTuple):
         costs: Of its nodes.
         true_scores: Of the true classes, `(samples, nodes)`.
         labels: `(samples,)`.
+        kept: Numbers of the early exits that it has, `None` for all.
     """
 
     policy: Policy
@@ -73,6 +75,26 @@ class Candidate(NamedTuple):
     costs: Costs
     true_scores: Tensor
     labels: Tensor
+    kept: tuple[int, ...] | None = None
+
+    def keeping(self, exits: Sequence[int]) -> "Candidate":
+        """With only some of its early exits, by their numbers here."""
+        assert isinstance(self.costs, CostProfile)
+        costs, early, nodes = self.costs.keeping(exits), list(exits), [*exits, self.costs.num_exits - 1]
+        scored = self.scored._replace(
+            predictions=self.scored.predictions[:, nodes],
+            scores=self.scored.scores[:, early],
+            correct=self.scored.correct[:, nodes],
+            fractions=costs.fractions(),
+        )
+        return self._replace(
+            policy=self.policy.keeping(exits),
+            gate=None if self.gate is None else self.gate.keeping(exits),
+            scored=scored,
+            costs=costs,
+            true_scores=self.true_scores[:, nodes],
+            kept=tuple(exits if self.kept is None else (self.kept[exit] for exit in exits)),
+        )
 
     def in_unit(self, unit: str) -> Scored:
         """What is scored, with costs in another unit."""

@@ -20,6 +20,7 @@ from eenet.calibration.candidates import (
 from eenet.calibration.chosen import ChosenOn
 from eenet.calibration.conformal import Quantiles, conformal_quantiles
 from eenet.calibration.geometric import fit_geometric
+from eenet.calibration.placing import check_placing, place
 from eenet.calibration.points import OperatingPoint, point_name
 from eenet.calibration.scheduler import fit_schedule
 from eenet.calibration.search import (
@@ -62,6 +63,9 @@ def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
     if wishes.values.get("budget-ms") and (network.tree.branches or name in ("random", *STOPPING)):
         problem = "is for policies on a chain of exits whose values need no cost: not for random and stopping"
         raise UserError("budget-ms", wishes.values["budget-ms"], problem)
+    if wishes.place:
+        wishes.require((*BUDGETS, "max-accuracy-drop"), "is certified for all exits; leave --place out")
+        check_placing(network, name)
     if name == "geometric":
         wishes.require(BUDGETS, "geometric exit fractions are those of a budget and have no other wish")
     if name == "stopping_recall":
@@ -74,6 +78,18 @@ def check_wishes(network: EarlyExitNetwork, name: Any, wishes: Wishes) -> None:
             raise UserError(wish, value, f"is more than the full network's {full:g}; ask for at most those")
         if wish == "budget-bitops" and not network.tree.branches:
             check_budget(value, wish)
+
+
+class Judged(NamedTuple):
+    """What a candidate gives for a wish.
+
+    Attributes:
+        rank: Larger for better; of one that meets the wish above all that do not.
+        found: The setting that meets it, or why none does.
+    """
+
+    rank: tuple[float, float, float]
+    found: Policy | UnmetError
 
 
 class Clock(NamedTuple):
@@ -162,10 +178,12 @@ class Chooser:
         for unit, column in candidate.costs.columns.items():
             got[f"{unit}_fraction"] = cost_of(nodes, column.fractions())
         exits = torch.tensor(list(candidate.costs.node_exits))[nodes]
-        self.shares[point_name(self.name, wish, value)] = choice_shares(exits, candidate.costs.num_exits).tolist()
+        called = point_name(self.name, wish, value, self.wishes.place)
+        self.shares[called] = choice_shares(exits, candidate.costs.num_exits).tolist()
         conformal = self.conformal(candidate, nodes)
         asked = self.wishes.asked(wish, value)
-        return OperatingPoint(policy, candidate.gate, asked, got, conformal, self.chosen_on, candidate.path)
+        rest = (self.chosen_on, candidate.path, candidate.kept)
+        return OperatingPoint(policy, candidate.gate, asked, got, conformal, *rest)
 
     def conformal(self, candidate: Candidate, nodes: Tensor) -> dict[tuple[str, float], Quantiles]:
         """Quantiles by mode and miscoverage, without those that need more samples than there are."""
@@ -202,29 +220,39 @@ class Chooser:
         if self.name in STOPPING:
             tried = self._candidates(unit)
             tried = nearest(tried, unit, self.budget(wish, value)) if wish in BUDGETS else tried
-        splits = [candidate.in_unit(unit) for candidate in tried]
+        if self.wishes.place:
+            tried = [place(candidate, lambda one: self.judge(one, unit, wish, value).rank) for candidate in tried]
+        judged = [self.judge(candidate, unit, wish, value, rows) for candidate in tried]
+        best = max(range(len(tried)), key=lambda number: judged[number].rank)
+        if isinstance(found := judged[best].found, UnmetError):
+            raise found
+        return tried[best], found
+
+    def judge(self, candidate: Candidate, unit: str, wish: str, value: float, rows: Tensor | None = None) -> Judged:
+        """How well a candidate meets a wish at the setting that meets it best.
+
+        Args:
+            candidate: The candidate.
+            unit: Of its costs.
+            wish: What is asked for.
+            value: Of the wish.
+            rows: The samples that judge, all by default.
+        """
+        scored = candidate.in_unit(unit)
         if wish == "budget-ms":
             assert self.clock is not None
-            splits = [scored._replace(fractions=self.clock.profile.fractions()) for scored in splits]
-        splits = splits if rows is None else [scored.rows(rows) for scored in splits]
-        found, unmet = [], []
-        for candidate, scored in zip(tried, splits, strict=True):
-            try:
-                policy = self.setting(candidate.policy, scored, wish, value)
-            except UnmetError as error:
-                unmet.append((sweep(candidate.policy, scored).costs[0].item(), error))
-            else:
-                accuracy = scored.right(policy).double().mean().item()
-                found.append((accuracy, scored.cost(policy), candidate, policy))
-        if not found:
-            raise min(unmet, key=lambda pair: pair[0])[1]
+            parts = self.clock.profile
+            parts = parts if candidate.kept is None else parts.keeping(candidate.kept)
+            scored = scored._replace(fractions=parts.fractions())
+        scored = scored if rows is None else scored.rows(rows)
+        try:
+            policy = self.setting(candidate.policy, scored, wish, value)
+        except UnmetError as error:
+            return Judged((0.0, -sweep(candidate.policy, scored).costs[0].item(), 0.0), error)
+        accuracy, cost = scored.right(policy).double().mean().item(), scored.cost(policy)
         if wish not in BUDGETS:
-            best = min(found, key=lambda one: (one[1], -one[0]))
-        elif self.wishes.dearest:
-            best = max(found, key=lambda one: one[1::-1])
-        else:
-            best = max(found, key=lambda one: (one[0], -one[1]))
-        return best[2:]
+            return Judged((1.0, -cost, accuracy), policy)
+        return Judged((1.0, cost, accuracy) if self.wishes.dearest else (1.0, accuracy, -cost), policy)
 
     def budget(self, wish: str, value: float) -> float:
         """What a wish for a budget allows, as a fraction of the full network's cost."""

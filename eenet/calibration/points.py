@@ -61,6 +61,7 @@ class OperatingPoint:
         policy: Decides who leaves.
         gate: `None` for the network's own.
         path: Of a network whose tree branches, the path that every sample goes along; `None` where the policy chooses.
+        kept: Numbers of the early exits that it has, in whose network they are numbered from 0 again; `None` for all.
         asked: What the point was chosen for, such as `{"budget": 0.5}`.
         got: What it reached on the validation split: `accuracy` and `macs_fraction` or `bitops_fraction`.
         conformal: Quantiles of conformal sets by mode and miscoverage, such as `("common", 0.1)`.
@@ -74,17 +75,29 @@ class OperatingPoint:
     conformal: dict[tuple[str, float], Quantiles] = field(default_factory=dict)
     chosen_on: ChosenOn | None = None
     path: TreePath | None = None
+    kept: tuple[int, ...] | None = None
 
     def network(self, network: EarlyExitNetwork) -> EarlyExitNetwork:
-        """The network behind the point's gate, on the point's path."""
+        """The network behind the point's gate, on the point's path, with the point's exits."""
         gate = None if self.gate is None else self.gate.to(next(network.parameters()).device)
+        if self.kept is not None:
+            return network.keeping(self.kept, gate)
         if self.path is not None:
             return network.along(self.path, gate)
         return network if gate is None else network.with_gate(gate)
 
     def own(self, values: Tensor, network: EarlyExitNetwork) -> Tensor:
         """Of values of every node of a network, `(nodes,)`, those of the point's network."""
+        if self.kept is not None:
+            return values[[*self.kept, -1]]
         return values if self.path is None else values[network.tree.along(self.path)]
+
+    def shares(self, leaving: Sequence[float], num_exits: int) -> list[float]:
+        """Shares of samples by the exits of the network, of those that leave at the exits of the point's."""
+        if self.kept is None:
+            return list(leaving)
+        found = dict(zip((*self.kept, num_exits - 1), leaving, strict=True))
+        return [found.get(exit, 0.0) for exit in range(num_exits)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -99,6 +112,7 @@ class OperatingPoint:
             ],
             "chosen_on": None if self.chosen_on is None else self.chosen_on.to_dict(),
             "path": self.path,
+            "kept": self.kept,
         }
 
     @classmethod
@@ -116,7 +130,7 @@ class OperatingPoint:
             dict(values["got"]),
             conformal,
             None if chosen_on is None else ChosenOn(**chosen_on),
-            None if values.get("path") is None else tuple(values["path"]),
+            *(None if values.get(field) is None else tuple(values[field]) for field in ("path", "kept")),
         )
 
 
@@ -234,14 +248,20 @@ class Calibration:
         return {name: self.points[name] for name in chosen}
 
 
-def point_name(policy: str, wish: str, value: float) -> str:
+def point_name(policy: str, wish: str, value: float, placed: bool = False) -> str:
     """Name of a point that meets a wish: the policy goes before it unless it is the run's own.
+
+    Args:
+        policy: What decides.
+        wish: What is asked for.
+        value: Of the wish.
+        placed: Whether exits may be dropped for it.
 
     Example:
         >>> point_name("own", "budget", 0.5), point_name("entropy", "budget", 0.5)
         ('budget-0.5', 'entropy-budget-0.5')
     """
-    return f"{wish}-{value:g}" if policy == "own" else f"{policy}-{wish}-{value:g}"
+    return ("" if policy == "own" else f"{policy}-") + f"{wish}-{value:g}" + ("-placed" if placed else "")
 
 
 def check_names(values: Sequence[float], field: str) -> None:

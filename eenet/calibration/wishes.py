@@ -45,6 +45,7 @@ class Wishes:
         modes: Of the conformal sets.
         rule: Of their quantiles.
         dearest: Meet a budget by the dearest setting within it instead of the most accurate.
+        place: Drop early exits without which a wish is met no worse.
 
     Raises:
         UserError: A value makes no sense.
@@ -56,6 +57,7 @@ class Wishes:
     modes: tuple[ConformalMode, ...] = MODES[:3]
     rule: QuantileRule = "jei_dnn"
     dearest: bool = False
+    place: bool = False
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[float], Any]] = {
@@ -101,7 +103,7 @@ class Wishes:
     def asked(self, wish: str, value: float) -> dict[str, float]:
         """What a point was chosen for, as it records it."""
         how = {"delta": self.delta} if wish == "risk" else {"dearest": 1.0} if self.dearest and wish in BUDGETS else {}
-        return {wish: value, **how}
+        return {wish: value, **how, **({"place": 1.0} if self.place else {})}
 
 
 @dataclass
@@ -122,7 +124,7 @@ def grant(policy: str, wishes: Wishes, choose: Callable[[str, float], OperatingP
     granted = Granted()
     for wish, value in wishes:
         try:
-            granted.points[point_name(policy, wish, value)] = choose(wish, value)
+            granted.points[point_name(policy, wish, value, wishes.place)] = choose(wish, value)
         except UnmetError as error:
             granted.unmet.append(error)
     return granted

@@ -56,6 +56,7 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--dearest", action="store_true", help="meet budgets by spending them, not by the most accurate setting within"
     )
+    parser.add_argument("--place", action="store_true", help="drop exits without which a wish is met no worse")
     parser.add_argument("--policy", type=str, default="own", help=POLICIES)
     options = parser.parse_args(args)
     from eenet.api.calibrating import calibrate
@@ -70,6 +71,7 @@ def main(args: list[str]) -> None:
         conformal=names(options.conformal),
         quantile=options.quantile,
         dearest=options.dearest,
+        place=options.place,
         policy=options.policy,
         batch_size=options.batch_size,
         threads=options.threads,

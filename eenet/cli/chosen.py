@@ -50,15 +50,17 @@ def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
     units = {key: name for key, name in units.items() if key in next(iter(points.values())).got}
     widths = {name: widths_of(point) for name, point in points.items()}
     columns = ["widths"] if any(widths.values()) else []
+    dropping = any(point.kept is not None for point in points.values())
     costs = [f"{name} %" for name in units.values()]
     timed = ["ms by the clock"] if any("ms" in point.got for point in points.values()) else []
-    headings = ("point", "asked", *columns, "accuracy %", *costs, *timed)
+    headings = ("point", "asked", *columns, *(["exits"] if dropping else []), "accuracy %", *costs, *timed)
     found = Table(*headings, title=f"on {samples} validation samples")
     for name, point in points.items():
         accuracy, error = 100 * point.got["accuracy"], 100 * point.got["accuracy_se"]
         shares = [f"{100 * point.got[key]:.1f}" for key in units]
         shares += [f"{point.got['ms']:.3g}" if "ms" in point.got else "" for _ in timed]
-        found.add_row(name, asked(point), *[widths[name]] * len(columns), f"{accuracy:.2f} ± {error:.2f}", *shares)
+        more = [*[widths[name]] * len(columns), *([kept_of(point)] if dropping else [])]
+        found.add_row(name, asked(point), *more, f"{accuracy:.2f} ± {error:.2f}", *shares)
     return found
 
 
@@ -69,6 +71,11 @@ def widths_of(point: OperatingPoint) -> str:
     if isinstance(point.policy, BestWay):
         return f"from {point.policy.first_width}, threshold {point.policy.threshold:g}"
     return "" if point.path is None else path_name(point.path)
+
+
+def kept_of(point: OperatingPoint) -> str:
+    """The early exits that a point has."""
+    return "all" if point.kept is None else ", ".join(map(str, point.kept))
 
 
 def asked(point: OperatingPoint) -> str:

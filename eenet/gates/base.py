@@ -1,12 +1,14 @@
 """The contract of a gate."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from eenet.described import Described
+from eenet.errors import UserError
 
 Memory = Any
 """What a gate or a policy carries from exit to exit: a pytree of tensors whose first axis is the batch."""
@@ -61,6 +63,14 @@ class Gate(Described, nn.Module, ABC):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that make this gate again, weights aside, as plain JSON values."""
         return {"num_gates": self.num_gates}
+
+    def keeping(self, exits: Sequence[int]) -> "Gate":
+        """The gates of some exits, for a network that has no others.
+
+        Raises:
+            UserError: They read other exits than their own.
+        """
+        raise UserError("place", True, f"is for gates that read their exit alone, not for {type(self).__name__}")
 
     def start(self, logits: Tensor) -> Memory:
         """The memory before the first exit, from the first exit's logits; a gate without memory keeps nothing."""

@@ -1,5 +1,6 @@
 """The gate without parameters: the exit's confidence in its own prediction."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -59,6 +60,10 @@ class ConfidenceGate(Gate):
     def arguments(self) -> dict[str, Any]:
         """Number of gates and measure."""
         return {**super().arguments(), "measure": self.measure}
+
+    def keeping(self, exits: Sequence[int]) -> "ConfidenceGate":
+        """Fewer of the same."""
+        return ConfidenceGate(len(exits), self.measure)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Confidences `(batch, gates)`."""

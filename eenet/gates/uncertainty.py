@@ -1,6 +1,7 @@
 """The learned gate of JEI-DNN: a logistic unit on four uncertainty statistics."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,13 @@ class UncertaintyGate(Gate):
         bound = 1 / math.sqrt(4)
         self.weight = nn.Parameter(torch.empty(num_gates, 4).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(num_gates).uniform_(-bound, bound))
+
+    def keeping(self, exits: Sequence[int]) -> "UncertaintyGate":
+        """A copy of the units of some exits."""
+        found = UncertaintyGate(len(exits)).to(self.weight)
+        rows = {name: values[list(exits)] for name, values in self.state_dict().items()}
+        found.load_state_dict(rows)
+        return found.train(self.training).requires_grad_(self.weight.requires_grad)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Gate logits `(batch, gates)`; no gradient reaches `logits`."""

@@ -1,6 +1,7 @@
 """The contract of a policy: it decides at each node from what is known there, never from later ones."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,10 @@ class Policy(nn.Module, ABC):
         Raises:
             UserError: The policy is made for another number of exits.
         """
+
+    def keeping(self, exits: Sequence[int]) -> "Policy":
+        """The policy for a network with only some of the early exits; the same unless it has a part for each."""
+        return self
 
     @abstractmethod
     def start(self, scores: Tensor) -> Memory:

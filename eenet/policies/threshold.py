@@ -45,6 +45,10 @@ class Threshold(Policy):
                 f"{num_exits - 1} are needed for the network's {num_exits} exits, got {len(self.thresholds)}",
             )
 
+    def keeping(self, exits: Sequence[int]) -> "Threshold":
+        """The thresholds of some exits."""
+        return Threshold(self.thresholds[list(exits)].tolist())
+
     def knobs(self, scores: Tensor) -> Tensor:
         """Every distance of an observed score from its threshold, and two that let everybody leave and nobody."""
         distances = (scores.double() - self.thresholds.double().to(scores.device)).flatten().unique()

@@ -14,12 +14,13 @@ from typing_extensions import Self
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.costs import count_macs
+from eenet.counting import count_costs
 from eenet.errors import UserError
 from eenet.exits import check_exits, find_exits
 from eenet.files import tensor_digest
 from eenet.gates import ConfidenceGate, ErrorGate, Gate, Known, TreeStoppingGate
 from eenet.inference_modules import InferenceModule, LinearHead
-from eenet.network import EarlyExitNetwork, ExitFeatures, count_costs
+from eenet.network import EarlyExitNetwork, ExitFeatures
 from eenet.policies import PredictedErrors
 from eenet.profile import CostProfile, Costs, TreeCosts, bitops
 from eenet.quantization.grid import check_widths

@@ -2,14 +2,15 @@
 
 Fields of `results.json`: `schema`, `method`, `data`, `backbone`, `seed`, `split`, `operating_points`, `exits`,
 `versions`. Every row of `operating_points` and `exits` has `name`, `accuracy`, `balanced_accuracy` (the mean over
-classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width
-bins), `ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve), of
-early exits `failure_auroc` (of minus the confidence as a sign that the last disagrees; `null` where none or all do),
-`macs` (mean per sample), `macs_fraction` (of the plain backbone), the same of `bitops` where something is quantized,
+classes with samples), `macro_f1` (over classes with samples or predictions), `nll` (nats), `ece` (15 equal-width bins),
+`ece_mass` (15 bins of equal mass), `brier` (sum over classes), `aurc` (area under the risk-coverage curve), of early
+exits `failure_auroc` (of minus the confidence as a sign that the last disagrees; `null` where none or all do), `macs`
+(mean per sample), `macs_fraction` (of the plain backbone), the same of `bitops` where something is quantized,
 `stages_mean`, `exit_fractions` and `bins` (the reliability diagram); `paths`, the share of the samples by path, where
-they branch. After `eenet calibrate` rows also have `calibrated`, figures of the tempered probabilities (of
-exits with `temperature`, and a `doubt` where validation samples do not determine it), and those of operating points
-`asked`, `got` on the validation split, and `conformal` sets.
+they branch; `kept`, the numbers of the early exits that a point has, where it has not all. After `eenet calibrate` rows
+also have `calibrated`, figures of the tempered probabilities (of exits with `temperature`, and a `doubt` where
+validation samples do not determine it), and those of operating points `asked`, `got` on the validation split, and
+`conformal` sets.
 
 A row of `operating_points` also has `chosen`, and `chosen_on`: digest of the weights, fingerprint and size of the
 validation split that chose it. One that is not chosen for the run's weights has `chosen: false`, `why`, its `name`, and

@@ -15,9 +15,10 @@ from torchvision.ops import deform_conv2d
 from eenet.backbones import StagedBackbone, TimmBackbone
 from eenet.backbones.image import ImageBackbone
 from eenet.costs import count_macs, count_operators
+from eenet.counting import count_costs
 from eenet.errors import UserError
 from eenet.inference_modules import MLPHead
-from eenet.network import EarlyExitNetwork, count_costs
+from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit
 from eenet.profile import CostProfile, mean_cost
 from eenet.quantization.network import QuantizedNetwork
