@@ -201,6 +201,22 @@ def test_a_profile_is_kept_and_budgets_in_milliseconds_are_met_by_it(
     assert "ms by the clock" in capsys.readouterr().out
 
 
+def test_a_point_with_fewer_exits_is_tested_by_the_numbers_of_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["calibrate", str(run), "--max-accuracy-drop", "100", "--policy", "margin", "--place"])
+    point = json.loads((run / CALIBRATION).read_text())["points"]["margin-max-accuracy-drop-100-placed"]
+    assert point["kept"] == [0]
+    assert " exits " in capsys.readouterr().out
+    main(["test", str(run), "--point", "margin-max-accuracy-drop-100-placed"])
+    results = json.loads((run / "results.json").read_text())
+    (row,) = results["operating_points"]
+    assert row["kept"] == [0]
+    assert row["exit_fractions"] == [1, 0, 0, 0]
+    assert row["accuracy"] == results["exits"][0]["accuracy"]
+    assert row["macs_fraction"] == pytest.approx(point["got"]["macs_fraction"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
