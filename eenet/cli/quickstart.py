@@ -8,7 +8,7 @@ from pathlib import Path
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
 
-BUDGETS = "0.4,0.5,0.6,0.8"
+BUDGETS = "0.4,0.5,0.6"
 
 
 def main(args: list[str]) -> None:
@@ -54,4 +54,4 @@ def commands(folder: Path, seeds: int) -> Iterator[list[str]]:
         yield ["fit", "--config", "digits/resnet_jei_dnn", place, run, *own]
         yield ["calibrate", run, "--budget", BUDGETS, "--policy", "max_probability"]
         yield ["test", run, "--point", "all"]
-    yield ["compare", *exits, "--out", str(folder / "comparison"), "--budgets", "0.4,0.8"]
+    yield ["compare", *exits, "--out", str(folder / "comparison"), "--budgets", "0.4,0.6"]

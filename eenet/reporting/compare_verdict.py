@@ -55,7 +55,7 @@ def sentence(comparison: Comparison, budget: float) -> str:
     first, *others = standings
     led = f"{at}: {first.name}, {_accuracy(spread(list(first.accuracies.values())))}"
     if not others:
-        return f"{led}; nothing else is compared there."
+        return f"{led}, {100 * (full_network(comparison).mean - first.mean):.2f} points below the full network."
     second = others[0]
     shared = [seed for seed in first.accuracies if seed in second.accuracies]
     pairs = [first.accuracies[seed] - second.accuracies[seed] for seed in shared] or [first.mean - second.mean]
