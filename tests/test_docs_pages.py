@@ -90,6 +90,7 @@ def test_search_works_from_the_disk_and_pages_say_their_version(site: Path, tmp_
     page = dom(f"{(site / 'index.html').as_uri()}?q=conformal", tmp_path, 20)
     found = re.findall(r'href="[^"]*"[^>]*class="md-search-result__link"', page)
     assert any("hit_a_budget" in link or "trust" in link or "calibration" in link for link in found), found
+    assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?://(?!example\.org)', page)
     assert f"eenet {eenet.__version__}" in page
     assert 'href="https://example.org/eenet"' in page
 
