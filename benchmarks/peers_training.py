@@ -82,7 +82,7 @@ def budgets(noise: float, asked: float, seed: int) -> list[dict[str, Any]]:
     theirs.eval()
     found = calibrate_thresholds_for_budget(theirs, val, asked)
     answers = [theirs(image, mode="inference") for image in inputs.split(1)]
-    right = torch.cat([answer.logits for answer in answers]).argmax(-1) == truth
+    right = torch.cat([answer.prediction for answer in answers]).argmax(-1) == truth
     rows = [
         {
             "name": "earlyon",
@@ -154,12 +154,17 @@ def epochs(few: int, many: int) -> dict[str, float]:
 
 
 def main(
-    noise: float = 0.3, asked: float = 0.5, seeds: int = 3, few: int = 1, many: int = 6, output: Path | None = None
+    noises: list[float] = [0.1, 0.2, 0.3],  # noqa: B006
+    asked: float = 0.5,
+    seeds: int = 2,
+    few: int = 1,
+    many: int = 6,
+    output: Path | None = None,
 ) -> None:
     """Measure.
 
     Args:
-        noise: Deviation of the noise, of pixels in 0 to 1.
+        noises: Deviations of the noise, of pixels in 0 to 1.
         asked: Share of the full network's operations.
         seeds: Of noise, splits and weights.
         few: Epochs of the shorter training.
@@ -167,7 +172,12 @@ def main(
         output: JSON file.
     """
     torch.set_num_threads(1)
-    rows = [{"seed": seed, **row} for seed in range(seeds) for row in budgets(noise, asked, seed)]
+    rows = [
+        {"noise": noise, "seed": seed, **row}
+        for noise in noises
+        for seed in range(seeds)
+        for row in budgets(noise, asked, seed)
+    ]
     finish({"asked": asked, "budgets": rows, "seconds per epoch": epochs(few, many)}, output)
 
 
