@@ -42,7 +42,7 @@ _HOMES = {
     "train": "lightning_modules.training",
 }
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "EarlyExitNetwork",
     "Run",

@@ -114,7 +114,11 @@ def describe_made(factory: Callable[..., Any], name: str, owner: Any) -> dict[st
         for made in owner.modules():
             if isinstance(made, makes) and not made_of_factories(made):
                 return describe(made, placed=len(takes))
-    raise UserError(name, str(factory), f"an argument of {type(owner).__name__}: has no form in a file; give a class")
+    raise UserError(
+        name,
+        getattr(factory, "__qualname__", type(factory).__name__),
+        f"an argument of {type(owner).__name__}: has no form in a file; give a class",
+    )
 
 
 def describe_optimizer(factory: Callable[..., Any], usual: Callable[..., Any]) -> dict[str, Any]:

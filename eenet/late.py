@@ -11,6 +11,14 @@ from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar
 
+EXPECTED = (
+    "Found .* in eval mode",
+    ".*LeafSpec.* is deprecated",
+    ".*does not have many workers",
+    "The dirpath has changed",
+)
+"""What Lightning warns of though it is as it should be."""
+
 _WITHOUT = ContextVar("without", default=False)
 
 

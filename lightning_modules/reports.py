@@ -89,7 +89,8 @@ class Reports(Module):
         watched = {f"{split}/{key}": principal[key] for key in ("macs_fraction", "accuracy") if key in principal}
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        logged = split != "test" or not all(isinstance(logger, TensorBoardLogger) for logger in self.loggers)
+        charts = any(not isinstance(logger, TensorBoardLogger) for logger in self.loggers)
+        logged = charts or (split != "test" and bool(self.loggers))
         self.log_dict(values, rank_zero_only=True, logger=logged)
         self.log_dict(watched, rank_zero_only=True, prog_bar=True, logger=logged)
 

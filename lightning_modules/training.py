@@ -15,6 +15,7 @@ from lightning_modules.backbone import BackboneTraining
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.joint import JointExits
 from lightning_modules.quee import QuEE
+from lightning_modules.quiet import quiet
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.weighted import WeightedExits
 
@@ -62,8 +63,9 @@ def train(
     routine = METHODS[method](model, **options)
     routine.meet(data)
     settings = {**QUIET, "max_epochs": epochs, **(trainer or {})}
-    lightning = Trainer(default_root_dir=str(run), **settings)
-    lightning.fit(routine, datamodule=data)
+    with quiet():
+        lightning = Trainer(default_root_dir=str(run), **settings)
+        lightning.fit(routine, datamodule=data)
     device = lightning.strategy.root_device
     detach(routine, data)
     folder = RunFolder(Path(run))
@@ -94,8 +96,9 @@ def evaluate(
         model.calibration = Calibration.of(run.folder, run.checkpoint, point, model.network)
         model.calibrated_points = model.calibration.choose(point)
     where = {"accelerator": "cpu"} if run.device.type == "cpu" else {}
-    lightning = Trainer(default_root_dir=str(run.folder), devices=1, **QUIET, **where)  # type: ignore[arg-type]
-    lightning.test(model, datamodule=run.data, ckpt_path=str(run.checkpoint), verbose=False)
+    with quiet():
+        lightning = Trainer(default_root_dir=str(run.folder), devices=1, **QUIET, **where)  # type: ignore[arg-type]
+        lightning.test(model, datamodule=run.data, ckpt_path=str(run.checkpoint), verbose=False)
     detach(model, run.data)
     return model.results
 

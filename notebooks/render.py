@@ -1,5 +1,6 @@
 """Run the notebooks whole and write them with their outputs into the documentation: `make notebooks`."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,11 +21,15 @@ def render(path: Path) -> None:
     """Run one notebook and write its page and figures."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "text/plain" in output.get("data", {}):
-            output.data["text/plain"] = strip_ansi(output.data["text/plain"])
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}):
+                output.data["text/plain"] = strip_ansi(output.data["text/plain"])
+        if "outputs" in cell:  # what is said beside has paths of the machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     files = {"unique_key": path.stem, "output_files_dir": path.stem}
     page, resources = MarkdownExporter(config=PLAIN).from_notebook_node(notebook, files)
+    shutil.rmtree(PAGES / path.stem, ignore_errors=True)
     for name, figure in resources["outputs"].items():
         (PAGES / name).parent.mkdir(parents=True, exist_ok=True)
         (PAGES / name).write_bytes(figure)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import eenet
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (400, 1400)
 LOOK = """
@@ -43,17 +45,22 @@ const open = (page, width) => new Promise(done => {
 """
 
 
+def dom(address: str, folder: Path, seconds: int) -> str:
+    """A page after so many seconds of its own time."""
+    files = ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *files, "--window-size=1500,1000"]
+    command += [f"--timeout={seconds}000", f"--virtual-time-budget={seconds}000", "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout
+
+
 def look_at(pages: list[str], folder: Path) -> dict[str, list[str]]:
     """What is cut off on each page at each width."""
     script = LOOK.replace("PAGES)", f"{json.dumps(pages)})").replace("WIDTHS)", f"{list(WIDTHS)})")
     harness = folder / "look.html"
     harness.write_text(script)
-    files = ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *files, "--window-size=1500,1000"]
-    command += ["--timeout=600000", "--virtual-time-budget=600000", "--dump-dom", harness.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True).stdout
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
-    assert found is not None, dom
+    page = dom(harness.as_uri(), folder, 600)
+    found = re.search(r'<pre id="found">(.*?)</pre>', page, re.DOTALL)
+    assert found is not None, page
     return json.loads(unescape(found[1]))
 
 
@@ -68,12 +75,29 @@ def test_what_is_cut_is_found_and_what_scrolls_is_not(tmp_path: Path) -> None:
     assert found["cut.html at 1400 px"] == found["fits.html at 400 px"] == found["fits.html at 1400 px"] == []
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, site = Path(__file__).parents[1], tmp_path_factory.mktemp("docs") / "site"
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    told = {"NO_MKDOCS_2_WARNING": "1", "EENET_REPOSITORY": "https://example.org/eenet"}
+    subprocess.run(build, cwd=root, check=True, env={**os.environ, **told})
+    return site
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_no_page_is_cut_off(tmp_path: Path) -> None:
-    root, site = Path(__file__).parents[1], tmp_path / "site"
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
-    subprocess.run(build, cwd=root, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+def test_search_works_from_the_disk_and_pages_say_their_version(site: Path, tmp_path: Path) -> None:
+    page = dom(f"{(site / 'index.html').as_uri()}?q=conformal", tmp_path, 20)
+    found = re.findall(r'href="[^"]*"[^>]*class="md-search-result__link"', page)
+    assert any("hit_a_budget" in link or "trust" in link or "calibration" in link for link in found), found
+    assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?://(?!example\.org)', page)
+    assert f"eenet {eenet.__version__}" in page
+    assert 'href="https://example.org/eenet"' in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_no_page_is_cut_off(site: Path) -> None:
     pages = sorted(str(page.relative_to(site)) for page in site.rglob("*.html") if page.name != "404.html")
     assert len(pages) > 40
     assert {where: cut for where, cut in look_at(pages, site).items() if cut} == {}

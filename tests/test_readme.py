@@ -50,6 +50,21 @@ def test_the_example_runs_on_a_small_network(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
+def test_the_quickstart_compares_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["quickstart", "--out", str(tmp_path / "out"), "--seeds", "2"])
+    assert len(list((tmp_path / "out").glob("seed_*/results.json"))) == 2
+    shown = capsys.readouterr().out
+    assert "±" in shown
+    assert "full network" in shown
+    assert (tmp_path / "out" / "comparison" / "accuracy_cost.png").is_file()
+
+
+def test_a_quickstart_needs_seeds() -> None:
+    with pytest.raises(SystemExit):
+        main(["quickstart", "--seeds", "0"])
+
+
+@pytest.mark.slow
 def test_the_sweep_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     if not Path("runs/digits_vit_backbone").is_dir():

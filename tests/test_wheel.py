@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import eenet
 from eenet.parsing.shipped import CONFIGS, find_config, names
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
@@ -26,6 +27,12 @@ def test_packages_and_configs_are_listed() -> None:
     files = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.y*ml")}
     assert set(names()) == files
     assert all(find_config(f"configs/{name}.yaml").is_file() for name in files)
+
+
+def test_the_version_is_one_and_has_notes() -> None:
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "eenet/__init__.py"
+    assert f"\nversion: {eenet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{eenet.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize(

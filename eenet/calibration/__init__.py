@@ -1,5 +1,6 @@
 """From validation data to operating points: thresholds for a budget, temperatures, conformal sets and risk control."""
 
+from eenet.calibration.answers import Answers
 from eenet.calibration.chosen import ChosenOn, objection, weights_digest
 from eenet.calibration.conformal import (
     ConformalMode,
@@ -42,6 +43,7 @@ from eenet.calibration.temperature import Temperatures, fit_temperatures
 from eenet.calibration.trust import calibrated_figures, trust, trust_records
 
 __all__ = [
+    "Answers",
     "Calibration",
     "ChosenOn",
     "ConformalMode",

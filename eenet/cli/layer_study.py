@@ -166,8 +166,7 @@ def run_study(
     if settings.prompt == "full" and max(map(len, test.continuations)) < 2:
         raise UserError("prompt", "full", "skips in references alone, and there are none; set --prompt plan")
     planned = {name: plans for name, plans in families.items() if name != CONTROL}
-    print_now = partial(print, flush=True)
-    measured = Measured(weights, test, families, settings, folder, print_now)
+    measured = Measured(weights, test, families, settings, folder)
     table = measured.observed()
     study: dict[str, Any] = {
         "schema": SCHEMA,
@@ -197,7 +196,7 @@ def run_study(
             study["oracle"][name] = oracle_report(scores[name], settings.budgets, oracle=oracle)
             study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
     if train is not None:
-        trained_on = Measured(weights, train, planned, settings, folder, print_now).observed()
+        trained_on = Measured(weights, train, planned, settings, folder).observed()
         study["controllers"] = controllers(
             skipped_tokens(trained_on), skipped_tokens(table), list(planned), settings, tau
         )

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules import RunData
 from eenet.calibration import Calibration
-from eenet.cli.progress import ProgressLine, drop_useless
+from eenet.cli.progress import ProgressLine
 from eenet.errors import UserError
 from eenet.parsing.refusals import Refusals
 from eenet.reporting import write_text
@@ -22,6 +22,7 @@ from eenet.runs import RunFolder, Training, portable, read_checkpoint
 from lightning_modules import ExitRoutine
 from lightning_modules.callbacks import HoldFolder, LastCheckpoint, RandomState
 from lightning_modules.heading import folder_of
+from lightning_modules.quiet import drop_useless
 from lightning_modules.tensorboard import TensorBoardReport, show_config
 
 

@@ -19,6 +19,7 @@ from eenet.beside import settle
 from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError
 from eenet.errors import command as quoted
+from eenet.late import EXPECTED
 from eenet.parsing.shipped import imports, with_own, with_paths
 
 LIGHTNING = {
@@ -58,6 +59,7 @@ COMMANDS = {
     "list": "eenet.cli.list",
     "generate": "eenet.cli.generate",
     "predict": "eenet.cli.predict",
+    "quickstart": "eenet.cli.quickstart",
     "serve": "eenet.cli.serve",
     "sweep": "eenet.cli.sweep",
 }
@@ -76,12 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    for expected in (
-        "Found .* in eval mode",
-        ".*LeafSpec.* is deprecated",
-        ".*does not have many workers",
-        "LightningCLI's args parameter",
-    ):
+    for expected in (*EXPECTED, "LightningCLI's args parameter"):
         warnings.filterwarnings("ignore", expected)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks is spelled, as on stderr

@@ -1,6 +1,5 @@
-"""What `eenet fit` and `test` show while they work: one line of progress, and what of Lightning's words helps."""
+"""What `eenet fit` and `test` show while they work: one line of progress."""
 
-import logging
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -8,17 +7,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import BatchesProcessedColumn, CustomBarColumn
 from rich.console import Console
 from rich.progress import ProgressColumn, TextColumn, TimeRemainingColumn
-
-USELESS = (
-    "TPU available",
-    "💡 Tip",
-    "Loading `train_dataloader`",
-    "`Trainer.fit` stopped: `max_epochs",
-    "Restoring states from the checkpoint",
-    "Restored all states from the checkpoint",
-    "Loaded model weights from the checkpoint",
-)
-"""How Lightning's messages begin that tell a user of early exits nothing."""
 
 LOSSES = tuple(f"train/loss/{of}" for of in ("inference_modules", "warmup", "network", "backbone"))
 SHOWN = {
@@ -62,12 +50,8 @@ class ProgressLine(RichProgressBar):
         last = self.trainer.max_epochs
         return f"epoch {current_epoch + 1}" + (f"/{last}" if last is not None and last > 0 else "")
 
-
-def drop_useless() -> None:
-    """Keep Lightning's advertisements, and lines on devices that nobody asked for, from the terminal."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(_helps)
-
-
-def _helps(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(USELESS)
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hide the line, which would come once more below the results."""
+        if self.progress is not None and self.test_progress_bar_id is not None:
+            self.progress.update(self.test_progress_bar_id, visible=False)
+        super().on_test_end(trainer, pl_module)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -97,12 +97,16 @@ def main(args: list[str]) -> None:
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate, runs)
     trust_own(options.config)
+    from eenet.progress import tracked
+
     threads = max(1, cores() // min(options.processes, len(runs)))
     with ThreadPoolExecutor(options.processes) as pool:
 
         def all_of(some: list[Run], tested: bool) -> list[bool]:
             waiting = [pool.submit(execute, run, threads, options.calibrate, tested) for run in some]
             try:
+                for _ in tracked(as_completed(waiting), "runs", len(waiting)):
+                    pass
                 return [run.result() for run in waiting]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # those that run have got the signal too

@@ -31,6 +31,7 @@ from eenet.decoding.routed import RoutedExecutor
 from eenet.errors import UnmetError, UserError
 from eenet.metrics import choice_shares
 from eenet.policies import Policy
+from eenet.progress import tracked
 from eenet.reporting import gather_exits
 
 POLICIES = ("own", "max_probability", "entropy", "margin", "saturation", "patience")
@@ -69,7 +70,7 @@ class TokenScores(NamedTuple):
 def score_tokens(network: DecoderNetwork, data: Any, device: torch.device) -> TokenScores:
     """Read the validation tokens with all exits, all layers run."""
     predictions, scores, nll, full, full_nll = [], [], [], [], []
-    for batch in data.loader("val"):
+    for batch in tracked(data.loader("val"), "reading validation texts with all exits"):
         features, labels = data.transfer_batch_to_device(batch, device, 0)
         outputs = network(features)
         own = network.full_logits(features)
@@ -215,9 +216,11 @@ class TokenChooser:
         batches = list(split_batches(len(prompts), data.text_batch_size))
         if not self._full:
             full = full_executor(self.network)
-            self._full = [row for batch in batches for row in generated_rows(full, prompts, batch, data.decode)]
+            work = tracked(batches, "generating with the full model")
+            self._full = [row for batch in work for row in generated_rows(full, prompts, batch, data.decode)]
         routed = RoutedExecutor(self.network, policy.to(self.device))
-        rows = [row for batch in batches for row in generated_rows(routed, prompts, batch, data.decode)]
+        work = tracked(batches, "generating with a setting of the policy")
+        rows = [row for batch in work for row in generated_rows(routed, prompts, batch, data.decode)]
         policy.cpu()
         pairs = zip(rows, self._full, strict=True)
         return torch.tensor([1 - overlap(row["text"], full["text"]) for row, full in pairs])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eenet.errors import DamagedError, said
 from eenet.files import name_file, whole
+from eenet.progress import tracked
 
 Row = dict[str, Any]
 
@@ -59,12 +60,13 @@ class RowStore:
             name_file(error, self.path)
             raise
 
-    def fill(self, count: int, batch: int, compute: Callable[[list[int]], list[Row]]) -> list[Row]:
+    def fill(self, count: int, batch: int, what: str, compute: Callable[[list[int]], list[Row]]) -> list[Row]:
         """Compute the rows that are missing, a batch at a time.
 
         Args:
             count: Rows from 0 that there must be.
             batch: Rows computed at a time.
+            what: Is computed, for the line of progress.
             compute: Makes the rows of the numbers given.
 
         Returns:
@@ -72,7 +74,7 @@ class RowStore:
         """
         done = self.read()
         missing = [row for row in range(count) if row not in done]
-        for start in range(0, len(missing), batch):
+        for start in tracked(range(0, len(missing), batch), what):
             rows = compute(missing[start : start + batch])
             self.append(rows)
             done |= {row["row"]: row for row in rows}

@@ -25,8 +25,8 @@ from eenet.decoding.tuning import PlanWeights, text_batch
 from eenet.errors import UserError
 from eenet.features.key import content_digest
 from eenet.metrics import choice_shares
+from eenet.progress import tracked
 
-Progress = Callable[[str], None]
 Oracle = Literal["mean", "each"]
 """What a prompt's plan is compared with: `mean`, the best mean score over all prompts at a mean number of layers, a
 knapsack, as in arXiv 2410.20022; `each`, the full model's score on that very prompt."""
@@ -107,7 +107,6 @@ class Measured:
         families: From `plan_families`.
         settings: Of the study.
         folder: Keeps the results, under a key of weights, texts, plans and settings.
-        progress: Told what is computed.
 
     Raises:
         UserError: A text does not fit the decoder's context.
@@ -120,7 +119,6 @@ class Measured:
         families: Families,
         settings: Settings,
         folder: Path,
-        progress: Progress = lambda line: None,
     ) -> None:
         longest = max(
             max(len(sequences.tokens(row)), len(sequences.prompts[row]) + sequences.new_tokens)
@@ -131,7 +129,7 @@ class Measured:
             problem = f"a text has up to {longest} tokens with its continuation, the model takes {most}"
             raise UserError("data.max_prompt_tokens", longest, problem)
         self.weights, self.sequences, self.families = weights, sequences, families
-        self.settings, self.folder, self.progress = settings, folder, progress
+        self.settings, self.folder = settings, folder
 
     def observed(self) -> Table:
         """The table of `observe` for all texts."""
@@ -142,11 +140,10 @@ class Measured:
         key = _key({"sequences": self.sequences.digest, **asdict(settings), "plans": plans})
         skipping = [family for name, family in self.families.items() if name != "early"]
         tables = []
-        for start in range(0, len(self.sequences), settings.batch_size):
+        for start in tracked(range(0, len(self.sequences), settings.batch_size), "observing texts"):
             rows = range(start, min(start + settings.batch_size, len(self.sequences)))
 
             def compute(rows: range = rows) -> Table:
-                self.progress(f"observing texts {rows.start} to {rows.stop - 1} of {len(self.sequences)}")
                 return observe(
                     self.weights.gpt,
                     self.sequences,
@@ -182,7 +179,6 @@ class Measured:
         store = RowStore(self.folder / "generated" / key / f"{name}.jsonl")
 
         def compute(rows: list[int]) -> list[dict[str, Any]]:
-            self.progress(f"generating with layers {name}, prompts {rows[0]} to {rows[-1]} of {len(sequences)}")
             inputs = pad_left([sequences.prompts[row] for row in rows])
             found = generate(make(), inputs, sequences.new_tokens, sequences.stop)
             return [
@@ -196,7 +192,7 @@ class Measured:
                 for row, tokens, usage in zip(rows, found.tokens, found.usage, strict=True)
             ]
 
-        return store.fill(len(sequences), self.settings.batch_size, compute)
+        return store.fill(len(sequences), self.settings.batch_size, f"generating with layers {name}", compute)
 
 
 def _key(facts: dict[str, Any]) -> str:

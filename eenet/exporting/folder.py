@@ -26,6 +26,7 @@ from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.preprocessing import Preprocessing
+from eenet.progress import tracked
 from eenet.reporting import write_json
 from eenet.routing.steps import make_steps, walk
 from eenet.runtime.exported import ExportedRuntime
@@ -128,10 +129,10 @@ def export_network(
     if format == "onnx":
         return _export_routed(network, policy, folder, example, description, one)
     with whole(folder, folder=True) as beside:
-        traced = (network, policy) if format == "torch" else with_fast_gates(network, policy)
-        steps = dict(trace(*traced, example))
-        write = _write_torch if format == "torch" else _write_onnx
         names = program_names(format, network.tree, policy.first_node)
+        traced = (network, policy) if format == "torch" else with_fast_gates(network, policy)
+        steps = dict(tracked(trace(*traced, example), "tracing the steps", len(names)))
+        write = _write_torch if format == "torch" else _write_onnx
         write(list(steps.values()), beside, list(names.values()))
         inputs = input_specs(example, steps[network.tree.place_of[policy.first_node]])
         manifest = _manifest(network, policy, format, inputs, description, beside, (WEIGHTS, *names.values()))
@@ -257,7 +258,7 @@ def agrees(found: Tensor, expected: Tensor, exact: bool, quantized: bool) -> boo
 
 def _write_torch(steps: list[Traced], folder: Path, names: list[str]) -> None:
     weights: dict[str, Tensor] = {}
-    for step, name in zip(steps, names, strict=True):
+    for step, name in zip(tracked(steps, "writing the steps"), names, strict=True):
         content, own = torch_program.encode(step)
         (folder / name).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         weights |= own
@@ -266,7 +267,7 @@ def _write_torch(steps: list[Traced], folder: Path, names: list[str]) -> None:
 
 def _write_onnx(steps: list[Traced], folder: Path, names: list[str]) -> None:
     models, weights = [], dict[str, Tensor]()
-    for step in steps:
+    for step in tracked(steps, "translating the steps to ONNX"):
         model, own = onnx_program.translate(step)
         models.append(model)
         weights |= own

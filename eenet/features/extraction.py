@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -57,13 +55,6 @@ def shards(samples: int, sample_bytes: int) -> list[range]:
     """
     step = max(1, SHARD_BYTES // sample_bytes)
     return [range(start, min(start + step, samples)) for start in range(0, samples, step)]
-
-
-def progress(numbers: range, source: Source, total: int) -> Iterator[int]:
-    """Shards in order, with a progress bar on the first process of a terminal."""
-    console = Console()
-    hidden = processes()[1] > 0 or not console.is_terminal
-    yield from track(numbers, f"features of {source.name}, {total:,} shards", console=console, disable=hidden)
 
 
 def extract_rows(source: Source, layout: Layout, rows: range) -> Iterator[dict[str, Tensor]]:

@@ -5,10 +5,11 @@ import torch
 from torch import distributed as dist
 
 from eenet.errors import UserError
-from eenet.features.extraction import Source, extract_rows, processes, progress, shards
+from eenet.features.extraction import Source, extract_rows, processes, shards
 from eenet.features.layout import Layout
 from eenet.features.table import FeatureTable
 from eenet.files import size
+from eenet.progress import tracked
 
 
 def memory_table(source: Source, layout: Layout) -> FeatureTable:
@@ -28,7 +29,7 @@ def memory_table(source: Source, layout: Layout) -> FeatureTable:
     arrays = {name: torch.empty(samples, *shape, dtype=dtype) for name, (shape, dtype) in layout.arrays.items()}
     world, rank = processes()
     ranges = shards(samples, layout.sample_bytes)
-    for number in progress(range(rank, len(ranges), world), source, len(ranges)):
+    for number in tracked(range(rank, len(ranges), world), f"features of {source.name}"):
         rows = ranges[number]
         start = rows.start
         for batch in extract_rows(source, layout, rows):

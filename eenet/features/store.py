@@ -21,11 +21,12 @@ from torch import Tensor
 from torch import distributed as dist
 
 from eenet.errors import UserError, said
-from eenet.features.extraction import Source, extract_rows, processes, progress, shards
+from eenet.features.extraction import Source, extract_rows, processes, shards
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
 from eenet.features.table import FeatureTable
 from eenet.files import name_file, size
+from eenet.progress import tracked
 from eenet.reading import read_json
 from eenet.reporting import write_json
 
@@ -198,7 +199,7 @@ def disk_table(source: Source, layout: Layout, folder: Path) -> FeatureTable:
         if rank == 0:
             store.prepare()
         _barrier(world)
-        for number in progress(range(rank, len(ranges), world), source, len(ranges)):
+        for number in tracked(range(rank, len(ranges), world), f"features of {source.name}"):
             state = store.state(number)
             if state == "damaged":
                 print(f"features: shard {number} of {folder} ({source.name}) is damaged and is extracted again")

@@ -2,6 +2,7 @@
 
 from eenet.reporting.console import make_console, show
 from eenet.reporting.figures import accuracy_cost_figure, exit_histogram_figure, reliability_figure, save_figure
+from eenet.reporting.machine import machine
 from eenet.reporting.results import (
     SCHEMA,
     Results,
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "exit_histogram_figure",
     "gather_exits",
+    "machine",
     "make_console",
     "not_chosen_lines",
     "operating_point",

@@ -40,7 +40,7 @@ def accuracy_cost(comparison: Comparison) -> Figure:
 
 def calibration_cost(comparison: Comparison) -> Figure:
     """ECE and NLL against MACs; random routing is drawn for NLL alone, because its ECE is not a mixture."""
-    figure, panels = _figure(comparison, 11, 2)
+    figure, panels = _figure(comparison, 7.5, 2)
     for axes, key in zip(panels, ("ece", "nll"), strict=True):
         _draw_lines(axes, comparison, key)
         axes.set_ylim(bottom=0 if key == "ece" else None)
@@ -52,14 +52,13 @@ def exit_histogram(comparison: Comparison) -> Figure:
     """Share of the samples that leave at each exit, a bar for each operating point, coloured by the exit's depth."""
     rows = [(curve, *pair) for curve in comparison.curves if not curve.static for pair in curve.points(KIND)]
     with rc_context({"text.parse_math": False}):
-        names = [_row_name(*row) for row in rows]
-        width = 7 + 0.08 * max(map(len, names), default=0)
-        figure = Figure(figsize=(width, 1.4 + 0.32 * len(rows)), layout="constrained", dpi=72)
+        figure = Figure(figsize=(7.5, 1.4 + 0.6 * len(rows)), layout="constrained", dpi=72)
         axes = figure.subplots()
-        for height, (_, group, point) in enumerate(rows):
+        for height, (curve, group, point) in enumerate(rows):
+            axes.text(0, height - 0.32, _row_name(curve, group, point), va="bottom", fontsize=10)
             _draw_shares(axes, height, group, point)
-        axes.set_yticks(range(len(rows)), names)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.5, -0.8)
         axes.set_xlim(0, 100)
         axes.set_xlabel("samples leaving at each exit (%)")
         axes.set_title(comparison.title)
@@ -111,9 +110,9 @@ def svg(figure: Figure) -> str:
 
 
 def _figure(comparison: Comparison, width: float, panels: int) -> tuple[Figure, list[Axes]]:
-    legend = 0.25 * len(comparison.curves) / panels
-    figure = Figure(figsize=(width, 5 + legend), layout="constrained", dpi=72)
-    return figure, list(figure.subplots(1, panels, squeeze=False).flatten())
+    legend = 0.25 * len(comparison.curves)
+    figure = Figure(figsize=(width, (5 if panels == 1 else 4) * panels + legend), layout="constrained", dpi=72)
+    return figure, list(figure.subplots(panels, squeeze=False).flatten())
 
 
 def _styles(comparison: Comparison) -> Iterator[tuple[Curve, str, str]]:
@@ -182,7 +181,7 @@ def _legend(figure: Figure, comparison: Comparison) -> None:
         if len(figure.axes) == 1:
             handles.append(Patch(color="0.5", alpha=0.2, label="between the budgets of the area"))
             handles.append(Line2D([], [], color="0.5", lw=1, label="full network"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(figure.axes), frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _draw_shares(axes: Axes, height: int, group: Group, point: Point) -> None:
@@ -190,7 +189,7 @@ def _draw_shares(axes: Axes, height: int, group: Group, point: Point) -> None:
     depths = [*((stage + 1) / stages for stage in group.results["exit_stages"]), 1.0]
     left = 0.0
     for share, depth in zip(point.shares, depths, strict=True):
-        bar: BarContainer = axes.barh(height, 100 * share, left=left, color=cm.cividis(depth), edgecolor="white")
+        bar: BarContainer = axes.barh(height, 100 * share, 0.55, left=left, color=cm.cividis(depth), edgecolor="white")
         if share >= SHOWN_SHARE:
             ink = "white" if depth < 0.6 else "black"
             axes.bar_label(bar, [f"{100 * share:.0f}"], label_type="center", color=ink, fontsize=8)

@@ -55,7 +55,8 @@ def sentence(comparison: Comparison, budget: float) -> str:
     first, *others = standings
     led = f"{at}: {first.name}, {_accuracy(spread(list(first.accuracies.values())))}"
     if not others:
-        return f"{led}; nothing else is compared there."
+        gap = 100 * (first.mean - full_network(comparison).mean)
+        return f"{led}, {abs(gap):.2f} points {'below' if gap < 0 else 'above'} the full network."
     second = others[0]
     shared = [seed for seed in first.accuracies if seed in second.accuracies]
     pairs = [first.accuracies[seed] - second.accuracies[seed] for seed in shared] or [first.mean - second.mean]

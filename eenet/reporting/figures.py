@@ -19,7 +19,7 @@ def accuracy_cost_figure(results: Results) -> "Figure":
 
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=72)
     axes = figure.subplots()
-    exits, points = results["exits"], chosen_rows(results)
+    exits, points = results["exits"], distinct(chosen_rows(results))
     axes.plot(_percent(exits, "macs_fraction"), _percent(exits, "accuracy"), "o-", color="0.5", label="static exits")
     for number, row in enumerate(exits):
         at = (100 * row["macs_fraction"], 100 * row["accuracy"])
@@ -40,7 +40,7 @@ def exit_histogram_figure(results: Results) -> "Figure":
 
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=72)
     axes = figure.subplots()
-    points = chosen_rows(results)
+    points = distinct(chosen_rows(results))
     width = 0.8 / max(len(points), 1)
     for number, row in enumerate(points):
         positions = np.arange(len(row["exit_fractions"])) + (number - (len(points) - 1) / 2) * width
@@ -61,7 +61,7 @@ def reliability_figure(results: Results) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    rows = results["exits"] + chosen_rows(results)
+    rows = results["exits"] + distinct(chosen_rows(results))
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.2 * lines + 0.6), layout="constrained", dpi=72)
@@ -78,7 +78,7 @@ def reliability_figure(results: Results) -> "Figure":
         axes.bar(centres, -0.3 * shares, 0.8 / NUM_BINS, color="0.6", label="samples, downwards (a full bar: all)")
         axes.axhline(0, color="0.3", lw=0.8)
         axes.set_title(f"{row['name']}\nECE {100 * row['ece']:.1f} %, n = {sum(bins['count']):,}", fontsize=10)
-        axes.set_ylim(-0.3, 1)
+        axes.set_ylim(-0.3, 1.05)
         axes.set_yticks([0, 0.5, 1])
     for axes in grid[len(rows) :]:
         axes.set_axis_off()
@@ -86,6 +86,20 @@ def reliability_figure(results: Results) -> "Figure":
     figure.supylabel("accuracy")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+def distinct(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Operating points; those that send the samples alike are one, which has all their names, one below the other.
+
+    Example:
+        >>> points = [{"name": name, "accuracy": 0.9, "exit_fractions": [0.5, 0.5]} for name in ("a", "b")]
+        >>> [row["name"] for row in distinct([*points, {"name": "c", "accuracy": 0.9, "exit_fractions": [0, 1]}])]
+        ['a\\nb', 'c']
+    """
+    alike: dict[Any, list[dict[str, Any]]] = {}
+    for row in points:
+        alike.setdefault((row["accuracy"], *row["exit_fractions"]), []).append(row)
+    return [{**rows[0], "name": "\n".join(row["name"] for row in rows)} for rows in alike.values()]
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones.base import to_device
 from eenet.errors import UserError
 from eenet.policies.base import Policy
+from eenet.progress import tracked
 from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
 
@@ -56,7 +57,7 @@ def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
     example = example_batch(network)
     traced = dict(trace(network, policy, example))
     steps: dict[int, Step] = {}
-    for place, step in traced.items():
+    for place, step in tracked(traced.items(), "compiling the steps", len(traced)):
         exit, _ = network.tree.places[place]
         steps[place] = _step(compile_traced(step), exit == network.num_exits - 1)
     start = network.tree.place_of[policy.first_node]

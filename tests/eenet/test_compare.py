@@ -474,6 +474,13 @@ def test_the_verdict_names_the_best_and_doubts_what_the_seeds_do_not_show(theirs
     assert full == "The full network: 80.00 ± 0.00 % right."
 
 
+def test_the_verdict_compares_a_lone_method_with_the_full_network() -> None:
+    runs = {f"jei_seed_{seed}": make_results([("learned", 0.5, 0.70)], seed=seed) for seed in range(3)}
+    _, high, full = verdict(compared(**runs))
+    assert high.endswith("70.00 ± 0.00 % right, 10.00 points below the full network.")
+    assert full == "The full network: 80.00 ± 0.00 % right."
+
+
 def test_the_verdict_says_that_one_seed_shows_nothing_and_the_clock_has_a_table(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     write_run(folder, make_results())

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
+import eenet
 from datamodules import Digits
 from eenet.cli.main import main
 from eenet.described import describe
@@ -179,3 +180,19 @@ def test_callbacks_that_change_a_training_are_part_of_what_it_is() -> None:
         "trainer.callbacks": ["EMAWeightAveraging", "EarlyStopping"],
     }
     assert type(found["trainer.gradient_clip_algorithm"]) is str  # a checkpoint holds no other
+
+
+def test_training_and_testing_say_nothing_that_nobody_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    network = EarlyExitNetwork(make_vit(), gate=ConfidenceGate)
+    trained = eenet.train(
+        network, Digits(batch_size=128), "decoupled", run=tmp_path / "run", epochs=1, features="memory"
+    )
+    eenet.evaluate(trained)
+    said = [str(warning.message) for warning in recwarn] + [record.getMessage() for record in caplog.records]
+    assert not [line for line in said if "logger=True" in line or "eval mode" in line]
+    with caplog.at_level(logging.INFO):
+        shown = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+        record = logging.LogRecord("", logging.INFO, "", 0, "💡 Tip: buy something", None, None)
+        assert not any(logger.filter(record) for logger in shown)

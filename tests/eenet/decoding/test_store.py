@@ -31,10 +31,10 @@ def test_a_file_cut_anywhere_goes_on_without_loss_or_repetition(cut: int) -> Non
         computed.extend(numbers)
         return rows_of(numbers)
 
-    assert store.fill(6, 2, compute) == rows_of(list(range(6)))
+    assert store.fill(6, 2, "rows", compute) == rows_of(list(range(6)))
     assert sorted(kept + computed) == list(range(6))
     assert store.path.read_bytes().startswith(whole[: whole[:cut].rfind(b"\n") + 1])
-    assert store.fill(6, 2, compute) == rows_of(list(range(6)))
+    assert store.fill(6, 2, "rows", compute) == rows_of(list(range(6)))
     assert len(computed) == 6 - len(kept)
 
 
