@@ -197,7 +197,8 @@ def refusal(message: str, args: Sequence[str], prog: str, options: Sequence[str]
         options: Its options, whose spelling the field takes.
     """
     field, value, problem = explain(deepest(message, prog))
-    field = next((name for name in options if plain(name) == plain(field)), field)
+    if NEAREST not in message:  # else the spelling is what is refused
+        field = next((name for name in options if plain(name) == plain(field)), field)
     found = find_given(args, field)
     if found is None:
         return UserError(field, short(value), problem)

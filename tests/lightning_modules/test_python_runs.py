@@ -79,7 +79,7 @@ def test_an_epoch_ends_without_a_line_of_lightnings(tmp_path: Path, caplog: pyte
     assert not [record for record in caplog.records if record.name == log.name]
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+@pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
 def test_a_run_of_another_precision_is_used_as_one_that_is_opened(precision: str, tmp_path: Path) -> None:
     quick = {"precision": precision, "limit_train_batches": 4, "accelerator": "cpu"}
     network = EarlyExitNetwork(make_vit(), gate=ConfidenceGate)
