@@ -21,7 +21,10 @@ LONGEST = 300
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-UNFIT = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE)
+UNFIT = (
+    *(errno.EEXIST, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.ENOTEMPTY, errno.ESTALE),
+)
 
 DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 """Settings that Lightning refuses without naming them."""

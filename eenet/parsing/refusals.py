@@ -47,7 +47,10 @@ PLAIN = re.compile(r"Subtypes: .*(?:Literal|'(?:int|float|bool|str|dict|list)'|l
 
 NEAREST = "; did you mean "
 
-HINTS = {"RunData": "; write its `read` and `build` as a datamodules.SplitData, or fit from Python"}
+HINTS = {
+    "RunData": "; make it the `data` of a datamodules.OwnData, or write its `read` and `build` as a datamodules."
+    "SplitData"
+}
 """What to do where a class is not of some base."""
 
 
