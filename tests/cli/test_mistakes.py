@@ -57,6 +57,7 @@ def test_a_run_whose_checkpoint_is_a_link_to_another_disk_goes_on(tmp_path: Path
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
             "file = 'a/b': No space left on device; free some space",
         ),
+        (OSError(errno.ENOSPC, "No space left on device"), "file = 'the output': No space left on device"),
         (
             OSError(errno.ENOTEMPTY, "Directory not empty", ".b.part", None, "b"),
             "file = 'b': Directory not empty; give one that can be used",
