@@ -143,12 +143,18 @@ class Clients:
         files: Images.
         expected: The row of each; `None` to compare nothing.
         wrong: Share of requests that are wrong.
+        pause: Mean seconds that a client waits before it asks again, drawn exponentially.
     """
 
     def __init__(
-        self, port: int, files: list[bytes], expected: list[dict[str, Any]] | None, wrong: float = 0.0
+        self,
+        port: int,
+        files: list[bytes],
+        expected: list[dict[str, Any]] | None,
+        wrong: float = 0.0,
+        pause: float = 0.0,
     ) -> None:
-        self.port, self.files, self.expected, self.wrong = port, files, expected, wrong
+        self.port, self.files, self.expected, self.wrong, self.pause = port, files, expected, wrong, pause
         self.counts, self.latencies, self.lock = Counter[str](), list[float](), Lock()
 
     def run(self, clients: int, seconds: float) -> dict[str, Any]:
@@ -167,6 +173,7 @@ class Clients:
         draw, counts, latencies = random.Random(number), Counter[str](), []
         connection = http.client.HTTPConnection("127.0.0.1", self.port, 60)
         while time.monotonic() < self.end:
+            time.sleep(self.pause * draw.expovariate(1))
             image, wrong = draw.randrange(len(self.files)), draw.random() < self.wrong
             start = time.monotonic()
             counts["asked"] += 1
@@ -246,16 +253,18 @@ def soak(
     minutes: float = 10.0,
     clients: int = 32,
     wrong: float = 0.1,
+    pause: float = 0.0,
     port: int = 8700,
     output: Path | None = None,
 ) -> None:
-    """Saturate the routed network for long, some of the requests wrong, and watch the memory of its processes.
+    """Ask the routed network for long, some of the requests wrong, and watch the memory of its processes.
 
     Args:
         network: As for `load`.
         minutes: How long.
         clients: That ask at once.
         wrong: Share of requests that are wrong.
+        pause: Mean seconds that a client waits before it asks again; with 0 they saturate the service.
         port: To listen at.
         output: JSON file.
     """
@@ -265,7 +274,7 @@ def soak(
         files = export(network, folder)
         expected = one_by_one(folder, files)
         with started(["-m", "eenet", "serve", str(folder)], port) as server:
-            asking, row = Clients(port, files, expected, wrong), dict[str, Any]()
+            asking, row = Clients(port, files, expected, wrong, pause), dict[str, Any]()
             thread = Thread(target=lambda: row.update(asking.run(clients, 60 * minutes)))
             thread.start()
             while thread.is_alive():

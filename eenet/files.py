@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
+from errno import EACCES, ENOSPC
 from glob import escape
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +67,11 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, escape(path.name))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
-    beside.mkdir() if folder else beside.touch(exist_ok=False)
+    try:
+        beside.mkdir() if folder else beside.touch(exist_ok=False)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     held = os.open(beside, os.O_RDONLY)
     try:
         with suppress(OSError):  # of a file system without locks
@@ -90,6 +94,20 @@ def whole(path: Path, folder: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True) if folder else beside.unlink(missing_ok=True)
         os.close(held)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise what writing there would, before the work whose result it is to hold.
+
+    Args:
+        folder: Is made where it is not there.
+
+    Raises:
+        PermissionError: Nothing can be written there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(EACCES, os.strerror(EACCES), str(folder))
 
 
 def name_file(error: OSError, path: Path) -> None:

@@ -13,7 +13,7 @@ from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, t
 from eenet.described import Described
 from eenet.errors import UserError
 from eenet.features import Features, feature_options
-from eenet.files import FilePath
+from eenet.files import FilePath, check_writable
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
@@ -300,6 +300,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
 
     def on_test_start(self) -> None:
         """Make the operating points ready, with room for the records of each; those that are not chosen do not run."""
+        check_writable(self.run_folder)
         self._prepare_points()
         names = ["statistics", "nodes", "exits", "labels", *(TRUSTED if self.calibration is not None else ())]
         self._routed = {name: Records(names) for name in self._points}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from eenet.api.opening import Run, open_run
@@ -68,6 +69,8 @@ def train(
         lightning.fit(routine, datamodule=data)
     device = lightning.strategy.root_device
     detach(routine, data)
+    if next(routine.parameters()).dtype != torch.float32:
+        routine.float()  # as an opened run is, whatever `trainer.precision` it was trained in
     folder = RunFolder(Path(run))
     return Run(folder.path, folder.last, routine.to(device).eval(), data, device, data.fingerprint("val"))
 

@@ -15,6 +15,7 @@ from eenet.calibration.points import CALIBRATION
 from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.exporting.contenders import onnx_contenders
+from eenet.files import check_writable
 from eenet.reporting import SCHEMA, save_figure, write_json
 from eenet.reporting.speed import Bench, speed_figure
 from eenet.runtime.contenders import (
@@ -83,8 +84,9 @@ def bench(
         raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
     use_threads(threads)
     run = opened(run, checkpoint)
-    found = measure(run, batch_size, compile, point, samples, rounds, runtime)
     file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))
+    check_writable(file.parent)
+    found = measure(run, batch_size, compile, point, samples, rounds, runtime)
     write_json(file, found)
     save_figure(speed_figure(found), figure)
     return Benched(found, file, figure)

@@ -18,7 +18,7 @@ from eenet.calibration.wishes import Wishes, grant
 from eenet.decoding import DecoderNetwork
 from eenet.decoding.chooser import POLICIES, TokenChooser, check_token_wishes
 from eenet.errors import UnmetError, UserError
-from eenet.files import sha256
+from eenet.files import check_writable, sha256
 from eenet.runs import read_checkpoint, write_checkpoint
 
 NAMES = tuple(dict.fromkeys((*POLICY_NAMES, *POLICIES)))
@@ -117,6 +117,7 @@ def calibrate(
     if not list(wishes):
         raise UserError("budget", "", "nothing is asked for; give --budget, --max-accuracy-drop or --risk")
     run = opened(run, checkpoint)
+    check_writable(run.folder)
     check_unseen(run)
     network = run.model.network
     if isinstance(network, DecoderNetwork):

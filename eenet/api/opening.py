@@ -83,7 +83,7 @@ def open_run(folder: str | Path, read_data: bool | None = True, checkpoint: str 
         trains: Whether Lightning is to train or test it.
 
     Raises:
-        UserError: The folder holds no finished run.
+        UserError: The folder holds no finished run, or its data are not split as they were in training.
     """
     own = RunFolder(Path(folder))
     for path in (own.config, own.last) if checkpoint in ("last", "best") else (own.config,):
@@ -105,7 +105,9 @@ def open_run(folder: str | Path, read_data: bool | None = True, checkpoint: str 
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = f"does not fit the run's configuration ({said(error)})"
         raise UserError("ckpt_path", str(file), problem) from error
-    split = None if read_data is False else read(data, read_data is None)
+    split, record = None if read_data is False else read(data, read_data is None), saved.get(type(data).__name__)
+    if read_data and record:
+        data.load_state_dict(record)
     return Run(own.path, file, model.to(device).eval(), data, device, split)
 
 

@@ -33,6 +33,9 @@ from eenet.runtime import ExportedRuntime, RoutedOnnx, load
 from eenet.runtime.manifest import MANIFEST, InputSpec
 from eenet.serving import Inputs, Route
 
+IDLE_SECONDS = 75
+"""How long an idle connection stays open: longer than the 60 s after which proxies stop to use one."""
+
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 """Interfaces that LitServe listens at: this machine's own, all of IPv4, all of IPv6."""
 
@@ -132,7 +135,9 @@ def serve(
     opened(service)
     os.register_at_fork(after_in_child=end_with_parent)
     try:
-        server.run(host=host, port=port, log_level="warning", generate_client_file=False)
+        server.run(
+            host=host, port=port, log_level="warning", generate_client_file=False, timeout_keep_alive=IDLE_SECONDS
+        )
     except (EOFError, ConnectionError) as error:  # what LitServe's own processes say of one that is gone
         raise UserError("serve", str(source), "the process that routes ended: out of memory, or killed") from error
     finally:

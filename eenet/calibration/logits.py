@@ -1,5 +1,6 @@
 """All exits' logits on a split, kept in a file and read back in blocks: a large split does not fit in memory."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from eenet.calibration.conformal import true_class_scores
 from eenet.errors import UserError
-from eenet.files import size
+from eenet.files import name_file, size
 
 BLOCK_BYTES = 2**20
 """Bytes of the blocks in which logits are read; they and what is computed of them stay in a processor's cache."""
@@ -61,6 +62,9 @@ class LogitFile:
         try:
             self._file.write(values.data)
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                name_file(error, self.folder)
+                raise
             raise self._full(self.samples * values[0].nbytes) from error
         self.shape = torch.Size([len(self) + len(rows), *rows.shape[1:]])
 

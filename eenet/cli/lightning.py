@@ -202,7 +202,7 @@ def starting_point(folder: RunFolder, name: str | None, trial: bool) -> Path | N
         raise UserError("ckpt_path", "last", f"there is no {folder.last}; `--ckpt_path auto` begins a new run instead")
     if name is not None and (name != "auto" or folder.last.is_file()):
         found = folder.checkpoint("last" if name == "auto" else name)
-    own = found is not None and found.resolve().is_relative_to(folder.path.resolve())
+    own = found is not None and found.absolute().parent.resolve().is_relative_to(folder.path.resolve())
     if folder.used and not own and not trial:
         remedy = "holds a run already; continue it with `--ckpt_path last` or choose another folder"
         raise UserError("trainer.default_root_dir", str(folder.path), remedy)

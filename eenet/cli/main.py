@@ -86,6 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for line in settle():
         print(f"eenet: {line}", file=sys.stderr)
     try:
+        check_folder()
         run(given)
     except KeyboardInterrupt as interrupt:
         raise SystemExit(INTERRUPTED) from interrupt
@@ -105,6 +106,18 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"eenet: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def check_folder() -> None:
+    """Refuse to work in a folder that is not there any more, whose relative paths mean nothing.
+
+    Raises:
+        UserError: It was removed.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("folder", os.environ.get("PWD"), "the working folder was removed; cd to another") from error
 
 
 def run(args: list[str]) -> None:

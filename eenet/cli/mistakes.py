@@ -21,7 +21,10 @@ LONGEST = 300
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-UNFIT = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE)
+UNFIT = (
+    *(errno.EEXIST, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.ENOTEMPTY, errno.ESTALE),
+)
 
 DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 """Settings that Lightning refuses without naming them."""
@@ -57,7 +60,8 @@ def translate(error: BaseException, args: Sequence[str]) -> UserError | None:
     if isinstance(error, OSError) and (error.errno in (*FULL, *FORBIDDEN, *UNFIT) or given):
         remedy = "free some space, or" if error.errno in FULL else "change its rights, or"
         remedy = remedy if error.errno in (*FULL, *FORBIDDEN) else "give one that can be used, or"
-        return UserError("file", error.filename2 or error.filename, f"{error.strerror}; {remedy} choose another place")
+        name = error.filename2 or error.filename or "the output"
+        return UserError("file", name, f"{error.strerror}; {remedy} choose another place")
     if isinstance(error, UnicodeEncodeError) and error.encoding.replace("_", "-") == sys.getfilesystemencoding():
         problem = f"cannot be a file's name in this locale, whose encoding is {error.encoding}; set PYTHONUTF8=1"
         return UserError("file", error.object, problem)

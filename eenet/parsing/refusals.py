@@ -47,7 +47,10 @@ PLAIN = re.compile(r"Subtypes: .*(?:Literal|'(?:int|float|bool|str|dict|list)'|l
 
 NEAREST = "; did you mean "
 
-HINTS = {"RunData": "; write its `read` and `build` as a datamodules.SplitData, or fit from Python"}
+HINTS = {
+    "RunData": "; make it the `data` of a datamodules.OwnData, or write its `read` and `build` as a datamodules."
+    "SplitData"
+}
 """What to do where a class is not of some base."""
 
 
@@ -197,7 +200,8 @@ def refusal(message: str, args: Sequence[str], prog: str, options: Sequence[str]
         options: Its options, whose spelling the field takes.
     """
     field, value, problem = explain(deepest(message, prog))
-    field = next((name for name in options if plain(name) == plain(field)), field)
+    if NEAREST not in message:  # else the spelling is what is refused
+        field = next((name for name in options if plain(name) == plain(field)), field)
     found = find_given(args, field)
     if found is None:
         return UserError(field, short(value), problem)

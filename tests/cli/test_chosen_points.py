@@ -98,6 +98,15 @@ def test_points_of_a_changed_split_or_of_an_older_version_are_refused(
     assert list(Calibration.load(path).points) == ["budget-0.75"]
 
 
+def test_a_run_is_not_calibrated_on_data_that_are_split_otherwise_by_now(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Digits.split_record
+    monkeypatch.setattr(Digits, "split_record", lambda data: {**record(data), "sizes": {"train": 1200}})
+    printed = failure(capsys, "calibrate", str(run), "--budget", "0.5")
+    assert "data (sizes) = {'train': 1200}: the checkpoint was made on another split" in printed
+
+
 def test_gates_that_never_trained_are_not_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "joint"
     main(["fit", "--config", str(tiny(tmp_path / "j.yaml", "JointExits", folder, warmup_epochs=5)), *QUIET])

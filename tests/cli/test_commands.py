@@ -72,6 +72,7 @@ def test_choices_of_a_command_are_those_of_its_function(
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
+        (["bench", "a", "--batch_size=1"], "batch_size = '1': is no option of `eenet bench`; did you mean batch-size?"),
         (["fitt"], "command = 'fitt': there is no such command; did you mean `eenet fit`?"),
         (["zzz"], "command = 'zzz': there is no such command; `eenet --help`"),
         (["fit", "--config", "digits/vit_jei_dn"], "did you mean digits/vit_jei_dnn?"),

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from eenet.cli import main as entry
-from eenet.cli.lightning import EenetCLI
+from eenet.cli.lightning import EenetCLI, starting_point
 from eenet.cli.mistakes import users_mistake
 from eenet.errors import UserError, command
 from eenet.reporting import write_json
+from eenet.runs import RunFolder
 from lightning_modules.checkpoints import read_checkpoint
 from tests.cli.test_cli import QUIET, failure, tiny
 
@@ -31,12 +32,35 @@ def raised(action: object, *args: object, **options: object) -> Exception:
     raise AssertionError("nothing was raised")
 
 
+def test_a_working_folder_that_was_removed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert "the working folder was removed" in failure(capsys, "list")
+
+
+def test_a_run_whose_checkpoint_is_a_link_to_another_disk_goes_on(tmp_path: Path) -> None:
+    folder, kept = RunFolder(tmp_path / "run"), tmp_path / "kept.ckpt"
+    folder.checkpoints.mkdir(parents=True)
+    kept.touch()
+    folder.last.symlink_to(kept)
+    assert starting_point(folder, "last", trial=False) == folder.last
+    with pytest.raises(UserError, match="holds a run already"):
+        starting_point(folder, str(kept), trial=False)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
             "file = 'a/b': No space left on device; free some space",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "file = 'the output': No space left on device"),
+        (
+            OSError(errno.ENOTEMPTY, "Directory not empty", ".b.part", None, "b"),
+            "file = 'b': Directory not empty; give one that can be used",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "a/b"),

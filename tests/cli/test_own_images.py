@@ -116,9 +116,10 @@ def test_validation_that_trained_the_backbone_is_refused(tmp_path: Path, capsys:
     assert "validation samples trained the backbone in" in printed
     assert not (run / "calibration.json").exists()
     saved = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(saved.replace("seed: 1", "seed: 0"))
-    main(["calibrate", str(run), "--budget", "0.9", "--policy", "margin"])
-    assert (run / "calibration.json").exists()
+    (run / "config.yaml").write_text(saved.replace("seed: 1", "seed: 0"))  # under which samples of its own trained it
+    printed = failure(capsys, "calibrate", str(run), "--budget", "0.9", "--policy", "margin")
+    assert "the checkpoint was made on another split: its seed is 1" in printed
+    assert not (run / "calibration.json").exists()
 
 
 def test_weights_from_a_file_bring_their_preprocessing_and_may_have_seen_validation(

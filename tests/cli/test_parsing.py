@@ -69,7 +69,7 @@ IN_ARGUMENTS = {
     "--data datamodules.Digit": "data = 'datamodules.Digit': cannot be imported "
     "(module 'datamodules' has no attribute 'Digit'); did you mean datamodules.Digits?",
     "--data eenet.backbones.ViT": "data = 'eenet.backbones.ViT': must be a subclass of RunData; "
-    "write its `read` and `build` as a datamodules.SplitData, or fit from Python",
+    "make it the `data` of a datamodules.OwnData, or write its `read` and `build` as a datamodules.SplitData",
     f"--{NETWORK}.exits one": f"{NETWORK}.exits = 'one': must be {EXITS}",
     "--model.features dsk": "model.init_args.features = 'dsk': must be 'off', 'memory', 'disk', False or "
     "FeatureOptions; did you mean disk?",

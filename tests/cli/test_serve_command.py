@@ -1,5 +1,6 @@
 """`eenet serve`: LitServe's server and loop over real sockets; the whole command under load is slow."""
 
+import http.client
 import json
 import signal
 import socket
@@ -235,6 +236,12 @@ def test_the_command_ends_with_all_its_processes(run: Path, sent: signal.Signals
         time.sleep(0.2)
     inputs = torch.randn(3, 1, 8, 8)
     assert len(client.post({"inputs": inputs.tolist()}).content["rows"]) == 3
+    if sent == signal.SIGTERM:  # which it heeds beside an idle connection, too
+        idle = http.client.HTTPConnection("127.0.0.1", port)
+        for seconds in (6, 0):  # uvicorn closes idle connections after 5
+            idle.request("GET", "/health")
+            assert idle.getresponse().read()
+            time.sleep(seconds)
     others = psutil.Process(process.pid).children(recursive=True)
     assert len(others) >= 3
     process.send_signal(sent)

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from eenet.files import PART, whole
+from eenet.files import PART, check_writable, whole
 from eenet.runs import RunFolder
 
 
@@ -80,6 +81,21 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as refused:
         fill_a_disk(tmp_path / "note.txt")
     assert refused.value.filename == str(tmp_path / "note.txt")
+
+
+@pytest.mark.parametrize("named", ["new/run", "a.txt"])
+def test_a_folder_without_rights_is_told_by_its_name(named: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # whose parents another user may read
+        os.chmod(folder, 0o555)
+        path, child = Path(folder, named), os.fork()
+        if child == 0:
+            os.geteuid() or os.setuid(65534)
+            try:
+                check_writable(path) if named == "new/run" else whole(path).__enter__()
+            except PermissionError as error:
+                os._exit(error.filename != str(path))
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:

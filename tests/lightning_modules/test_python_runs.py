@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eenet
 from datamodules import Digits
+from eenet.api.calibrating import calibrate
 from eenet.cli.main import main
 from eenet.described import describe
 from eenet.errors import UserError
@@ -35,6 +36,7 @@ from eenet.objectives import SelfDistillation
 from eenet.runs import RunFolder, training_identity
 from lightning_modules import DecoupledExits, ExitRoutine, JointExits
 from lightning_modules.callbacks import LastCheckpoint
+from lightning_modules.training import evaluate, train
 from tests._dummies import VIT, make_vit
 
 
@@ -76,6 +78,17 @@ def test_an_epoch_ends_without_a_line_of_lightnings(tmp_path: Path, caplog: pyte
     log.removeHandler(caplog.handler)
     assert RunFolder(tmp_path / "run").last.is_file()
     assert not [record for record in caplog.records if record.name == log.name]
+
+
+@pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
+def test_a_run_of_another_precision_is_used_as_one_that_is_opened(precision: str, tmp_path: Path) -> None:
+    quick = {"precision": precision, "limit_train_batches": 4, "accelerator": "cpu"}
+    network = EarlyExitNetwork(make_vit(), gate=ConfidenceGate)
+    run = train(network, Digits(), "decoupled", run=tmp_path, epochs=1, trainer=quick, budgets=[0.6])
+    live = evaluate(run)
+    assert live["operating_points"] == evaluate(tmp_path)["operating_points"]
+    calibrate(run, [0.8])
+    assert set(run.network.points) == {"budget-0.8"}
 
 
 def test_the_command_line_opens_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

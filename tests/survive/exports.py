@@ -20,7 +20,7 @@ from eenet.files import sha256
 from eenet.runtime import load
 from eenet.runtime.manifest import MANIFEST, manifest_digest
 
-from .harness import CHANGES, WRITES, Base, reference, run
+from .harness import CHANGES, WRITES, Base, inside, reference, run
 
 ACTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", *CHANGES)
 """What an export may not do, as Python's events have it; opening files to write is seen, too."""
@@ -133,7 +133,7 @@ def damaged_exports(
         seed: Of the damage.
         formats: One of which each folder has.
     """
-    sources = {format: _export(base, place, format) for format in set(formats)}
+    sources = {format: _export(base, format) for format in set(formats)}
     with tempfile.TemporaryFile() as told:
         child = os.fork()  # for the hook slows down all that its process does
         if child == 0:
@@ -161,18 +161,15 @@ def _damaged(sources: dict[str, Path], folder: Path, formats: Sequence[str], see
     return _try(folder, done)
 
 
-def _export(base: Base, place: Path, format: str) -> Path:
+def _export(base: Base, format: str) -> Path:
     """An export of the base; the one in torch's format is that of the commands that are killed."""
-    before, folder = os.getcwd(), base.folder.with_name(format)
-    try:
-        if format == "torch":
-            return reference(base, "export", place / "work").left / "export"
-        os.chdir(base.folder)
+    if format == "torch":
+        return reference(base, "export").left / "export"
+    folder = base.folder.with_name(format)
+    with inside(base.folder):
         ended = run(["export", "runs/exits", "--format", format, "--out", str(folder), "--point", "budget-0.5"])
-        assert ended.code == 0, ended.text
-        return folder
-    finally:
-        os.chdir(before)
+    assert ended.code == 0, ended.text
+    return folder
 
 
 def _try(folder: Path, done: str) -> Tried:

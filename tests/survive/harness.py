@@ -1,4 +1,8 @@
-"""Commands in forks of one process that has the imports: as they end, as a kill ends them, and what they leave."""
+"""Commands in forks of one process that has the imports: as they end, as a kill ends them, and what they leave.
+
+What a kill before a change of files leaves is what lies there at that moment, so one undisturbed run gives the folders
+of several kills, which the default tests take (`left_by_kills`); the slow tests and the score kill (`killed`).
+"""
 
 import json
 import mmap
@@ -12,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +37,10 @@ OWN = (
     *("datamodules.digits", "datamodules.features", "datamodules.nlg", "lightning_modules.decoupled"),
     *(f"lightning_modules.{name}" for name in ("record", "thresholds", "whole_validation")),
 )
-OTHERS = ("sklearn.datasets", "sklearn.metrics", "timm", "datasets", "matplotlib.backends.backend_svg", "torch._dynamo")
+OTHERS = (
+    *("attrs", "datasets", "matplotlib.backends.backend_svg", "sympy.tensor.tensor", "timm", "torch.export._trace"),
+    *(f"sklearn.{name}" for name in ("datasets", "linear_model", "metrics", "model_selection", "pipeline", "svm")),
+)
 for _name in (*(f"eenet.cli.{name}" for name in COMMAND_MODULES), *API, *OWN, *OTHERS):
     import_module(_name)  # once, for all forks
 
@@ -71,10 +79,19 @@ class Ended(NamedTuple):
         return self.code == 2 and len(lines) == 1 and "Traceback" not in self.text
 
 
+Act = Callable[[int], None]
+"""What is done before a change of files, given its number."""
+
+
+def kill(number: int) -> None:
+    """End the fork and all that it started."""
+    os.killpg(0, signal.SIGKILL)
+
+
 def run(
     args: list[str],
-    at: int = 0,
     under: Path | None = None,
+    act: Act = lambda number: None,
     sent: signal.Signals | None = None,
     once: Path = Path(),
     first: Callable[[], None] = lambda: None,
@@ -83,8 +100,8 @@ def run(
 
     Args:
         args: Of `eenet`.
-        at: Number of the change of files before which the fork and all that it started are killed; 0 for none.
-        under: Folder in which changes count; with `at` 0 their number is printed at the end.
+        under: Folder in which changes of files count; their number is printed at the end.
+        act: Called before each of them.
         sent: A signal that the fork gets.
         once: The file that is there then.
         first: What the fork does before.
@@ -97,7 +114,7 @@ def run(
             os.dup2(said.fileno(), 2)
             sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
             first()
-            os._exit(_child(args, at, under))
+            os._exit(_child(args, under, act))
         while sent is not None and not once.exists():
             time.sleep(0.02)
         if sent is not None:
@@ -107,12 +124,12 @@ def run(
         return Ended(code, said.read())
 
 
-def _child(args: list[str], at: int, under: Path | None) -> int:
+def _child(args: list[str], under: Path | None, act: Act) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts behind its back
     torch.set_num_threads(1)
     Figure.draw = lambda figure, renderer: None  # type: ignore[method-assign] # what takes long and changes no file
     sweep.subprocess = _InForks  # type: ignore[assignment,attr-defined]
-    count = _count(at, under) if under is not None else None
+    count = _count(under, act) if under is not None else None
     try:
         main(args)
         code = 0
@@ -129,16 +146,15 @@ def _child(args: list[str], at: int, under: Path | None) -> int:
     return code
 
 
-def _count(at: int, under: Path) -> Callable[[], int]:
-    """Count changes of files under a folder, those of forks too, and kill all at one of them."""
+def _count(under: Path, act: Act) -> Callable[[], int]:
+    """Count changes of files under a folder, those of forks too, and act before each."""
     seen, root = memoryview(mmap.mmap(-1, 8)).cast("q"), str(under)
 
     def hook(event: str, args: tuple) -> None:
         changes = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
         if changes and isinstance(args[0], str | os.PathLike) and os.path.abspath(args[0]).startswith(root):
             seen[0] += 1
-            if seen[0] == at:
-                os.killpg(0, signal.SIGKILL)
+            act(seen[0])
 
     sys.addaudithook(hook)
     return lambda: seen[0]
@@ -151,7 +167,7 @@ class _InForks:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
         child = os.fork()
         if child == 0:
-            os._exit(_child(command[len(sweep.COMMAND) :], 0, None))
+            os._exit(_child(command[len(sweep.COMMAND) :], None, lambda number: None))
         return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
@@ -179,6 +195,24 @@ def config(folder: Path, **arguments: Any) -> dict[str, Any]:
     }
 
 
+class Reference(NamedTuple):
+    """A command that nothing disturbed.
+
+    Attributes:
+        changes: How often it changed files.
+        content: What it left.
+        left: A copy of that.
+        before: A copy of what was there before, which is not there if nothing was.
+        kills: The same of what lay there before some changes, by their numbers.
+    """
+
+    changes: int
+    content: dict[str, str]
+    left: Path
+    before: Path
+    kills: dict[int, Path]
+
+
 @dataclass
 class Base:
     """A finished run beside which commands are tried.
@@ -189,39 +223,50 @@ class Base:
     """
 
     folder: Path
-    references: dict[str, "Reference"] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
 
     @classmethod
     def make(cls, folder: Path) -> "Base":
-        """Train and test it."""
-        (folder / "texts").mkdir(parents=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config(Path("runs/exits"))))
+        """Train, calibrate and test it; the first two are references."""
+        base = cls(folder.resolve())
+        (base.work / "texts").mkdir(parents=True)
+        (base.work / "config.yaml").write_text(yaml.safe_dump(config(Path("runs/exits"))))
         stored = {"store": "disk", "folder": "store"}
-        (folder / "stored.yaml").write_text(yaml.safe_dump(config(Path("runs/stored"), features=stored)))
-        _write_images(folder / "images")
-        before = os.getcwd()
-        os.chdir(folder)
-        try:
-            for args in (
-                ["fit", "--config", "config.yaml", *QUIET],
-                ["calibrate", "runs/exits", "--budget", "0.5"],
-                ["test", "--config", "runs/exits/config.yaml", "--point", "all", *QUIET],
-            ):
-                ended = run(args)
-                assert ended.code == 0, ended.text
-        finally:
-            os.chdir(before)
-        twin = shutil.copytree(folder / "runs/exits", folder / "runs/twin")
+        (base.work / "stored.yaml").write_text(yaml.safe_dump(config(Path("runs/stored"), features=stored)))
+        _write_images(base.work / "images")
+        with inside(base.work):
+            for name in ("fit", "calibrate"):
+                base.references[name] = _refer(base, name)
+            ended = run(["test", "--config", "runs/exits/config.yaml", "--point", "all", *QUIET])
+            assert ended.code == 0, ended.text
+        base.work.rename(base.folder)
+        twin = shutil.copytree(base.folder / "runs/exits", base.folder / "runs/twin")
         results = (twin / "results.json").read_text()
         (twin / "results.json").write_text(results.replace('"seed": 0', '"seed": 1'))
-        return cls(folder)
+        return base
+
+    @property
+    def work(self) -> Path:
+        """Where all commands are tried, for some files hold their own path."""
+        return self.folder.with_name("work")
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder meanwhile."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _write_decoder(folder: Path) -> None:
     """A tiny decoder and a task for it, where they are not there yet."""
     if (folder / "decoder").exists():
         return
-    write_decoder(folder / "decoder")
+    write_decoder(folder / "decoder", layers=2)
     rows = [{"prompt": f"the {noun} {verb}", "reference": f"{noun} {verb}"} for noun in NOUNS for verb in VERBS]
     (folder / "task.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     arguments = {"train": None, "test": "task.jsonl", "new_tokens": 4}
@@ -237,7 +282,7 @@ def _write_images(folder: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    "fit": (["fit", "--config", "config.yaml", "--trainer.default_root_dir=out", "--ckpt_path=auto", *QUIET], "out"),
+    "fit": (["fit", "--config", "config.yaml", "--ckpt_path=auto", *QUIET], "runs/exits"),
     "extraction": (
         [
             *("fit", "--config", "stored.yaml", "--trainer.default_root_dir=out/run", "--ckpt_path=auto", *QUIET),
@@ -246,12 +291,12 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         "out",
     ),
     "sweep": (["sweep", "--config", "config.yaml", "--folder", "out", "--processes", "1"], "out"),
-    "calibrate": (["calibrate", "runs/twin", "--budget", "0.6"], "runs/twin"),
+    "calibrate": (["calibrate", "runs/exits", "--budget", "0.5"], "runs/exits"),
     "export": (["export", "runs/exits", "--out", "out/export", "--point", "budget-0.5"], "out"),
     "infer": (["infer", "runs/exits", "--input", "images", "--output", "out/rows.csv", "--batch-size", "2"], "out"),
     "compare": (["compare", "runs/exits", "runs/twin", "--out", "out"], "out"),
     "layers": (
-        ["layers", "decoder", "--data", "task.yaml", "--out", "out", "--budgets", "1,4", "--tokens", "2"],
+        ["layers", "decoder", *("--data", "task.yaml", "--out", "out", "--budgets", "1,2", "--tokens", "2")],
         "out",
     ),
 }
@@ -279,55 +324,83 @@ def content(folder: Path) -> dict[str, str]:
     return found
 
 
-class Reference(NamedTuple):
-    """A command that nothing disturbed: how often it changed files, what it left, and a copy of that."""
-
-    changes: int
-    content: dict[str, str]
-    left: Path
+KILLS = 2
+"""What so many kills leave is copied from each reference."""
 
 
-def workplace(base: Base, place: Path) -> None:
-    """A fresh copy of the base."""
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(base.folder, place)
-    os.chdir(place)
-
-
-def reference(base: Base, name: str, place: Path) -> Reference:
+def reference(base: Base, name: str) -> Reference:
     """Run a command undisturbed, once per base."""
     if name not in base.references:
-        args, changed = COMMANDS[name]
         NEEDS.get(name, lambda folder: None)(base.folder)
-        workplace(base, place)
-        ended = run(args, 0, place / changed)
-        assert ended.code == 0, ended.text
-        count = int(ended.text.rpartition("changes: ")[2])
-        left = shutil.copytree(place / changed, base.folder.with_name(f"left by {name}"))
-        base.references[name] = Reference(count, content(left), left)
+        with workplace(base, name):
+            base.references[name] = _refer(base, name)
     return base.references[name]
 
 
-def killed(base: Base, name: str, moments: int, place: Path, seed: int = 0) -> Iterator[str | None]:
-    """Kill a command at seeded moments, run it again, and say what is wrong then, `None` where nothing is."""
-    before, place = os.getcwd(), place.resolve()
+def _refer(base: Base, name: str) -> Reference:
+    """Run a command where all are tried, and copy what lies there before changes that a reservoir draws."""
     args, changed = COMMANDS[name]
-    try:
-        expected = reference(base, name, place)
-        draw = random.Random(f"{name} {seed}")
-        for at in sorted(draw.sample(range(1, expected.changes + 1), min(moments, expected.changes))):
-            workplace(base, place)
-            first = run(args, at, place / changed)
-            again = run(args)
-            found = content(place / changed)
-            whole = found == expected.content
+    kept, changed_at = base.folder.with_name(f"copies of {name}"), base.work / changed
+
+    def copy_some(number: int) -> None:
+        slot = number - 1 if number <= KILLS else random.Random(f"{name} {number}").randrange(number)
+        if slot < KILLS:
+            shutil.rmtree(kept / f"{slot}", ignore_errors=True)
+            copy_to(kept / f"{slot}/{number}")
+
+    def copy_to(place: Path) -> Path:
+        place.mkdir(parents=True)
+        with suppress(FileNotFoundError):
+            shutil.copytree(changed_at, place / "copy", symlinks=True)
+        return place / "copy"
+
+    before = copy_to(kept / "before")
+    ended = run(args, changed_at, copy_some)
+    assert ended.code == 0, ended.text
+    left, count = copy_to(kept / "after"), int(ended.text.rpartition("changes: ")[2])
+    kills = {int(place.name): place / "copy" for slot in range(KILLS) for place in (kept / f"{slot}").iterdir()}
+    return Reference(count, content(left), left, before, kills)
+
+
+@contextmanager
+def workplace(base: Base, name: str, found: Path | None = None) -> Iterator[None]:
+    """Work in a fresh copy of the base meanwhile; the folder that a command changes is another there, or none."""
+    shutil.rmtree(base.work, ignore_errors=True)
+    shutil.copytree(base.folder, base.work)
+    changed = base.work / COMMANDS[name][1]
+    shutil.rmtree(changed, ignore_errors=True)
+    if found is not None and found.exists():
+        shutil.copytree(found, changed, symlinks=True)
+    with inside(base.work):
+        yield
+
+
+def left_by_kills(base: Base, name: str) -> Iterator[str | None]:
+    """Run a command on what kills leave, and say what is wrong then, `None` where nothing is."""
+    for at, found in reference(base, name).kills.items():
+        with workplace(base, name, found):
+            yield _again(base, name, at)
+
+
+def killed(base: Base, name: str, moments: int, seed: int = 0) -> Iterator[str | None]:
+    """Kill a command at seeded moments, run it again, and say what is wrong then, `None` where nothing is."""
+    args, changed = COMMANDS[name]
+    expected, draw = reference(base, name), random.Random(f"{name} {seed}")
+    for at in sorted(draw.sample(range(1, expected.changes + 1), min(moments, expected.changes))):
+        with workplace(base, name, expected.before):
+            first = run(args, base.work / changed, lambda number, at=at: kill(number) if number == at else None)
             if first.code != -signal.SIGKILL:
                 yield f"{name} at change {at}: ended with {first.code} before the kill"
-            elif "Traceback" in again.text or (again.code != 0 and not (whole and again.clear)):
-                yield f"{name} at change {at}: then ended with {again.code}: {again.text[-400:]}"
             else:
-                paths = found | expected.content
-                differing = sorted(path for path in paths if found.get(path) != expected.content.get(path))
-                yield None if whole else f"{name} at change {at}: differs or is left: {differing[:5]}"
-    finally:
-        os.chdir(before)
+                yield _again(base, name, at)
+
+
+def _again(base: Base, name: str, at: int) -> str | None:
+    """Run a command that was killed before a change of files, and say what is wrong then."""
+    args, changed = COMMANDS[name]
+    again, found, expected = run(args), content(base.work / changed), reference(base, name).content
+    whole = found == expected
+    if "Traceback" in again.text or (again.code != 0 and not (whole and again.clear)):
+        return f"{name} at change {at}: then ended with {again.code}: {again.text[-400:]}"
+    differing = sorted(path for path in found | expected if found.get(path) != expected.get(path))
+    return None if whole else f"{name} at change {at}: differs or is left: {differing[:5]}"

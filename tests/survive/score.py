@@ -44,7 +44,7 @@ def main() -> None:
         )
         kills: list[str | None] = []
         for name in COMMANDS if options.moments else ():
-            ends = list(killed(base, name, options.moments, place / "work", options.seed))
+            ends = list(killed(base, name, options.moments, options.seed))
             wrong = list(filter(None, ends))
             print(*wrong, f"kills of {name}: {len(ends)} tried, {len(wrong)} wrong", sep="\n", flush=True)
             kills += ends

@@ -1,10 +1,11 @@
 """Commands that are killed end as if they were not; wrong and strange files are refused in one line, and nothing runs.
 
-By default each command is killed at two moments, and those that take longest (`DEAR`) at one; the slow suite tries 25
-moments of each, or all where there are fewer, and all kinds.
+By default each command is run on what kills at two moments leave; the slow suite kills each at 25 moments, or all
+where there are fewer, and tries all kinds.
 `python -m tests.survive.score` prints a score.
 """
 
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 
 from eenet.runs import RunFolder
 from tests.survive.exports import damaged_exports
-from tests.survive.harness import COMMANDS, QUIET, Base, killed, run
+from tests.survive.harness import COMMANDS, KILLS, QUIET, Base, kill, killed, left_by_kills, reference, run, workplace
 from tests.survive.wrong import strange_configurations, wrong_backbones, wrong_checkpoints
 
 
@@ -25,23 +26,37 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base.make(tmp_path_factory.mktemp("survive") / "base")
 
 
+def files_below(folder: Path) -> list[tuple[str, bytes]]:
+    """Paths, but for the random part of names, and bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted((re.sub(r"\.\w{8}\.part", "", str(path.relative_to(folder))), path.read_bytes()) for path in files)
+
+
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.forks
-DEAR = ("fit", "extraction", "sweep", "export", "layers")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_command_ends_like_one_that_was_not(base: Base, name: str, tmp_path: Path) -> None:
-    ends = list(killed(base, name, 1 if name in DEAR else 2, tmp_path / "work"))
+def test_a_killed_command_ends_like_one_that_was_not(base: Base, name: str) -> None:
+    ends = list(left_by_kills(base, name))
     assert [found for found in ends if found] == []
-    assert ends
+    assert len(ends) == KILLS
+
+
+def test_a_kill_leaves_what_lay_there(base: Base) -> None:
+    for at, found in reference(base, "infer").kills.items():
+        with workplace(base, "infer", reference(base, "infer").before):
+            args, changed = COMMANDS["infer"]
+            ended = run(args, base.work / changed, lambda number, at=at: kill(number) if number == at else None)
+            assert ended.code == -signal.SIGKILL
+            assert files_below(base.work / changed) == files_below(found)
 
 
 @SLOW
 @pytest.mark.parametrize("name", COMMANDS)
-def test_whenever_it_is_killed(base: Base, name: str, tmp_path: Path) -> None:
-    assert [found for found in killed(base, name, 25, tmp_path / "work", seed=1) if found] == []
+def test_whenever_it_is_killed(base: Base, name: str) -> None:
+    assert [found for found in killed(base, name, 25, seed=1) if found] == []
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=SLOW)])
