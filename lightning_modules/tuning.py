@@ -13,6 +13,7 @@ from eenet.backbones import Gpt
 from eenet.backbones.tuned import Tuned, adapters, add_adapter, model_digest, save_tuned
 from eenet.decoding import Executor, parse_plan
 from eenet.decoding.executor import Prompt, check_treatment
+from eenet.decoding.layerskip import ExitCurriculum, exit_weights, exits_loss
 from eenet.decoding.sequences import TextBatch
 from eenet.decoding.tuning import PlanDraws, plan_loss
 from eenet.described import describe
@@ -30,7 +31,10 @@ class PlanTuning(TextRoutine):
 
     With one plan this is the authors' fine-tuning per budget; with several, or with drawn ones, each batch runs another
     plan, as in stochastic depth (Huang et al. 2016) and LayerSkip (Elhoushi et al. 2024), and one model serves all
-    budgets. Layers that a batch skips are frozen: what a prompt runs through them gives their weights no gradient.
+    budgets. With `exits` every layer's state also learns to predict through the model's own norm and head; with
+    `plans: ["drop:RATE"]` that is LayerSkip's recipe.
+
+    Layers that a batch skips are frozen: what a prompt runs through them gives their weights no gradient.
 
     When the training ends, the run folder gets `tuned`: the tuned weights beside the name of their base model, or a
     LoRA adapter that peft reads too. `Gpt`, and with it every command, takes the run folder for a model.
@@ -43,6 +47,9 @@ class PlanTuning(TextRoutine):
         rank: Of the adapter.
         alpha: Of the adapter: it is scaled by `alpha / rank`.
         prompt: Which layers a prompt's tokens run: `full` for all, or `plan`.
+        exits: Which layers' losses count beside the last one's: `all`, `rotational:R` or `gradual`, see
+            `eenet.decoding.layerskip.ExitCurriculum`; by default none.
+        exit_scale: How much they count, see `eenet.decoding.layerskip.exit_weights`.
         optimizer: Makes the optimizer; its learning rate is the schedule's peak.
         warmup: Share of all steps over which the learning rate rises to its peak.
 
@@ -62,6 +69,8 @@ class PlanTuning(TextRoutine):
         rank: int = 8,
         alpha: int = 16,
         prompt: Prompt = "full",
+        exits: str | None = None,
+        exit_scale: float = 1.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
         warmup: float = 0.1,
     ) -> None:
@@ -81,7 +90,10 @@ class PlanTuning(TextRoutine):
         self.judged = [parse_plan(text, backbone.num_stages) for text in judged or ()] or self.draws.plans
         if not self.judged:
             raise UserError("model.judged", judged, "name a plan to validate with, as all of `plans` are drawn")
-        self.prompt = prompt
+        self.prompt, self.exit_scale = prompt, exit_scale
+        if exit_scale <= 0:
+            raise UserError("model.exit_scale", exit_scale, "must be above 0; leave `exits` out for no losses of exits")
+        self.exits = None if exits is None else ExitCurriculum.parse(exits, backbone.num_stages)
         self.tuned = Tuned(
             base, model_digest(backbone.model), backbone.num_stages, self.draws.layers, tuple(plans), tuning
         )
@@ -115,9 +127,14 @@ class PlanTuning(TextRoutine):
             module.unmerge()
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of what follows the prompts under a plan that is drawn."""
+        """Mean cross-entropy of what follows the prompts under a plan that is drawn, with that of the open exits."""
         plan = self.draws.draw(lambda: torch.rand(()).item())
-        loss = plan_loss(self.gpt, batch, plan, self.prompt).mean()
+        if self.exits is None:
+            loss = plan_loss(self.gpt, batch, plan, self.prompt).mean()
+        else:
+            done = self.global_step / max(int(self.trainer.estimated_stepping_batches), 1)
+            weights = exit_weights(self.gpt.num_stages, self.exit_scale, self.exits.open(self.global_step, done))
+            loss = exits_loss(self.gpt, batch, plan, weights, self.prompt)
         self.log_losses("tuning", batch_idx, loss)
         return loss
 

@@ -19,13 +19,18 @@ from eenet.decoding import (
     ExitingExecutor,
     Fill,
     RoutedExecutor,
+    SpeculativeExecutor,
+    SpeculativeUsage,
     Usage,
     confidence_rule,
+    early_exit,
+    full_plan,
     mean_layers,
     model_rules,
     pad_left,
     parse_plan,
     stream,
+    stream_drafted,
 )
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.gating import GatedExecutor, load_gates
@@ -61,7 +66,7 @@ class Generated:
     """Texts and what they took.
 
     Attributes:
-        chosen: The plan, or the operating point.
+        chosen: The plan, with what drafts where tokens are drafted, or the operating point.
         texts: One for each prompt.
         batch_size: Prompts that were continued at a time.
     """
@@ -75,7 +80,8 @@ class Generated:
 
         `layers_mean` is per generated token that was read. MACs of prefill are per prompt token and hold the first
         head; those of decoding are per later token and hold its head, fill and exit rule. `tokens_per_second` is of
-        decoding alone, over the batches.
+        decoding alone, over the batches. Where tokens are drafted, `layers_mean` and MACs hold rejected tokens too, and
+        `speculation` says how many drafted tokens were right, of those that were reached, and tokens for each pass.
         """
         read = sum(text.prompt_tokens for text in self.texts)
         steps = sum(len(text.usage.layers) - 1 for text in self.texts)
@@ -87,8 +93,21 @@ class Generated:
             "prefill_macs_per_token": sum(text.usage.prefill for text in self.texts) / read,
             "decode_macs_per_token": later / steps if steps else None,
             "tokens_per_second": steps / seconds if steps else None,
+            **self._speculation(steps),
             "texts": [asdict(text) for text in self.texts],
         }
+
+    def _speculation(self, steps: int) -> dict[str, Any]:
+        drafting = [text.usage for text in self.texts if isinstance(text.usage, SpeculativeUsage)]
+        if not drafting:
+            return {}
+        judged = sum(usage.judged for usage in drafting)
+        found = {
+            "acceptance": sum(usage.accepted for usage in drafting) / judged if judged else None,
+            "drafted": sum(usage.drafted for usage in drafting),
+            "tokens_per_pass": steps / sum(usage.passes for usage in drafting) if steps else None,
+        }
+        return {"speculation": found}
 
 
 def generate(
@@ -108,13 +127,15 @@ def generate(
     gates: str | None = None,
     fill: Fill = "project",
     point: str | None = None,
+    speculate: str | None = None,
+    drafts: int | None = None,
     checkpoint: str = "last",
     download: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     out: TextIO | None = None,
 ) -> Generated:
-    """Continue prompts with some of a decoder's layers, or with as many as each token needs.
+    """Continue prompts with some of a decoder's layers, with as many as each token needs, or as the whole model does.
 
     What is not asked for here is as in the model's `generation_config.json`: penalties, suppressed tokens, sampling.
 
@@ -136,6 +157,9 @@ def generate(
         gates: Run of `GateTraining` whose gates say which layers each generated token runs.
         fill: Where the keys and values of layers that a token left out come from: `project` or `recompute`.
         point: Of a run, which point of `eenet calibrate` decides where tokens leave; by default the run's own.
+        speculate: Plan, as for `plan`, that drafts tokens which all layers verify: the text is the full model's. Of a
+            run that trained exits `early:K`, for the exit after K layers.
+        drafts: Tokens drafted at a time; by default as many as pay.
         checkpoint: Of a run: `last`, `best` or a file.
         download: Allow a hub name to be downloaded.
         device: Where the model runs: `cpu`, `cuda`, `cuda:1` or `mps`.
@@ -151,19 +175,31 @@ def generate(
         raise UserError("batch_size", batch_size, "must be at least 1")
     check_prompts(prompts)
     place = check_device(device)
+    whole = (plan, confidence, gates, point, prompt_layers, keys) == ("full", None, None, None, "full", "projected")
+    if speculate is not None and not whole:
+        raise UserError("speculate", speculate, "the full model decides the text; leave plans, gates and points out")
+    if drafts is not None and speculate is None:
+        raise UserError("drafts", drafts, "are of --speculate, which says what drafts them")
     if Path(model, "config.yaml").is_file() and tuned_folder(model) is None:
         if (plan, confidence, gates, prompt_layers, keys) != ("full", None, None, "full", "projected"):
             raise UserError("plan", plan, "a run's exits decide which layers run; leave the options of plans out")
         if (device, dtype) != ("cpu", "float32"):
             raise UserError("device", device, "a run decides device and dtype; leave them out")
-        executor, tokenizer, chosen = open_decoder(model, point, fill, checkpoint)
+        if speculate is None:
+            executor, tokenizer, chosen = open_decoder(model, point, fill, checkpoint)
+        else:
+            executor, tokenizer = open_exit(model, speculate, drafts, checkpoint)
+            chosen = {"plan": str(full_plan(executor.gpt.num_stages)), "speculate": str(executor.plan)}
     else:
         if point is not None:
             raise UserError("point", point, "is for the folder of a run that trained exits on a decoder")
         gpt, tokenizer = open_model(model, download, place, dtype)
         layers = parse_plan(plan, gpt.num_stages)
         chosen = {"plan": str(layers)}
-        if gates is not None:
+        if speculate is not None:
+            executor = SpeculativeExecutor(gpt, parse_plan(speculate, gpt.num_stages), drafts)
+            chosen["speculate"] = str(executor.plan)
+        elif gates is not None:
             if (plan, confidence, prompt_layers, keys) != ("full", None, "full", "projected"):
                 raise UserError("gates", gates, "decide which layers run; leave the options of plans out")
             executor = GatedExecutor(gpt, load_gates(gates, gpt)[0].to(place))
@@ -210,17 +246,44 @@ def open_model(model: str, download: bool, device: torch.device, dtype: str) -> 
         raise UserError(field, dtype if field == "dtype" else model, error.problem) from error
 
 
-def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
-    """What generates with the exits of a run, the tokenizer, and which operating point decides.
+def open_exits(folder: str, checkpoint: str) -> Any:
+    """A run that trained exits on a decoder.
 
     Raises:
-        UserError: The run trained no exits on a decoder, or has no such point.
+        UserError: It trained none.
     """
     run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):
         raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")
     if not run.model.network.exit_stages:
         raise UserError("model", folder, "is a run without exits; what it tunes is there when its training has ended")
+    return run
+
+
+def open_exit(folder: str, draft: str, drafts: int | None, checkpoint: str) -> tuple[SpeculativeExecutor, Any]:
+    """What drafts with a trained exit of a run, and the tokenizer.
+
+    Raises:
+        UserError: The run trained no exits on a decoder, or none there.
+    """
+    run = open_exits(folder, checkpoint)
+    network = run.model.network
+    plan = parse_plan(draft, network.backbone.num_stages)
+    depths = [stage + 1 for stage in network.exit_stages]
+    if len(plan) not in depths or plan != early_exit(plan.num_layers, len(plan)):
+        known = ", ".join(f"early:{depth}" for depth in depths)
+        raise UserError("speculate", draft, f"the run's exits draft with {known}")
+    head = network.inference_modules[depths.index(len(plan))]
+    return SpeculativeExecutor(network.backbone, plan, drafts, head, network.decoder_costs), run.data.tokenizer
+
+
+def open_decoder(folder: str, point: str | None, fill: Fill, checkpoint: str) -> tuple[Executor, Any, dict[str, str]]:
+    """What generates with the exits of a run, the tokenizer, and which operating point decides.
+
+    Raises:
+        UserError: The run trained no exits on a decoder, or has no such point.
+    """
+    run = open_exits(folder, checkpoint)
     chosen = chosen_point(run, point)
     network = cast(DecoderNetwork, chosen.point.network(run.model.network))
     executor = RoutedExecutor(network, chosen.point.policy.to(run.device), fill)
@@ -277,7 +340,8 @@ def write(
     alone = out is not None and len(prompts) == 1
     tokens: list[list[int]] = [[] for _ in prompts]
     times = [time.perf_counter()]
-    for step in stream(executor, inputs, stop=() if own is None else (own,), rules=rules):
+    steps: Any = stream_drafted if isinstance(executor, SpeculativeExecutor) else stream
+    for step in steps(executor, inputs, stop=() if own is None else (own,), rules=rules):
         times.append(time.perf_counter())
         for row, token in step:
             tokens[row].append(token)

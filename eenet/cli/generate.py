@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
@@ -40,6 +40,10 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--gates", type=str | None, help="run of GateTraining that says which layers a token runs")
     parser.add_argument(
+        "--speculate", type=str | None, help="plan that drafts tokens, which all layers verify: the full model's text"
+    )
+    parser.add_argument("--drafts", type=int | None, help="tokens drafted at a time; by default as many as pay")
+    parser.add_argument(
         "--fill", type=Literal["project", "recompute"], default="project", help="keys and values behind an exit"
     )
     parser.add_argument("--point", type=str | None, help="of a run: point of `eenet calibrate`")
@@ -55,8 +59,22 @@ def main(args: list[str]) -> None:
     from eenet.reporting import write_json
 
     found = generate(prompts=prompts, checkpoint=checkpoint, out=sys.stdout, **options)
+    figures = found.summary()
+    if (drafting := figures.get("speculation")) is not None:
+        print(drafting_line(figures, drafting), file=sys.stderr)
     if summary is not None:
-        write_json(summary, {"model": options["model"], **found.summary()})
+        write_json(summary, {"model": options["model"], **figures})
+
+
+def drafting_line(figures: dict[str, Any], drafting: dict[str, Any]) -> str:
+    """What drafting gave, in one line; without figures where nothing was drafted or decoded."""
+    parts = [
+        (drafting["acceptance"], "{:.0%} of the drafted tokens that were reached are right"),
+        (drafting["tokens_per_pass"], "{:.2f} tokens per pass"),
+        (figures["layers_mean"], "{:.1f} layers per token"),
+        (figures["tokens_per_second"], "{:.1f} tokens per second"),
+    ]
+    return ", ".join(text.format(figure) for figure, text in parts if figure is not None)
 
 
 def read_prompts(prompt: str | None, input: Path | None) -> list[str]:

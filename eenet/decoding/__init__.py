@@ -1,6 +1,7 @@
 """Decoder-only language models with some of their layers: plans, the executor that runs them, generation."""
 
 from eenet.decoding.costs import DecoderCosts, Usage, count_decoder, mean_layers
+from eenet.decoding.drafting import SpeculativeExecutor, SpeculativeUsage
 from eenet.decoding.executor import Executor, final_hidden, pad_left
 from eenet.decoding.exits import ExitingExecutor, ExitRule, Fill, confidence_rule
 from eenet.decoding.generation import Generated, Rules, generate, model_rules, stream
@@ -17,6 +18,7 @@ from eenet.decoding.plans import (
 )
 from eenet.decoding.ranking import layer_movement
 from eenet.decoding.routed import RoutedExecutor, follow
+from eenet.decoding.speculation import stream_drafted
 
 __all__ = [
     "DecoderCosts",
@@ -29,6 +31,8 @@ __all__ = [
     "LayerPlan",
     "RoutedExecutor",
     "Rules",
+    "SpeculativeExecutor",
+    "SpeculativeUsage",
     "TokenCosts",
     "TokenFeatures",
     "Usage",
@@ -47,6 +51,7 @@ __all__ = [
     "random_layers",
     "ranked_skipping",
     "stream",
+    "stream_drafted",
     "strided_skipping",
     "uniform_skipping",
 ]

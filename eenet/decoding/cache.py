@@ -1,5 +1,6 @@
 """Keys and values of a decoder's layers: each layer keeps only the rows that run it, in buffers that grow."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,6 +52,12 @@ class LayerCache:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         self.count, self._buffers = len(rows), [buffer[rows] for buffer in self._buffers]
+
+    def shift(self, shifts: Sequence[int], columns: int) -> None:
+        """Move each row's first columns to the right by so many, those that leave on the right back in on the left."""
+        for row, shift in enumerate(shifts):
+            for buffer in self._buffers if shift else ():
+                buffer[row, :, :columns] = buffer[row, :, :columns].roll(shift, dims=1)
 
     def _grow(self, columns: int, like: tuple[Tensor, Tensor]) -> None:
         old = self._buffers

@@ -1,7 +1,8 @@
 """Generating text token by token: greedy or sampled, streamed, finished sequences dropped from the batch."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from eenet.backbones.gpt import Gpt
 from eenet.decoding.costs import Usage
 from eenet.decoding.executor import Executor
 from eenet.errors import UserError
+
+_OF_ROWS = ("prompt_ignore_length", "encoder_input_ids")
+"""Attributes of logits processors that have an entry for each row of the batch."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,17 @@ class Rules:
     stop: tuple[int, ...] = ()
     max_new_tokens: int | None = None
 
+    def of_rows(self, rows: Sequence[int]) -> "Rules":
+        """The same for some rows of the batch alone: penalties of repetition know each row's padding, or prompt."""
+
+        def narrowed(process: Any) -> Any:
+            known = {name: vars(process)[name] for name in _OF_ROWS if isinstance(vars(process).get(name), Tensor)}
+            found = copy.copy(process) if known else process
+            vars(found).update({name: value[list(rows)] for name, value in known.items()})
+            return found
+
+        return replace(self, processors=[narrowed(process) for process in self.processors])
+
     @classmethod
     def sampled(cls, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> "Rules":
         """Draw from the most likely tokens that together have a probability (nucleus sampling, Holtzman et al. 2020).
@@ -52,6 +67,10 @@ class Rules:
 
         warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(float(top_p))]
         return cls(warpers[: 2 if top_p < 1 else 1], draw=True, seed=seed)
+
+
+GREEDY = Rules()
+"""The most likely token each time."""
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
@@ -135,7 +154,7 @@ def stream(
     inputs: Mapping[str, Tensor],
     max_new_tokens: int = 128,
     stop: Collection[int] = (),
-    rules: Rules = Rules(),
+    rules: Rules = GREEDY,
 ) -> Iterator[list[tuple[int, int]]]:
     """Generate and hand out every token as soon as it is known.
 
@@ -176,6 +195,7 @@ def stream(
             executor.keep(running)
             index = torch.tensor(running, device=tokens.device)
             rows, tokens, texts = [rows[place] for place in running], tokens[index], texts[index]
+            rules = rules.of_rows(running)
         hidden = executor.step(tokens)
 
 
@@ -184,7 +204,7 @@ def generate(
     inputs: Mapping[str, Tensor],
     max_new_tokens: int = 128,
     stop: Collection[int] = (),
-    rules: Rules = Rules(),
+    rules: Rules = GREEDY,
 ) -> Generated:
     """Generate whole sequences; see `stream`."""
     tokens: list[list[int]] = [[] for _ in inputs["input_ids"]]
@@ -215,7 +235,28 @@ def pick(logits: Tensor, rules: Rules, generators: list[torch.Generator], texts:
     if not rules.draw:
         return logits.argmax(dim=-1)
     draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-    bounds = logits.cpu().double().softmax(dim=-1).cumsum(dim=-1)  # the same draws on every device
-    heights = draws.unsqueeze(1) * bounds[:, -1:]
-    tokens = torch.searchsorted(bounds, heights, right=True).clamp(max=logits.shape[-1] - 1).squeeze(1)
-    return tokens.to(logits.device)
+    return draw(probabilities(logits), draws).to(logits.device)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Their softmax in double precision on the CPU, so that draws are the same on every device."""
+    return logits.cpu().double().softmax(dim=-1)
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Draw numbers in proportion to weights.
+
+    Args:
+        weights: Not negative, `(batch, numbers)`.
+        uniform: One for each row, from [0, 1), `(batch,)`.
+
+    Returns:
+        `(batch,)`.
+
+    Example:
+        >>> draw(torch.tensor([[1.0, 0.0, 3.0]]).repeat(2, 1), torch.tensor([0.2, 0.3])).tolist()
+        [0, 2]
+    """
+    bounds = weights.cumsum(dim=-1)
+    heights = uniform.unsqueeze(1) * bounds[:, -1:]
+    return torch.searchsorted(bounds, heights, right=True).clamp(max=weights.shape[-1] - 1).squeeze(1)

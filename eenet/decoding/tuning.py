@@ -1,6 +1,6 @@
 """Tuning a decoder to run some of its layers: the loss under a plan, and plans drawn batch by batch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +123,12 @@ def plan_loss(gpt: Gpt, texts: TextBatch, plan: LayerPlan, prompt: Prompt = "ful
         plan: The layers that run for what follows.
         prompt: Which layers a prompt's tokens run.
     """
+    *_, last = plan_states(gpt, texts, plan, prompt)
+    return continuation_loss(gpt, last, texts)
+
+
+def plan_states(gpt: Gpt, texts: TextBatch, plan: LayerPlan, prompt: Prompt) -> Iterator[Tensor]:
+    """Hidden states behind each layer of the decoder, `(batch, tokens, dim)`, as `plan_loss` reads the last of them."""
     hidden, calls = gpt.parts.record(texts.input_ids, texts.attention_mask)
     full = prompt_columns(texts.attention_mask, texts.prompts)
     for layer, module in enumerate(gpt.layers):
@@ -130,7 +136,7 @@ def plan_loss(gpt: Gpt, texts: TextBatch, plan: LayerPlan, prompt: Prompt = "ful
             hidden = calls[layer].run(module, hidden)
         elif prompt == "full":
             hidden = torch.where(full, calls[layer].run(_Frozen(module), hidden), hidden)
-    return continuation_loss(gpt, hidden, texts)
+        yield hidden
 
 
 def continuation_loss(gpt: Gpt, hidden: Tensor, texts: TextBatch) -> Tensor:

@@ -251,3 +251,17 @@ def test_later_heads_choose_among_as_many_candidates_as_validation_says(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["costs"]["heads"][1] < results["costs"]["heads"][0]
     assert results["costs"]["last_head"] < results["costs"]["classifier"]
+
+
+def test_a_trained_exit_drafts_what_the_decoder_verifies(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture, mistake: Any
+) -> None:
+    run, prompt = runs["calm"], ["--prompt", "the rain wins", "--max_new_tokens", "8"]
+    main(["generate", str(runs["calm"].parent / "model"), *prompt])
+    whole = capsys.readouterr().out
+    main(["generate", str(run), *prompt, "--speculate", "early:4", "--drafts", "2"])
+    out, err = capsys.readouterr()
+    assert out == whole
+    assert "of the drafted tokens that were reached are right" in err
+    message = mistake("generate", run, *prompt, "--speculate", "early:3")
+    assert "speculate = 'early:3': the run's exits draft with early:2, early:4" in message

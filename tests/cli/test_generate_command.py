@@ -76,6 +76,24 @@ def test_the_models_own_generation_settings_hold(folder: Path, capsys: pytest.Ca
     assert usual[0] not in found
 
 
+def test_drafted_text_is_the_full_models_and_says_what_drafting_gave(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "prompts.txt").write_text("w5 w9\nw7\n")
+    shown = ["--speculate", "0,2", "--drafts", 2, "--batch_size", 2, "--summary", folder / "summary.json"]
+    generate(folder, "--input", folder / "prompts.txt", "--max_new_tokens", 9, *shown)
+    texts = [until_stop(expected(text, tuple(range(LAYERS)), 9)) for text in ("w5 w9", "w7")]
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()] == [[WORDS[t] for t in row] for row in texts]
+    found = json.loads((folder / "summary.json").read_text())
+    assert (found["plan"], found["speculate"]) == ("0-3", "0,2")
+    usages = [text["usage"] for text in found["texts"]]
+    assert found["speculation"]["acceptance"] == sum(u["accepted"] for u in usages) / sum(u["judged"] for u in usages)
+    steps = sum(len(usage["layers"]) - 1 for usage in usages)
+    assert found["speculation"]["tokens_per_pass"] == steps / sum(usage["passes"] for usage in usages)
+    assert f"{found['layers_mean']:.1f} layers per token" in err
+
+
 @pytest.mark.parametrize("fill", ["project", "recompute"])
 def test_confident_tokens_leave_early(folder: Path, fill: str) -> None:
     summary = folder / "summary.json"
@@ -98,6 +116,10 @@ def test_confident_tokens_leave_early(folder: Path, fill: str) -> None:
         (["--prompt", "w5", "--device", "cuda:99"], "device = 'cuda:99': is not on this machine"),
         (["--prompt", "w5", "--dtype", "int7"], "dtype = 'int7'"),
         (["--prompt", "w5", "--confidence", "2"], "threshold = 2"),
+        (["--prompt", "w5", "--speculate", "early:5"], "plan = 5: a plan runs 1 to 4 of the decoder's layers"),
+        (["--prompt", "w5", "--speculate", "0,2", "--drafts", "0"], "drafts = 0: must be at least 1"),
+        (["--prompt", "w5", "--drafts", "2"], "drafts = 2: are of --speculate"),
+        (["--prompt", "w5", "--speculate", "0,2", "--plan", "0,1"], "speculate = '0,2': the full model decides"),
     ],
 )
 def test_mistakes_are_one_clear_line(

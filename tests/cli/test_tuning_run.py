@@ -24,7 +24,13 @@ from tests._dummies.word_decoder import make_tokenizer  # noqa: E402
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"tuning": "lora", "plans": ["strided:2"]},
-    "full": {"tuning": "full", "plans": ["strided:*", "drop:0.2"], "judged": ["0,2", "0-2"], "prompt": "plan"},
+    "full": {
+        "tuning": "full",
+        "plans": ["strided:*", "drop:0.2"],
+        "judged": ["0,2", "0-2"],
+        "prompt": "plan",
+        "exits": "rotational:2",
+    },
 }
 
 

@@ -102,6 +102,7 @@ def test_no_new_token_is_refused() -> None:
     "changes",
     [
         {"repetition_penalty": 3.0},
+        {"repetition_penalty": 3.0, "encoder_repetition_penalty": 1.5, "eos_token_id": [*range(5, 25)]},
         {"no_repeat_ngram_size": 2},
         {"suppress_tokens": [17, 29, 25]},
         {"min_new_tokens": 9, "eos_token_id": list(range(15))},

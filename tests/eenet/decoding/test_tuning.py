@@ -14,6 +14,7 @@ from eenet.backbones.gpt import Gpt  # noqa: E402
 from eenet.backbones.tuned import Tuned, add_adapter, base_of, model_digest, save_tuned  # noqa: E402
 from eenet.decoding import early_exit, follow, full_plan, parse_plan  # noqa: E402
 from eenet.decoding.executor import Executor  # noqa: E402
+from eenet.decoding.layerskip import ExitCurriculum, exit_weights, exits_loss  # noqa: E402
 from eenet.decoding.sequences import Sequences  # noqa: E402
 from eenet.decoding.tuning import PlanDraws, PlanWeights, plan_loss, text_batch  # noqa: E402
 from eenet.errors import UserError  # noqa: E402
@@ -219,3 +220,33 @@ def test_each_plan_runs_with_the_weights_that_were_tuned_for_it(tmp_path: Path) 
     assert len({weights.digest(plan) for plan in (PLAN, early_exit(LAYERS, 2))}) == 2
     with pytest.raises(UserError, match="holds no tuned weights"):
         PlanWeights(gpt, [str(tmp_path / "a" / "base")])
+
+
+def test_the_loss_of_exits_is_that_of_models_of_the_first_layers() -> None:
+    gpt = make_decoder("llama")
+    first, whole = (library_loss(cut_model(gpt, tuple(range(count)))).mean() for count in (2, LAYERS))
+    found = exits_loss(gpt, BATCH, full_plan(LAYERS), [0.0, 0.25, 0.0, 0.75])
+    assert found.item() == pytest.approx((0.25 * first + 0.75 * whole).item(), rel=1e-5)
+    skipped = exits_loss(gpt, BATCH, PLAN, [0.0, 0.0, 1.0, 0.0], "plan")
+    assert skipped.item() == pytest.approx(library_loss(cut_model(gpt, PLAN.layers)).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("opened", [set(range(6)), {1, 3, 5}, {5}])
+def test_exits_weigh_what_the_paper_says(opened: set[int]) -> None:
+    scale = 0.3
+    raw = [scale * sum(range(layer + 1)) for layer in range(5)] + [5 + scale * sum(range(5))]
+    total = sum(raw[layer] for layer in opened)
+    expected = [raw[layer] / total if layer in opened else 0 for layer in range(6)]
+    assert exit_weights(6, scale, opened) == pytest.approx(expected)
+
+
+def test_every_exit_has_its_turn() -> None:
+    turns = ExitCurriculum.parse("rotational:3", 7)
+    seen = [layer for step in range(3) for layer in turns.open(step, 0.0)]
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5, 6, 6, 6]
+
+
+@pytest.mark.parametrize("text", ["rotational", "rotational:0", "rotational:9", "gradual:2", "some"])
+def test_unknown_curricula_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"exits = '{text}': must be all, gradual, or rotational:R with R from 1 to 4"):
+        ExitCurriculum.parse(text, 4)
