@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from report import finish
 
 from datamodules.nlg import BBCHeadlines
-from eenet.api.generating import open_exit
+from eenet.api.decoders import open_exit
 from eenet.backbones import Gpt
 from eenet.backbones.huggingface import load_tokenizer
 from eenet.decoding import (

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eenet.api.comparing import compare
     from eenet.api.exporting import export
     from eenet.api.generating import generate
+    from eenet.api.harness import harness
     from eenet.api.inferring import infer, predict
     from eenet.api.opening import Run, open_run
     from eenet.api.serving import serve
@@ -33,6 +34,7 @@ _HOMES = {
     "evaluate": "lightning_modules.training",
     "export": "eenet.api.exporting",
     "generate": "eenet.api.generating",
+    "harness": "eenet.api.harness",
     "infer": "eenet.api.inferring",
     "load": "eenet.runtime.load",
     "open_run": "eenet.api.opening",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "harness",
     "infer",
     "load",
     "open_run",

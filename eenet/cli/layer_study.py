@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 import eenet
 from datamodules.nlg import NLG
 from datamodules.text import READERS
-from eenet.api.generating import check_device, open_model
+from eenet.api.decoders import check_device, open_model
 from eenet.cli.options import names
 from eenet.decoding.costs import count_decoder
 from eenet.decoding.executor import Keys, Prompt
