@@ -1,6 +1,6 @@
 """What integer arithmetic saves on this machine, and what it does not.
 
-    python benchmarks/quantization.py layers        # one linear layer: float32, bfloat16, int8 of here and of torch
+    python benchmarks/quantization.py layers        # one linear layer: float32, bfloat16, int8 of here
     python benchmarks/quantization.py networks      # a vision transformer, whole and routed, by batch size
 
 Prints JSON; `--output` writes it, too. One thread, whose own CPU time is taken, so that other work on the machine
@@ -71,12 +71,10 @@ def layers(rounds: int = 40, output: Path | None = None) -> None:
         codes = weight_codes(layer.weight, 8).to(torch.int8)
         weights = Weights(codes, weight_scales(layer.weight, 8), torch.zeros(outputs))
         native, simulated = NativeLinear(layer, weights, grid), SimulatedLayer(layer, weights, grid)
-        dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(copy.deepcopy(layer)), {nn.Linear})
         variants: dict[str, Callable[[], Tensor]] = {
             "float32": lambda layer=layer, values=values: layer(values),
             "bfloat16": lambda half=half, values=half_values: half(values),
             "native_int8": lambda native=native, values=values: native(values),
-            "dynamic_int8_of_torch": lambda dynamic=dynamic, values=values: dynamic(values),
             "simulated_8_bits": lambda simulated=simulated, values=values: simulated(values),
         }
         error = (native(values) - simulated(values)).abs().max() / simulated(values).abs().max()

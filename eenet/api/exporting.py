@@ -1,9 +1,12 @@
 """A run as a folder that `eenet.load` runs without Lightning or timm."""
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from eenet.api.integers import IntegerPoint, choose_integers
 from eenet.api.opening import Chosen, Run, chosen_point, class_names, example, opened
 from eenet.errors import UserError
 from eenet.exporting import Description, export_network, set_rules
@@ -19,12 +22,14 @@ class Exported:
         point: Name of the operating point.
         programs: Number of programs.
         size: Bytes of all files.
+        integers: What int8 arithmetic gave, where it was asked for.
     """
 
     folder: Path
     point: str
     programs: int
     size: int
+    integers: IntegerPoint | None = None
 
 
 def export(
@@ -35,6 +40,8 @@ def export(
     point: str | None = None,
     one: bool = False,
     sets: bool = False,
+    int8: bool = False,
+    int8_samples: int = 256,
     checkpoint: str = "last",
 ) -> Exported:
     """Write a run as a folder of programs and weights.
@@ -46,6 +53,8 @@ def export(
         point: A point of `calibrate`, else the run's own.
         one: Beside one ONNX file that routes, write a second for batches of one.
         sets: Let that file return the point's conformal sets, too.
+        int8: Let that file compute in int8, with the point chosen again on what int8 gives on validation.
+        int8_samples: Training samples that the ranges of int8 are taken from.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -56,17 +65,34 @@ def export(
     folder = Path(out)
     if folder.exists():
         raise UserError("out", str(folder), "exists already; give a new folder")
+    if int8 and format != "onnx":
+        raise UserError("int8", True, f"is for one ONNX file that routes, not for {format}; give --format onnx")
     run = opened(run, checkpoint, read_data=None)
     chosen = chosen_point(run, point)
-    network = chosen.point.network(run.model.network.cpu())
-    names = class_names(run.data)
     about = about_point(run, chosen)
-    prepared = getattr(run.data, "preprocessing", None)
-    rules = set_rules(chosen.point, about.get("temperatures")) if sets else {}
-    description = Description(None if names is None else tuple(names), about, prepared, rules)
-    manifest = export_network(network, chosen.point.policy, folder, example(run), format, description, one)
+    with ExitStack() as held:
+        made = choose_integers(run, chosen, int8_samples, held) if int8 else None
+        if made is not None:
+            chosen, exact = made.chosen, about
+            about = about_point(run, chosen)
+            kept = {key: exact[key] for key in exact if exact[key] != about.get(key)}
+            about["integers"] = {**made.about, "float": kept}
+        network = chosen.point.network(run.model.network.cpu())
+        names = class_names(run.data)
+        prepared = getattr(run.data, "preprocessing", None)
+        rules = set_rules(chosen.point, about.get("temperatures")) if sets else {}
+        description = Description(None if names is None else tuple(names), about, prepared, rules)
+        integers = None if made is None else made.integers
+        policy = chosen.point.policy
+        manifest = export_network(network, policy, folder, example(run), format, description, one, integers)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Exported(folder, chosen.name, len(set(manifest.files) - {WEIGHTS}), size)
+    return Exported(folder, chosen.name, len(set(manifest.files) - {WEIGHTS}), size, made)
+
+
+def float_point(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the point as it was chosen in floating point."""
+    found = {key: value for key, value in point.items() if key != "integers"}
+    return found | (point.get("integers") or {}).get("float", {})
 
 
 def about_point(run: Run, chosen: Chosen) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eenet.api.exporting import about_point
+from eenet.api.exporting import about_point, float_point
 from eenet.api.inputs import Item, Unreadable, batches, items
 from eenet.api.opening import Chosen, Run, chosen_point, class_names, opened
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
@@ -84,7 +84,7 @@ def exported_of(run: Run, chosen: Chosen, folder: str | Path) -> ExportedRuntime
         UserError: It is of another one, or cannot be loaded.
     """
     runtime = load(folder)
-    if runtime.manifest.point != json.loads(json.dumps(about_point(run, chosen))):
+    if float_point(runtime.manifest.point) != json.loads(json.dumps(about_point(run, chosen))):
         name = runtime.manifest.point.get("name")
         problem = f"holds point {name!r} of some run, not {chosen.name!r} of {run.folder} with its weights"
         raise UserError("exported", str(folder), f"{problem}; export it, or name its --point")
@@ -177,6 +177,8 @@ class Router:
         self.temperatures = None
         if chosen.temperatures is not None:
             self.temperatures = chosen.point.own(chosen.temperatures, run.model.network)
+        if runtime is not None and self.temperatures is not None:  # of int8 they are others
+            self.temperatures = torch.tensor(runtime.manifest.point["temperatures"])
         self.names = class_names(run.data)
         self.columns = QUANTIZED_COLUMNS if "bitops" in self.network.costs.columns else COLUMNS
 

@@ -46,12 +46,14 @@ class Split(NamedTuple):
         labels: `(samples,)`.
         scores: Of a gate that reads more than logits, as it gives them.
         training: Logits of all nodes on training samples, where the policy is fitted to them.
+        reference: Whether the full network is right, bool `(samples,)`, where that is another one.
     """
 
     logits: Logits
     labels: Tensor
     scores: Tensor | None = None
     training: Logits | None = None
+    reference: Tensor | None = None
 
 
 class Candidate(NamedTuple):
@@ -137,7 +139,7 @@ def candidates(
             known.scores[:, nodes[:-1]],
             correct[:, nodes],
             costs.fractions(),
-            correct[:, widest],
+            correct[:, widest] if split.reference is None else split.reference,
         )
         own_path = path if tree.branches else None
         variants = [policy]

@@ -14,13 +14,12 @@ from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError
 from eenet.exporting.contenders import full_network
-from eenet.exporting.folder import export_network
+from eenet.exporting.folder import onnx_steps
 from eenet.exporting.routed_onnx import compose, cut, never
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy
 from eenet.profile import Seconds
 from eenet.runtime.clock import medians
-from eenet.runtime.manifest import program_names
 from eenet.runtime.onnx_program import make_session
 
 NOTHING = """<ir_version: 10, opset_import: ["": 20]> nothing (float[1] input_0) => (float[1] same) {
@@ -51,12 +50,10 @@ def clock_onnx(
         raise UserError("profile", "a tree", "is of a chain of exits; a network whose paths branch has BitOPs")
     onnx: Any = import_module("onnx")
     with TemporaryDirectory(prefix="eenet-") as folder:
-        manifest = export_network(network, policy, Path(folder, "steps"), example, "onnx-steps")
-        names = program_names("onnx-steps", network.tree, policy.first_node).values()
-        steps = [onnx.load(str(Path(folder, "steps", name))) for name in names]
+        steps, specs, _ = onnx_steps(network, policy, Path(folder, "steps"), example)
     tensors, batch = pytree.tree_leaves(inputs), len(pytree.tree_leaves(inputs)[0])
     macs = network.costs.columns["macs"].routed
-    whole = make_session(compose(never(steps), manifest.inputs, macs, one=batch == 1).SerializeToString())
+    whole = make_session(compose(never(steps), specs, macs, one=batch == 1).SerializeToString())
     given = {entry.name: tensor.numpy() for entry, tensor in zip(whole.get_inputs(), tensors, strict=True)}
     runs: dict[str, Any] = {"whole": lambda _: whole.run(None, given)}
     last = len(steps) - 1

@@ -21,6 +21,7 @@ from eenet.calibration.points import OperatingPoint, policy_to_dict
 from eenet.errors import UserError
 from eenet.exporting import onnx_program, torch_program
 from eenet.exporting.fast_gates import with_fast_gates
+from eenet.exporting.integers import AllExits, Integers, IntegerSteps
 from eenet.exporting.routed_onnx import SetRule, compose
 from eenet.files import sha256, whole
 from eenet.network import EarlyExitNetwork
@@ -97,6 +98,7 @@ def export_network(
     format: Format = "torch",
     description: Description = Description(),
     one: bool = False,
+    integers: Integers | None = None,
 ) -> Manifest:
     """Write a routed network as a folder, whole or not at all.
 
@@ -112,6 +114,7 @@ def export_network(
         format: Of the programs.
         description: Labels and operating point.
         one: Beside one ONNX file that routes, write a second for batches of one.
+        integers: Makes the arithmetic of one ONNX file int8; it is compared with all int8 steps as one graph.
 
     Raises:
         UserError: The folder exists, or the network or the policy has no form in the format.
@@ -125,9 +128,11 @@ def export_network(
         raise UserError("format", "onnx", "routes along a chain; paths that branch need onnx-steps")
     if format != "onnx" and (one or description.sets):
         raise UserError("format", format, "has no file for a batch of one and no sets; give onnx")
+    if integers is not None:
+        check_integers(network, format)
     network.eval()
     if format == "onnx":
-        return _export_routed(network, policy, folder, example, description, one)
+        return _export_routed(network, policy, folder, example, description, one, integers)
     with whole(folder, folder=True) as beside:
         names = program_names(format, network.tree, policy.first_node)
         traced = (network, policy) if format == "torch" else with_fast_gates(network, policy)
@@ -141,28 +146,75 @@ def export_network(
 
 
 def _export_routed(
-    network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, description: Description, one: bool
+    network: EarlyExitNetwork,
+    policy: Policy,
+    folder: Path,
+    example: Any,
+    description: Description,
+    one: bool,
+    integers: Integers | None,
 ) -> Manifest:
-    onnx_program.require_packages()
     onnx: Any = import_module("onnx")
     plain = Description(description.labels, description.point, description.preprocessing)
     with whole(folder, folder=True) as beside:
         tried = beside / "steps"
-        inputs = export_network(network, policy, tried, example, "onnx-steps", plain).inputs
-        names = program_names("onnx-steps", network.tree, policy.first_node).values()
-        beyond = (tried / WEIGHTS).stat().st_size > LARGEST_INSIDE
-        steps = [onnx.load(str(tried / name), load_external_data=not beyond) for name in names]
+        steps, inputs, beyond = onnx_steps(network, policy, tried, example, plain)
+        made = None
+        if integers is not None:
+            made = to_integers(integers, steps, beyond)
+            steps = made.steps
         macs = network.costs.columns["macs"].routed
         files = {ROUTED: False, **({ROUTED_ONE: True} if one else {})}
         for name, alone in files.items():
-            onnx.save(compose(steps, inputs, macs, description.sets, alone), str(beside / name))
+            onnx.save(compose(steps, inputs, macs, description.sets, alone, integers is None), str(beside / name))
         if beyond:
             (tried / WEIGHTS).rename(beside / WEIGHTS)
         rmtree(tried)
         kept = (*files, *([WEIGHTS] if beyond else []))
         manifest = _manifest(network, policy, "onnx", inputs, description, beside, kept)
-        _compare_routed(network, policy, beside, example)
+        _compare_routed(network, policy, beside, example, made)
     return manifest
+
+
+def onnx_steps(
+    network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, description: Description = Description()
+) -> tuple[list[Any], tuple[InputSpec, ...], bool]:
+    """The steps of a network as ONNX models, which were tried; their inputs; and whether weights stay in the folder.
+
+    Raises:
+        UserError: As `export_network`.
+    """
+    onnx_program.require_packages()
+    onnx: Any = import_module("onnx")
+    inputs = export_network(network, policy, folder, example, "onnx-steps", description).inputs
+    names = program_names("onnx-steps", network.tree, policy.first_node).values()
+    beyond = (folder / WEIGHTS).stat().st_size > LARGEST_INSIDE
+    return [onnx.load(str(folder / name), load_external_data=not beyond) for name in names], inputs, beyond
+
+
+def check_integers(network: EarlyExitNetwork, format: Format = "onnx") -> None:
+    """Refuse int8 arithmetic where there is none, before anything runs.
+
+    Raises:
+        UserError: Another format, a network that is quantized already, or whose exits answer with earlier ones' logits.
+    """
+    if format != "onnx":
+        raise UserError("int8", True, f"is for one ONNX file that routes, not for {format}; give --format onnx")
+    if network.tree.branches or "bitops" in network.costs.columns:
+        raise UserError("int8", True, "the network is quantized already, to widths of its own; leave it out")
+    if getattr(network.gate, "recall", False):
+        raise UserError("int8", True, "exits that answer with earlier ones' logits are not chosen again; take stopping")
+
+
+def to_integers(integers: Integers, steps: list[Any], beyond: bool) -> IntegerSteps:
+    """Steps with int8 arithmetic.
+
+    Raises:
+        UserError: Their weights are too large to be quantized as one graph, or none has int8 arithmetic.
+    """
+    if beyond:
+        raise UserError("int8", True, f"is for networks of at most {LARGEST_INSIDE} bytes of weights; leave it out")
+    return integers.convert(steps)
 
 
 def _manifest(
@@ -231,7 +283,9 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
                 raise UserError("format", runtime.manifest.format, problem)
 
 
-def _compare_routed(network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any) -> None:
+def _compare_routed(
+    network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, made: IntegerSteps | None
+) -> None:
     """Route the example through a file as through the network, its first row and all rows.
 
     Raises:
@@ -239,10 +293,23 @@ def _compare_routed(network: EarlyExitNetwork, policy: Policy, folder: Path, exa
     """
     runtime = load(folder)
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
-        found, expected = runtime(inputs), network.route(inputs, policy)
-        same = found.exits == expected.exits
-        if not agrees(found.logits[same], expected.logits[same], False, "bitops" in network.costs.columns):
+        found = runtime(inputs)
+        if made is None:
+            expected = network.route(inputs, policy)
+            exits, logits = expected.exits, expected.logits
+        else:
+            exits, logits = choose_exits(network, policy, AllExits(made.whole)(inputs))
+        same = found.exits == exits
+        if not agrees(found.logits[same], logits[same], False, "bitops" in network.costs.columns):
             raise UserError("format", "onnx", "the file differs from the network; export in the other format")
+
+
+def choose_exits(network: EarlyExitNetwork, policy: Policy, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Where samples leave by every exit's logits, `(batch, exits, classes)`, and their logits there."""
+    scores = network.gate(logits[:, :-1])
+    answers = torch.cat([network.gate.answers(logits[:, :-1]), logits[:, -1:]], dim=1)
+    exits = policy.exits(answers.argmax(-1), scores)
+    return exits, answers[torch.arange(len(exits)), exits]
 
 
 def agrees(found: Tensor, expected: Tensor, exact: bool, quantized: bool) -> bool:

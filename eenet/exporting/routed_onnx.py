@@ -52,6 +52,7 @@ def compose(
     macs: Sequence[int],
     sets: Mapping[str, SetRule] | None = None,
     one: bool = False,
+    sized: bool = True,
 ) -> Any:
     """The file as a protobuf message.
 
@@ -62,6 +63,8 @@ def compose(
         macs: Of a sample that leaves at each exit.
         sets: Conformal sets by name, outputs beside `logits`, `exit` and `cost`.
         one: For batches of exactly one sample.
+        sized: Let the inputs of such a file say so. Not where layers are int8: ONNX Runtime would join products of a
+            known size with their biases first, and run them in floating point.
 
     Raises:
         UserError: Logits are not in single precision.
@@ -73,7 +76,7 @@ def compose(
     names = {place: spec.name or INPUT for place, spec in enumerate(inputs)}
     result = chain.nested(top, 0, names) if one else chain.in_turn(top, names)
     outputs = _answer(top, result, chain.classes, macs, sets or {})
-    batch = 1 if one else "batch"
+    batch = 1 if one and sized else "batch"
     given = []
     for place, spec in enumerate(inputs):
         sizes = (size or f"length_{place}_{axis}" for axis, size in enumerate(spec.shape))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules import Digits
+from eenet.api.inferring import exported_of
 from eenet.api.opening import chosen_point, open_run
 from eenet.cli.main import main
 from eenet.runtime import load
@@ -39,6 +40,30 @@ def test_a_run_is_exported_at_a_point(run: Path, tmp_path: Path, capsys: pytest.
     assert len(about["temperatures"]) == 4
 
 
+@pytest.mark.slow
+def test_an_int8_file_keeps_what_it_says_of_its_point(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, opened = tmp_path / "out", open_run(str(run))
+    point = ["--point", "budget-0.5"]
+    main(["export", str(run), "--out", str(out), "--format", "onnx", "--int8", "--int8-samples", "64", *point])
+    assert "int8: 17 layers, ranges of 64 training samples" in capsys.readouterr().out
+    runtime = load(out)
+    (inputs, labels), *rest = opened.data.loader("val")
+    assert not rest
+    routed, about = runtime(inputs), runtime.manifest.point
+    accuracy = (routed.logits.argmax(-1) == labels).double().mean().item()
+    fraction = routed.macs.double().mean().item() / runtime.manifest.costs.full
+    assert (about["asked"], about["integers"]["samples"]) == ({"budget": 0.5}, 64)
+    assert about["got"]["accuracy"] == pytest.approx(accuracy, abs=1.5 / len(labels))  # where a score is its threshold
+    assert about["got"]["macs_fraction"] == pytest.approx(fraction, abs=1.5 / len(labels))
+    assert about["got"]["macs_fraction"] <= 0.5
+    chosen = chosen_point(opened, "budget-0.5")
+    assert about["integers"]["float_got"] == about["integers"]["float"]["got"] == chosen.point.got
+    assert runtime.manifest.policy["arguments"] != chosen.point.policy.arguments()
+    assert exported_of(opened, chosen, out).manifest == runtime.manifest
+
+
 def test_a_single_precision_network_without_exits_is_exported(tmp_path: Path) -> None:
     folder = tmp_path / "backbone"
     main(["fit", "--config", str(tiny(tmp_path / "b.yaml", "BackboneTraining", folder)), *QUIET])
@@ -59,6 +84,8 @@ def _digits() -> Digits:
         (["--format", "pickle"], "must be one of torch, onnx"),
         (["--point", "nowhere"], "point = 'nowhere': the run has budget-0.5"),
         (["--out", "."], "exists already"),
+        (["--int8"], "give --format onnx"),
+        (["--int8", "--format", "onnx", "--int8-samples", "1"], "int8-samples = 1: must be from 2"),
     ],
 )
 def test_mistakes_are_one_clear_error(
