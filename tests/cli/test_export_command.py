@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules import Digits
+from eenet.api.exporting import float_point
 from eenet.api.inferring import exported_of
 from eenet.api.opening import chosen_point, open_run
 from eenet.cli.main import main
@@ -59,7 +60,7 @@ def test_an_int8_file_keeps_what_it_says_of_its_point(
     assert about["got"]["macs_fraction"] == pytest.approx(fraction, abs=1.5 / len(labels))
     assert about["got"]["macs_fraction"] <= 0.5
     chosen = chosen_point(opened, "budget-0.5")
-    assert about["integers"]["float_got"] == about["integers"]["float"]["got"] == chosen.point.got
+    assert about["integers"]["float_got"] == float_point(about)["got"] == chosen.point.got
     assert runtime.manifest.policy["arguments"] != chosen.point.policy.arguments()
     assert exported_of(opened, chosen, out).manifest == runtime.manifest
 

@@ -1,5 +1,6 @@
 """int8 arithmetic in one ONNX file that routes: the same exits alone and in any batch, as the standard computes it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones import Bert
 from eenet.errors import UserError
 from eenet.exporting import export_network
-from eenet.exporting.folder import choose_exits, onnx_steps
+from eenet.exporting.folder import choose_exits
 from eenet.exporting.integers import AllExits, Integers, IntegerSteps
 from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.network import EarlyExitNetwork
@@ -19,7 +20,7 @@ from eenet.policies import Threshold
 from eenet.runtime import RoutedOnnx, load
 from tests._dummies import make_network, make_resnet, make_vit
 from tests.eenet.test_export import digits
-from tests.eenet.test_routed_onnx import BERT, WORDS, branch_of, texts
+from tests.eenet.test_routed_onnx import BERT, WORDS, between_scores, branch_of, texts
 
 onnx = pytest.importorskip("onnx")
 for _package in ("onnxscript", "onnxruntime"):
@@ -28,19 +29,21 @@ for _package in ("onnxscript", "onnxruntime"):
 Made = tuple[EarlyExitNetwork, Threshold, IntegerSteps, RoutedOnnx]
 
 
+class Keeping(Integers):
+    """Keeps the steps that it has made."""
+
+    def convert(self, steps: Sequence[Any]) -> IntegerSteps:
+        self.made = super().convert(steps)
+        return self.made
+
+
 def make_int8(network: EarlyExitNetwork, inputs: Any, example: Any, folder: Path) -> Made:
-    """A network, thresholds between int8 scores, its int8 steps, and the file that routes by them."""
-    integers = Integers(inputs, folder / "ranges.json")
-    start = Threshold([0.5] * (network.num_exits - 1))
-    made = integers.convert(onnx_steps(network, start, folder / "steps", example)[0])
-    scores = network.gate(AllExits(made.whole)(inputs)[:, :-1]).double().sort(0).values
-    middle = scores[len(scores) // 3 : 2 * len(scores) // 3]
-    widest = middle.diff(dim=0).argmax(0).tolist()
-    policy = Threshold([middle[row : row + 2, exit].mean().item() for exit, row in enumerate(widest)])
+    """A network, thresholds near the medians of its scores, its int8 steps, and the file that routes by them."""
+    policy, integers = between_scores(network, inputs), Keeping(inputs, folder / "ranges.json")
     export_network(network, policy, folder / "out", example, "onnx", one=True, integers=integers)
     runtime = load(folder / "out")
     assert isinstance(runtime, RoutedOnnx)
-    return network, policy, made, runtime
+    return network, policy, integers.made, runtime
 
 
 @pytest.fixture(scope="module")
