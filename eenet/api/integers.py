@@ -83,7 +83,11 @@ def choose_integers(run: Run, chosen: Chosen, samples: int, held: ExitStack) -> 
     labels, logits = exact.labels, LogitFile(len(exact.labels), run.folder)
     for batch, _ in run.batches("val"):
         logits.append(whole(pytree.tree_map(Tensor.cpu, batch)))
-    known, before = (read_exits(*pair, network.gate) for pair in ((logits, labels), (exact.logits, labels)))
+    known = read_exits(logits, labels, network.gate)
+    before = read_exits(exact.logits, labels, run.model.network.gate if own.gate is None else own.gate)
+    if own.kept is not None:
+        early = list(own.kept)
+        before = before._replace(predictions=before.predictions[:, [*early, -1]], scores=before.scores[:, early])
     correct, right = known.predictions == labels.unsqueeze(1), before.predictions[:, -1] == labels
     nodes = own.policy.exits(before.predictions, before.scores)
     exact_got = figures(before.predictions == labels.unsqueeze(1), nodes, network.costs)
@@ -94,11 +98,11 @@ def choose_integers(run: Run, chosen: Chosen, samples: int, held: ExitStack) -> 
     else:
         split = Split(logits, labels, reference=right)
         chooser = Chooser(network, own.policy, "own", wishes, split, run.chosen_on(len(labels)))
-        again = replace(chooser.point(*next(iter(wishes))), gate=own.gate, asked=own.asked)
+        again = replace(chooser.point(*next(iter(wishes))), gate=own.gate, asked=own.asked, kept=own.kept)
     temperatures = None
     if chosen.temperatures is not None:
         called = [network.tree.node_name(node) for node in range(len(network.tree.nodes))]
-        temperatures = fit_temperatures(logits, labels, called).values
+        temperatures = own.put(fit_temperatures(logits, labels, called).values, chosen.temperatures, run.model.network)
     about = {
         "samples": samples,
         "split": "train",

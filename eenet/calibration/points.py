@@ -92,6 +92,11 @@ class OperatingPoint:
             return values[[*self.kept, -1]]
         return values if self.path is None else values[network.tree.along(self.path)]
 
+    def put(self, own: Tensor, values: Tensor, network: EarlyExitNetwork) -> Tensor:
+        """Values of every node of a network, `(nodes,)`, with others at the nodes of the point's network."""
+        places = self.own(torch.arange(len(values)), network)
+        return values.index_copy(0, places, own.to(values))
+
     def shares(self, leaving: Sequence[float], num_exits: int) -> list[float]:
         """Shares of samples by the exits of the network, of those that leave at the exits of the point's."""
         if self.kept is None:

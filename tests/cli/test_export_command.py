@@ -65,6 +65,22 @@ def test_an_int8_file_keeps_what_it_says_of_its_point(
     assert exported_of(opened, chosen, out).manifest == runtime.manifest
 
 
+@pytest.mark.slow
+def test_an_int8_file_has_the_exits_of_its_point_alone(run: Path, tmp_path: Path) -> None:
+    out, opened, name = tmp_path / "out", open_run(str(run)), "max-accuracy-drop-100-placed"
+    main(["calibrate", str(run), "--max-accuracy-drop", "100", "--place"])
+    main(["export", str(run), "--out", str(out), "--format", "onnx", "--int8", "--int8-samples", "64", "--point", name])
+    runtime, chosen = load(out), chosen_point(opened, name)
+    ((inputs, labels),) = opened.data.loader("val")
+    routed, about = runtime(inputs), runtime.manifest.point
+    assert about["kept"] == [0]
+    assert about["integers"]["float_got"] == pytest.approx(chosen.point.got)
+    assert len(about["temperatures"]) == 2
+    accuracy = (routed.logits.argmax(-1) == labels).double().mean().item()
+    assert about["got"]["accuracy"] == pytest.approx(accuracy, abs=1.5 / len(labels))
+    assert exported_of(opened, chosen, out).manifest == runtime.manifest
+
+
 def test_a_single_precision_network_without_exits_is_exported(tmp_path: Path) -> None:
     folder = tmp_path / "backbone"
     main(["fit", "--config", str(tiny(tmp_path / "b.yaml", "BackboneTraining", folder)), *QUIET])
