@@ -79,8 +79,7 @@ class Ended(NamedTuple):
         return self.code == 2 and len(lines) == 1 and "Traceback" not in self.text
 
 
-Act = Callable[[int], None]
-"""What is done before a change of files, given its number."""
+Act = Callable[[int], None]  # before a change of files, given its number
 
 
 def kill(number: int) -> None:
@@ -235,8 +234,7 @@ class Base:
         (base.work / "stored.yaml").write_text(yaml.safe_dump(config(Path("runs/stored"), features=stored)))
         _write_images(base.work / "images")
         with inside(base.work):
-            for name in ("fit", "calibrate"):
-                base.references[name] = _refer(base, name)
+            base.references |= {name: _refer(base, name) for name in ("fit", "calibrate")}
             ended = run(["test", "--config", "runs/exits/config.yaml", "--point", "all", *QUIET])
             assert ended.code == 0, ended.text
         base.work.rename(base.folder)
@@ -295,10 +293,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "export": (["export", "runs/exits", "--out", "out/export", "--point", "budget-0.5"], "out"),
     "infer": (["infer", "runs/exits", "--input", "images", "--output", "out/rows.csv", "--batch-size", "2"], "out"),
     "compare": (["compare", "runs/exits", "runs/twin", "--out", "out"], "out"),
-    "layers": (
-        ["layers", "decoder", *("--data", "task.yaml", "--out", "out", "--budgets", "1,2", "--tokens", "2")],
-        "out",
-    ),
+    "layers": (["layers", "decoder", "--data=task.yaml", "--out=out", "--budgets=1,2", "--tokens=2"], "out"),
 }
 """Arguments of the commands that are killed, and the folder that they change."""
 
@@ -324,8 +319,7 @@ def content(folder: Path) -> dict[str, str]:
     return found
 
 
-KILLS = 2
-"""What so many kills leave is copied from each reference."""
+KILLS = 2  # of each reference
 
 
 def reference(base: Base, name: str) -> Reference:
