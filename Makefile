@@ -28,7 +28,7 @@ install: .venv/installed  ## make .venv with the package
 
 dev: .venv/installed-dev  ## make .venv with what the tests need too
 
-quickstart: .venv/installed  ## exits on the embedded digits over three seeds, in a minute
+quickstart: .venv/installed  ## exits on the embedded digits over three seeds, in about a minute
 	rm -rf $(RUN)
 	$(BIN)/eenet quickstart --out $(RUN)
 

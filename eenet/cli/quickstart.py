@@ -1,4 +1,4 @@
-"""`eenet quickstart`: train, calibrate, test and compare exits on the digits over three seeds, in a minute."""
+"""`eenet quickstart`: train, calibrate, test and compare exits on the digits over three seeds, in about a minute."""
 
 import shlex
 from collections.abc import Iterator
