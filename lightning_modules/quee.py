@@ -32,7 +32,6 @@ from eenet.quantization.nodes import Nodes, curves_of, fit_predictors, named_cur
 from eenet.quantization.predictors import Targets
 from eenet.reporting import Results, chosen_rows, evaluate, static_exits
 from eenet.reporting.quee import accuracy_bitops_figure, path_histogram_figure, predictor_figure
-from eenet.tree import path_shares
 from lightning_modules.routine import ExitRoutine
 from lightning_modules.schedules import OptimizerCallable
 
@@ -205,7 +204,7 @@ class QuEE(ExitRoutine):
                 statistics, predictions = records["statistics"][:, nodes], records["predictions"][:, nodes]
                 own = evaluate(statistics, predictions, statistics[:, :-1, 0], {name: point.policy}, chain.costs)
                 row = rows["operating_points"][number] = own["operating_points"][0]
-                row["paths"] = path_shares(point.path, row["exit_fractions"])
+                row |= point.fields(row["exit_fractions"], self.network.num_exits)
         return rows
 
     @property

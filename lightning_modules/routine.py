@@ -25,7 +25,6 @@ from eenet.reporting import (
     widest_nodes,
 )
 from eenet.runs import IDENTITY, identify, relocate
-from eenet.tree import path_shares
 from lightning_modules.batches import DataModel, settle_preprocessing
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone, warn_seen
 from lightning_modules.choosing import ChoosesPoints, chosen
@@ -338,11 +337,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             gathered = records.compute()
             statistics, nodes, labels = (gathered.pop(key) for key in ("statistics", "nodes", "labels"))
             row = operating_point(name, statistics, nodes, network.costs)
-            if point.kept is not None:
-                shares = point.shares(row["exit_fractions"], self.network.num_exits)
-                row |= {"kept": point.kept, "exit_fractions": shares}
-            if point.path is not None:
-                row["paths"] = path_shares(point.path, row["exit_fractions"])
+            row |= point.fields(row["exit_fractions"], self.network.num_exits)
             if self.per_class:
                 row["per_class"] = per_class(statistics[:, 1], labels, network.backbone.num_classes)
             if self.calibration is not None:

@@ -37,6 +37,7 @@ from eenet.reading import read_json
 from eenet.reporting import write_json
 from eenet.runs.folder import RunFolder
 from eenet.tree import Path as TreePath
+from eenet.tree import path_shares
 
 SCHEMA = 3
 
@@ -97,12 +98,17 @@ class OperatingPoint:
         places = self.own(torch.arange(len(values)), network)
         return values.index_copy(0, places, own.to(values))
 
-    def shares(self, leaving: Sequence[float], num_exits: int) -> list[float]:
-        """Shares of samples by the exits of the network, of those that leave at the exits of the point's."""
-        if self.kept is None:
-            return list(leaving)
-        found = dict(zip((*self.kept, num_exits - 1), leaving, strict=True))
-        return [found.get(exit, 0.0) for exit in range(num_exits)]
+    def fields(self, leaving: Sequence[float], num_exits: int) -> dict[str, Any]:
+        """What a row of results says of the point's own path, or of the exits that it has.
+
+        Args:
+            leaving: Shares of the samples by the exits of the point's network.
+            num_exits: Of the whole network, by which `exit_fractions` count.
+        """
+        if self.kept is not None:
+            found = dict(zip((*self.kept, num_exits - 1), leaving, strict=True))
+            return {"kept": self.kept, "exit_fractions": [found.get(exit, 0.0) for exit in range(num_exits)]}
+        return {} if self.path is None else {"paths": path_shares(self.path, leaving)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

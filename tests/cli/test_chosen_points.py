@@ -107,6 +107,7 @@ def test_a_run_is_not_calibrated_on_data_that_are_split_otherwise_by_now(
     assert "data (sizes) = {'train': 1200}: the checkpoint was made on another split" in printed
 
 
+@pytest.mark.slow
 def test_gates_that_never_trained_are_not_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "joint"
     main(["fit", "--config", str(tiny(tmp_path / "j.yaml", "JointExits", folder, warmup_epochs=5)), *QUIET])

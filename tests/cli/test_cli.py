@@ -21,7 +21,11 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 METHODS = [path for path in CONFIGS if path.parent.name not in ("overlays", "nlg")]
 
 
-ELSEWHERE = ("digits/vit_quee.yaml", "digits/vit_quantized_jei_dnn.yaml", "bbc_news/minilm_backbone.yaml")
+ELSEWHERE = (
+    *("digits/vit_quee.yaml", "digits/vit_quantized_jei_dnn.yaml", "digits/vit_stopping.yaml"),
+    *("digits/vit_zero_time_waste.yaml", "bbc_news/minilm_backbone.yaml", "ag_news/bert_backbone.yaml"),
+    *(f"bbc_headlines/smollm2_{method}.yaml" for method in ("calm", "gates", "tuning", "layerskip")),
+)
 """Configurations whose like tests of their method run, on fewer samples."""
 
 
@@ -199,7 +203,7 @@ def test_every_key_of_a_config_is_explained(path: Path) -> None:
         ("--data=datamodules.CIFAR10", "data.root"),
         (
             "--data=lightning.pytorch.demos.boring_classes.BoringDataModule",
-            "BoringDataModule': must be a subclass of RunData; write its `read` and `build` as a datamodules.SplitData",
+            "BoringDataModule': must be a subclass of RunData; make it the `data` of a datamodules.OwnData, or write",
         ),
         ("--data.init_args.sampler=weighted", "sampler"),
         ("--ckpt_path=nowhere.ckpt", "ckpt_path = 'nowhere.ckpt'"),

@@ -49,7 +49,7 @@ def test_machine_code_routes_as_the_network_does() -> None:
     [
         pytest.param(SequentialGates(), False, marks=pytest.mark.slow),
         pytest.param(Patience(2), True, marks=pytest.mark.slow),
-        ("threshold", False),
+        pytest.param("threshold", False, marks=pytest.mark.slow),
     ],
 )
 def test_one_graph_per_step_serves_every_batch(interpreted: list[str], policy: Any, boosted: bool) -> None:
@@ -131,6 +131,7 @@ def test_autocast_is_that_of_the_compilation() -> None:
     torch.testing.assert_close(routed.logits[same], expected.logits[same], atol=5e-2, rtol=5e-2)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no g++\nand much more")

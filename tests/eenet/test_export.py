@@ -121,7 +121,7 @@ VARIANTS: dict[str, tuple[Callable[[], StagedBackbone], dict[str, Any], Policy]]
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n != "quantized" else n for n in VARIANTS],
+    [pytest.param(n, marks=pytest.mark.slow) if n != "patience" else n for n in VARIANTS],
 )
 def test_every_part_is_exported_bit_for_bit(name: str, tmp_path: Path) -> None:
     make, arguments, policy = VARIANTS[name]

@@ -110,7 +110,7 @@ def test_a_point_speaks_of_the_exits_that_it_has(network: EarlyExitNetwork, spli
     assert again.network(network).exit_stages == [network.exit_stages[exit] for exit in kept]
     assert again.own(torch.arange(4), network).tolist() == [*kept, 3]
     leaving = [1 / (len(kept) + 1)] * (len(kept) + 1)
-    spread = again.shares(leaving, 4)
+    spread = again.fields(leaving, 4)["exit_fractions"]
     assert [exit for exit, share in enumerate(spread) if share] == [*kept, 3]
     assert sum(spread) == pytest.approx(1)
 

@@ -178,6 +178,7 @@ def test_without_an_end_there_is_no_schedule(tmp_path: Path) -> None:
             fit(make, tmp_path, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "gate"), [("DecoderThresholds", "ConfidenceGate")])
 def test_a_decoders_exits_continue_from_their_rate(
     method: str, gate: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
