@@ -185,7 +185,8 @@ def economize_ways(gpt: Gpt, settings: dict[str, Any]) -> dict[str, Way]:
         model = economize.apply(gpt.model, technique)
 
         def run(inputs: Inputs) -> list[list[int]]:
-            tokens = model.generate(**inputs, **settings, pad_token_id=2)
+            # Its loop keeps a cache of its own, and refuses the `cache` that transformers 5.24 hands it otherwise.
+            tokens = model.generate(**inputs, **settings, pad_token_id=2, use_cache=False)
             return [before_end(row) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()]
 
         return run
