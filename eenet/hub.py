@@ -81,7 +81,9 @@ class Saved(
             name: value for name, value in network.state_dict().items() if base is None or not name.startswith(BASE)
         }
         state = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
-        check_same(network, load(values, state, type(network)))
+        made = make(values, type(network))
+        check_same(network, made)
+        fill(made, values, state)
         save_file(state, save_directory / WEIGHTS)
         write_json(save_directory / CONFIG, values)
         drawn = [(name, point.got) for name, point in points.items() if {"macs_fraction", "accuracy"} <= {*point.got}]
@@ -108,7 +110,7 @@ class Saved(
         ]
         values = read_json(paths[0])
         with imports(check_trust(values, paths[0])):
-            return cls(load(values, load_file(paths[1]), EarlyExitNetwork))
+            return cls(fill(make(values, EarlyExitNetwork), values, load_file(paths[1])))
 
 
 def fetch(name: str, kind: type, options: dict[str, Any]) -> Any:
@@ -131,12 +133,16 @@ def fetch(name: str, kind: type, options: dict[str, Any]) -> Any:
     return network
 
 
-def load(values: dict[str, Any], state: dict[str, torch.Tensor], kind: type) -> Any:
-    """A network from its configuration, weights and points."""
+def make(values: dict[str, Any], kind: type) -> Any:
+    """A network from its configuration, without its weights."""
     parser = Parser(prog="eenet")
     parser.add_subclass_arguments(kind, "network", fail_untyped=False, required=True)
     with torch.random.fork_rng(devices=[]):
-        made = parser.instantiate_classes(parser.parse_object({"network": values["network"]})).network
+        return parser.instantiate_classes(parser.parse_object({"network": values["network"]})).network
+
+
+def fill(made: Any, values: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+    """A network that was just made, with its weights and points."""
     base = values.get("base_digest")
     if base is not None and base != made.base_digest:
         raise UserError(
@@ -157,6 +163,8 @@ def check_same(network: Any, other: Any) -> None:
     for field in ("exit_stages", "boosted", "gradient_rescaling"):
         if getattr(network, field) != getattr(other, field):
             problem = f"was made with {getattr(other, field)} and has changed since; make the network with it"
+            if field == "exit_stages":
+                problem += ", or save the whole network with the point that drops exits among its `points`"
             raise UserError(f"network.{field}", getattr(network, field), problem)
     if network.gate.arguments() != other.gate.arguments():
         raise UserError("network.gate", network.gate.arguments(), "has changed since the network was made")

@@ -41,7 +41,7 @@ def export(
     one: bool = False,
     sets: bool = False,
     int8: bool = False,
-    int8_samples: int = 256,
+    int8_samples: int | None = None,
     checkpoint: str = "last",
 ) -> Exported:
     """Write a run as a folder of programs and weights.
@@ -54,7 +54,7 @@ def export(
         one: Beside one ONNX file that routes, write a second for batches of one.
         sets: Let that file return the point's conformal sets, too.
         int8: Let that file compute in int8, with the point chosen again on what int8 gives on validation.
-        int8_samples: Training samples that the ranges of int8 are taken from.
+        int8_samples: Training samples that the ranges of int8 are taken from; 256 by default.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -67,11 +67,13 @@ def export(
         raise UserError("out", str(folder), "exists already; give a new folder")
     if int8 and format != "onnx":
         raise UserError("int8", True, f"is for one ONNX file that routes, not for {format}; give --format onnx")
+    if int8_samples is not None and not int8:
+        raise UserError("int8-samples", int8_samples, "are for the ranges of --int8; give it, or leave them out")
     run = opened(run, checkpoint, read_data=None)
     chosen = chosen_point(run, point)
     about = about_point(run, chosen)
     with ExitStack() as held:
-        made = choose_integers(run, chosen, int8_samples, held) if int8 else None
+        made = choose_integers(run, chosen, 256 if int8_samples is None else int8_samples, held) if int8 else None
         if made is not None:
             chosen, exact = made.chosen, about
             about = about_point(run, chosen)

@@ -23,7 +23,9 @@ def main(args: list[str]) -> None:
     parser.add_argument("--one", action="store_true", help="onnx: a second file for batches of one")
     parser.add_argument("--sets", action="store_true", help="onnx: return the point's conformal sets, too")
     parser.add_argument("--int8", action="store_true", help="onnx: compute in int8, thresholds chosen again for it")
-    parser.add_argument("--int8-samples", type=int, default=256, help="training samples for the ranges of int8")
+    parser.add_argument(
+        "--int8-samples", type=int | None, help="training samples for the ranges of int8, by default 256"
+    )
     parser.add_argument("--point", type=str | None, default=None, help="a point of `eenet calibrate`, else the run's")
     options = parser.parse_args(args)
     from eenet.api.exporting import export

@@ -102,7 +102,7 @@ def model_rules(gpt: Gpt, inputs: Mapping[str, Tensor], tokenizer: Any = None, s
         UserError: Settings that need more than one text for each prompt or the model itself, such as beams, or that
             the library refuses.
     """
-    from transformers.generation import GenerationMode
+    from transformers.generation import GenerationMode, StoppingCriteriaList, StopStringCriteria
 
     def rules(
         model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **_: Any
@@ -127,14 +127,21 @@ def model_rules(gpt: Gpt, inputs: Mapping[str, Tensor], tokenizer: Any = None, s
     given = {name: value for name, value in changes.items() if value is not None}
     if given.get("max_new_tokens", 1) < 1:
         raise UserError("max_new_tokens", given["max_new_tokens"], "must be at least 1")
-    if tokenizer is not None and (given.get("stop_strings") or gpt.model.generation_config.stop_strings):
-        given["tokenizer"] = tokenizer
+    settings = gpt.model.generation_config
+    usual, ends = settings.stop_strings, given.get("stop_strings") or settings.stop_strings
+    criteria = None
     try:
-        return gpt.model.generate(**inputs, custom_generate=rules, **given)
+        if tokenizer is not None and ends:  # a tokenizer that `generate` is given does not reach its stopping criteria
+            criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, ends)])
+            given.pop("stop_strings", None)
+            settings.stop_strings = None
+        return gpt.model.generate(**inputs, custom_generate=rules, stopping_criteria=criteria, **given)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError("generation_config", given, f"transformers refuses it: {error}") from error
+    finally:
+        settings.stop_strings = usual
 
 
 class Generated(NamedTuple):

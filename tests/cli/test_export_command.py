@@ -102,6 +102,7 @@ def _digits() -> Digits:
         (["--point", "nowhere"], "point = 'nowhere': the run has budget-0.5"),
         (["--out", "."], "exists already"),
         (["--int8"], "give --format onnx"),
+        (["--format", "onnx", "--int8-samples", "64"], "are for the ranges of --int8"),
         (["--int8", "--format", "onnx", "--int8-samples", "1"], "int8-samples = 1: must be from 2"),
     ],
 )

@@ -15,7 +15,7 @@ WORDS = [f"w{number}" for number in range(30)]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     make_decoder("llama").model.save_pretrained(tmp_path / "model")
-    numbers = {word: number for number, word in enumerate([*WORDS, "[UNK]"])}
+    numbers = {word: number for number, word in enumerate([*WORDS, "[UNK]", "abcdef"])}
     plain = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]").save_pretrained(tmp_path / "model")
@@ -74,6 +74,18 @@ def test_the_models_own_generation_settings_hold(folder: Path, capsys: pytest.Ca
     found = capsys.readouterr().out.split()
     assert len(found) == 20
     assert usual[0] not in found
+
+
+@pytest.mark.parametrize("drafting", [[], ["--speculate", "early:2", "--drafts", 3]])
+def test_a_text_ends_with_the_models_stop_string(
+    folder: Path, drafting: list[Any], capsys: pytest.CaptureFixture
+) -> None:
+    usual = expected("w5 w9 w4", tuple(range(LAYERS)), 8)
+    (folder / "generation_config.json").write_text(json.dumps({"stop_strings": [WORDS[usual[1]]]}))
+    for _ in range(2):
+        generate(folder, "--prompt", "w5 w9 w4", "--max_new_tokens", 8, *drafting)
+        found = capsys.readouterr().out.split()
+        assert found == [WORDS[token] for token in usual[:2]]
 
 
 def test_drafted_text_is_the_full_models_and_says_what_drafting_gave(

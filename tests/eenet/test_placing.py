@@ -115,6 +115,20 @@ def test_a_point_speaks_of_the_exits_that_it_has(network: EarlyExitNetwork, spli
     assert sum(spread) == pytest.approx(1)
 
 
+def test_a_network_that_lost_exits_is_saved_whole_with_its_point(network: EarlyExitNetwork, tmp_path: Path) -> None:
+    point = OperatingPoint(Threshold([0.3, 0.1]), ConfidenceGate(2), kept=(0, 2))
+    with pytest.raises(UserError, match=r"with the point that drops exits among its `points`"):
+        point.network(network).save_pretrained(tmp_path / "fewer")
+    network.points = {"fast": point}
+    network.save_pretrained(tmp_path / "whole")
+    again = EarlyExitNetwork.from_pretrained(tmp_path / "whole")
+    inputs = torch.randn(20, 1, 8, 8)
+    found = again.points["fast"].network(again).route(inputs, again.points["fast"].policy)
+    expected = point.network(network).route(inputs, point.policy)
+    assert torch.equal(found.exits, expected.exits)
+    assert torch.equal(found.logits, expected.logits)
+
+
 def test_exits_that_hang_together_are_not_placed(network: EarlyExitNetwork) -> None:
     wishes = Wishes({"budget": [0.5]}, place=True)
     with pytest.raises(UserError, match=r"leaves out exits one by one, for own.* and not for stopping"):
