@@ -36,4 +36,4 @@ def main(args: list[str]) -> None:
     comparison = compare(options.runs, options.out, budgets=budgets, checkpoint=options.ckpt_path, told=told)
     show(*(rich_table(sheet) for sheet in (points_sheet(comparison), areas_sheet(comparison))))
     print(*verdict(comparison), sep="\n")
-    print(f"page: {Path(options.out, 'index.html')}")
+    print(f"picture: {Path(options.out, 'accuracy_cost.png')}\npage: {Path(options.out, 'index.html')}")

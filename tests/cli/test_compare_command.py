@@ -32,7 +32,7 @@ def test_a_comparison_leaves_its_files_and_nothing_else(
     assert "tradeoff=0.1: learned" in printed
     assert "70.50±0.71" in printed
     assert "random routing" in printed
-    assert "page: " in printed
+    assert f"picture: {out / 'accuracy_cost.png'}\npage: {out / 'index.html'}\n" in printed
     html = (out / "index.html").read_text()
     assert "<th>over random</th>" in html
     assert "--budgets=0.6,0.9" in html
