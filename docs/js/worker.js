@@ -1,36 +1,30 @@
-// The search runs in a worker, which a page from the disk may not start: there it runs in a hidden frame instead.
+// A page from the disk may not start the worker in which the search runs: there it runs in a frame that is not shown.
 if (location.protocol === "file:") {
   window.Worker = window.IFrameWorker = class extends EventTarget {
     constructor(url) {
       super();
-      const frame = document.createElement("iframe");
-      frame.hidden = true;
-      document.body.append(frame);
-      this.inner = frame.contentWindow;
-      frame.answer = data => this.dispatchEvent(new MessageEvent("message", {data}));
-      this.ready = new Promise(done => (frame.onload = done));
-      this.inner.document.open();
-      this.inner.document.write(`<body>
-        <script>
-          self.postMessage = data => frameElement.answer(data);
-          self.importScripts = (...urls) => urls.reduce((before, url) => before.then(() => new Promise(done => {
-            const script = document.createElement("script");
-            script.src = url;
-            script.onload = done;
-            document.body.append(script);
-          })), Promise.resolve());
-        <\/script>
-        <script src="${url}"><\/script>
-      </body>`);
-      this.inner.document.close();
+      this.frame = document.body.appendChild(document.createElement("iframe"));
+      this.frame.style.display = "none";
+      const inside = this.frame.contentWindow, page = inside.document;
+      const load = source => new Promise((done, failed) => {
+        const script = page.createElement("script");
+        Object.assign(script, {src: source, onload: done, onerror: failed});
+        page.body.append(script);
+      });
+      inside.postMessage = data => this.dispatchEvent(new MessageEvent("message", {data}));
+      inside.importScripts = async (...sources) => {
+        for (const source of sources) await load(source);
+      };
+      this.started = load(url);
     }
 
-    postMessage(data) {
-      this.ready.then(() => this.inner.dispatchEvent(new MessageEvent("message", {data})));
+    async postMessage(data) {
+      await this.started;
+      this.frame.contentWindow.dispatchEvent(new MessageEvent("message", {data}));
     }
 
     terminate() {
-      this.inner.frameElement.remove();
+      this.frame.remove();
     }
   };
 }
