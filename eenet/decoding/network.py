@@ -21,6 +21,7 @@ from eenet.inference_modules import InferenceModule, TiedHead, run_inference_mod
 from eenet.network import EarlyExitNetwork, ExitOutputs
 from eenet.policies.base import Policy
 from eenet.profile import CostProfile
+from eenet.reporting import gather_exits
 from eenet.routing import Routed, routed
 
 
@@ -166,7 +167,7 @@ class DecoderNetwork(EarlyExitNetwork):
         """
         logits, scores = self(inputs)
         exits = policy.exits(logits.argmax(-1), scores)
-        return routed(self.costs, logits[torch.arange(len(exits), device=exits.device), exits], exits)
+        return routed(self.costs, gather_exits(logits, exits), exits)
 
 
 def count_token_costs(network: DecoderNetwork) -> TokenCosts:

@@ -28,7 +28,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, RandomExits
 from eenet.preprocessing import Preprocessing
 from eenet.progress import tracked
-from eenet.reporting import write_json
+from eenet.reporting import gather_exits, write_json
 from eenet.routing.steps import make_steps, walk
 from eenet.runtime.exported import ExportedRuntime
 from eenet.runtime.load import load
@@ -309,7 +309,7 @@ def choose_exits(network: EarlyExitNetwork, policy: Policy, logits: Tensor) -> t
     scores = network.gate(logits[:, :-1])
     answers = torch.cat([network.gate.answers(logits[:, :-1]), logits[:, -1:]], dim=1)
     exits = policy.exits(answers.argmax(-1), scores)
-    return exits, answers[torch.arange(len(exits)), exits]
+    return exits, gather_exits(answers, exits)
 
 
 def agrees(found: Tensor, expected: Tensor, exact: bool, quantized: bool) -> bool:
