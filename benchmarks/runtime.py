@@ -3,6 +3,7 @@
     python benchmarks/runtime.py speed              # realised against theoretical speed-up near 60 % of the MACs
     python benchmarks/runtime.py speed --compile true
     python benchmarks/runtime.py onnx               # the same against the full network, all on ONNX Runtime
+    python benchmarks/runtime.py onnx --compile true    # beside what torch compiles
 
 Prints JSON; `--output` writes it, too. Weights are random but for MiniLM's backbone: what is timed depends on where
 samples leave, not on whether they are right. Thresholds are set on validation samples, test samples are timed. For
@@ -11,6 +12,7 @@ trained networks there is `eenet bench`.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -145,6 +147,7 @@ def onnx(
     budget: float = 0.6,
     samples: int = 256,
     rounds: int = 15,
+    compile: bool = False,
     output: Path | None = None,
 ) -> None:
     """One routed ONNX file against the full network, both on ONNX Runtime, each in the parts of a batch that suit it.
@@ -156,6 +159,7 @@ def onnx(
         budget: As for `speed`.
         samples: Test samples of a round.
         rounds: Interleaved rounds.
+        compile: Time the full and the routed network as torch compiles them, too.
         output: JSON file.
     """
     found = {}
@@ -166,10 +170,13 @@ def onnx(
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
         contenders = onnx_contenders(network, {"one file": (network, policy)}, example)
+        if compile:
+            contenders += [replace(full_network(network, True), name="full network, torch", kind="static")]
+            contenders += [routed_network("torch", network, policy, True)]
         found[name] = {"exits": network.exit_stages}
         for size in batches or [1, 32, 256]:
             timed = race(contenders, sample_batches(data, rows, size, CPU), size, rounds, CPU)
-            parts = [one.run.length for one in contenders]
+            parts = [getattr(one.run, "length", size) for one in contenders]
             found[name][f"batch_{size}"] = [{**row, "part": part} for row, part in zip(timed, parts, strict=True)]
     conditions = {"device": device_name(CPU), "budget": budget, "rounds": rounds, "samples": samples}
     finish({**conditions, "onnxruntime": version("onnxruntime"), "networks": found}, output)

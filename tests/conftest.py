@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from eenet.backbones import StagedBackbone
 from eenet.runtime import ahead
 from eenet.runtime.ahead import MachineCode
+from eenet.runtime.codes import code_of
 from eenet.runtime.trace import Traced
 from tests._dummies import make_resnet, make_vit
 
@@ -63,8 +64,8 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def interpret(traced: Traced) -> MachineCode:
         names.append(traced.name)
-        module = traced.program.module()
-        return MachineCode(lambda tensors: list(module(*tensors)), {})
+        code = code_of(traced)
+        return MachineCode(lambda tensors: list(code.module(*tensors)), code.reads)
 
     monkeypatch.setattr(ahead, "compile_traced", interpret)
     return names

@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from eenet.errors import UserError
 from eenet.runtime.operators import OPERATORS
-from eenet.runtime.trace import Traced
+from eenet.runtime.trace import Traced, needed_nodes
 
 PYTHON = {
     getattr(operator, name): f"python.{name}" for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")
@@ -30,7 +30,7 @@ def encode(step: Traced) -> tuple[dict[str, Any], dict[str, Tensor]]:
     program, graph = step.program, step.program.graph
     if program.graph_signature.buffers_to_mutate:
         raise UserError("backbone", type(step.module.network.backbone).__name__, "changes its buffers as it runs")
-    needed = _needed(graph)
+    needed = needed_nodes(graph)
     inputs, names, weights = [], [], dict[str, Tensor]()
     for node, spec in zip(graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True):
         if spec.kind == InputKind.USER_INPUT:
@@ -55,17 +55,6 @@ def encode(step: Traced) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "outputs": [_encode(value, numbers) for value in outputs],
     }
     return content, weights
-
-
-def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the outputs depend on: checks that the tracer has put there are left out."""
-    needed, waiting = set[fx.Node](), [node for node in graph.nodes if node.op == "output"]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting.extend(node.all_input_nodes)
-    return needed
 
 
 def _weight(step: Traced, target: str | None) -> tuple[str, Tensor]:

@@ -6,6 +6,8 @@ still hold, which takes as long as a small stage; compilation ahead of time (AOT
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import to_device
-from eenet.errors import UserError
+from eenet.errors import UserError, some
+from eenet.files import whole
 from eenet.policies.base import Policy
 from eenet.progress import tracked
 from eenet.routing.steps import Result, Step, place_steps, split_results
+from eenet.runtime.codes import code_of
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
 
 if TYPE_CHECKING:
@@ -34,11 +39,11 @@ class MachineCode(NamedTuple):
 
     Attributes:
         run: From flat tensors to flat tensors; it trusts shapes, dtypes and layouts.
-        weights: What it reads, kept alive here.
+        reads: Weights and thresholds that it reads, kept alive here.
     """
 
     run: Callable[[list[Tensor]], list[Tensor]]
-    weights: dict[str, Tensor]
+    reads: list[Tensor]
 
 
 def compile_steps(network: EarlyExitNetwork, policy: Policy) -> list[Step]:
@@ -101,27 +106,39 @@ def compile_traced(traced: Traced) -> MachineCode:
     Raises:
         UserError: There is no compiler, or it fails.
     """
-    program = traced.program
-    weights = program.state_dict | program.constants
     try:
-        with tempfile.TemporaryDirectory(prefix="eenet-") as folder:
-            package = torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(Path(folder, "step.pt2")),
-                inductor_configs={"aot_inductor.package_constants_in_so": False},
-            )
-            compiled = torch._inductor.aoti_load_package(package)
-        needed = set(compiled.get_constant_fqns())
-        compiled.load_constants(
-            {name: weight for name, weight in weights.items() if name in needed},
-            check_full_update=True,
-            user_managed=True,
-        )
+        code = code_of(traced)
+        package = code_folder() / f"{code.key(traced)}.pt2"
+        if not package.exists():
+            _compile(code.program(traced), set(code.named()), package)
+        compiled = torch._inductor.aoti_load_package(str(package))
+        compiled.load_constants(code.named(), check_full_update=True, user_managed=True)
     except Exception as error:  # the compiler's errors have no common class
         said = str(error).strip().partition("\n")[0]
         problem = f"the step to {traced.name} cannot be compiled ({type(error).__name__}: {said}); see `eenet doctor`"
         raise UserError("compile", True, problem) from error
-    return MachineCode(compiled.loader.run, weights)
+    return MachineCode(compiled.loader.run, code.reads)
+
+
+def code_folder() -> Path:
+    """Where machine code is kept by its content, in the user's own cache; it never comes with a run or an export."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eenet" / "code"
+
+
+def _compile(program: ExportedProgram, reads: set[str], package: Path) -> None:
+    options = {
+        "aot_inductor.package_constants_in_so": False,
+        "always_keep_tensor_constants": True,  # small ones would be written into the code
+        "joint_graph_constant_folding": False,  # and so would those of one value
+    }
+    package.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="eenet-") as folder, whole(package) as beside:
+        made = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(Path(folder, "code.pt2")), inductor_configs=options
+        )
+        if missing := reads - set(torch._inductor.aoti_load_package(made).get_constant_fqns()):
+            raise RuntimeError(f"the values of {some(sorted(missing))} are written into the code")
+        shutil.copyfile(made, beside)
 
 
 def input_check(example: Any, traced: Traced) -> Callable[[Any], list[Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -130,6 +130,17 @@ def shortened(network: EarlyExitNetwork, example: Any) -> Any:
     if network.backbone.max_tokens is None:
         return pytree.tree_map(lambda rows: rows[:-1], example)
     return pytree.tree_map(lambda rows: rows[:-1, :-1], example)
+
+
+def needed_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the outputs depend on: checks that the tracer has put there are left out."""
+    needed, waiting = set[fx.Node](), [node for node in graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return needed
 
 
 def _differing(one: Tensor, other: Tensor) -> dict[int, Any]:

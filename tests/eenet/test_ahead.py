@@ -1,6 +1,7 @@
 """Steps as machine code: compiled really in the slow tests, for seconds each; the others run their traced graphs."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,12 @@ from eenet.policies import Patience, RandomExits, SequentialGates, Threshold
 from eenet.runtime import EarlyExitRuntime, route
 from eenet.runtime.ahead import compile_function
 from tests._dummies import make_network, make_resnet, make_vit
+
+
+@pytest.fixture(autouse=True)
+def _no_code_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; apt-get install g++")
 
