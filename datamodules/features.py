@@ -1,6 +1,7 @@
 """Training and validation batches of stored features, in the order of the raw ones."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,14 @@ class FeatureLoaders:
         if view is not None:
             dataset.epoch = view  # type: ignore[attr-defined]
 
-        def load(rows: range) -> DataLoader:
-            return self.data.load(Subset(dataset, rows), batch_size=self.data.eval_batch_size)
-
         name = f"{self.data.name} {split}" + ("" if view is None else f", view {view}")
+        load = partial(load_rows, self.data, dataset)
         return Source(name, self.network, load, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.rows))
+
+
+def load_rows(data: SplitData, dataset: Dataset, rows: range) -> DataLoader:
+    """Batches of a range of samples, as an evaluation reads them."""
+    return data.load(Subset(dataset, rows), batch_size=data.eval_batch_size)
 
 
 def load_whole(dataset: Dataset, **options: Any) -> Loader:

@@ -35,8 +35,6 @@ def extract(args: list[str]) -> None:
     Raises:
         UserError: Wrong arguments, a backbone that is trained, or no such cluster.
     """
-    import torch
-
     from eenet.late import Late, without
     from eenet.parsing.shipped import imports, with_own
 
@@ -51,6 +49,8 @@ def extract(args: list[str]) -> None:
     with imports(allowed), without():
         options = parser.parse_args(args)
         cluster = cluster_of(vars(options))
+        import torch
+
         torch.manual_seed(options.seed_everything or 0)
         made = parser.instantiate_classes(options)
     from eenet.api.opening import device_of
