@@ -48,7 +48,8 @@ class Nodes:
         node = self.second.node_id
 
         def wait() -> None:
-            while not (ready() and any(line.startswith(node) for line in lines())):
+            last = time.monotonic() + 1200
+            while time.monotonic() < last and not (ready() and any(line.startswith(node) for line in lines())):
                 time.sleep(0.02)
             self.cluster.remove_node(self.second, allow_graceful=False)
             self.second = None
