@@ -1,6 +1,7 @@
 """Training and validation batches of stored features, in the order of the raw ones."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from datamodules.base import Split, SplitData
 from datamodules.loader import Loader
 from datamodules.samplers import in_turn, training_batches
 from eenet.backbones.base import to_device
+from eenet.cluster import Cluster
 from eenet.errors import UserError
 from eenet.features import FeatureOptions, FeatureTable, Source, disk_table, feature_key, memory_table
 from eenet.network import EarlyExitNetwork, ExitFeatures
@@ -80,10 +82,20 @@ class FeatureLoaders:
             raise UserError("model.features.views", options.views, remedy)
         self.data, self.network, self.options = data, network, options
 
+    @property
+    def views(self) -> list[int | None]:
+        """The augmented views of the training samples; `None` for the one behind the evaluation transform."""
+        return list(range(self.options.views)) or [None]
+
+    def fill(self, cluster: Cluster | None) -> None:
+        """Extract what training and validation read, here or on a cluster."""
+        for view in self.views:
+            self.table("train", view, cluster)
+        self.table("val", None, cluster)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of features, the same samples as the raw batches'."""
-        views = range(self.options.views) if self.options.views else [None]
-        tables = Views([self.table("train", view) for view in views])
+        tables = Views([self.table("train", view) for view in self.views])
         sampler = ViewSampler(self.data.train_sampler(self.data.train_dataset()), tables)
         return load_whole(tables, batch_sampler=training_batches(sampler, self.data.batch_size))
 
@@ -92,16 +104,22 @@ class FeatureLoaders:
         tables = Views([self.table("val")])
         return load_whole(tables, sampler=in_turn(tables, self.data.processes), batch_size=self.data.eval_batch_size)
 
-    def table(self, split: Split, view: int | None = None) -> FeatureTable:
-        """The features of a split behind the evaluation transform, or of one augmented view of it."""
+    def table(self, split: Split, view: int | None = None, cluster: Cluster | None = None) -> FeatureTable:
+        """The features of a split behind the evaluation transform, or of one augmented view of it.
+
+        Args:
+            split: Which split.
+            view: Which view.
+            cluster: Extracts what is kept on disk.
+        """
         source = self.source(split, view)
         layout = source.layout(self.options.dtype)
         size = len(source) * layout.sample_bytes
-        place = "memory"
+        place: Path | str = "memory"
         if self.options.store == "disk":
-            place = str(Path(self.options.folder, feature_key(self.network, self.content(split, view), layout.dtype)))
+            place = Path(self.options.folder, feature_key(self.network, self.content(split, view), layout.dtype))
         rank_zero_info(f"features of {source.name}: {len(source):,} samples, {size / 1e6:,.1f} MB in {place}")
-        return memory_table(source, layout) if place == "memory" else disk_table(source, layout, Path(place))
+        return disk_table(source, layout, place, cluster) if isinstance(place, Path) else memory_table(source, layout)
 
     def content(self, split: Split, view: int | None = None) -> str:
         """What identifies the samples of a split, or of one augmented view of it."""
@@ -115,11 +133,14 @@ class FeatureLoaders:
         if view is not None:
             dataset.epoch = view  # type: ignore[attr-defined]
 
-        def load(rows: range) -> DataLoader:
-            return self.data.load(Subset(dataset, rows), batch_size=self.data.eval_batch_size)
-
         name = f"{self.data.name} {split}" + ("" if view is None else f", view {view}")
+        load = partial(load_rows, self.data, dataset)
         return Source(name, self.network, load, torch.from_numpy(dataset.labels), torch.from_numpy(dataset.rows))
+
+
+def load_rows(data: SplitData, dataset: Dataset, rows: range) -> DataLoader:
+    """Batches of a range of samples, as an evaluation reads them."""
+    return data.load(Subset(dataset, rows), batch_size=data.eval_batch_size)
 
 
 def load_whole(dataset: Dataset, **options: Any) -> Loader:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eenet.api.exporting import about_point, float_point
-from eenet.api.inputs import Item, Unreadable, batches, items
-from eenet.api.opening import Chosen, Run, chosen_point, class_names, opened
+from eenet.api.inputs import Entry, Item, Reader, Unreadable, batches, entries, items
+from eenet.api.opening import Chosen, Run, chosen_point, class_names, open_run, opened
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
 from eenet.backbones.base import to_device
+from eenet.cluster import Cluster, exactly_once
 from eenet.errors import UserError
 from eenet.files import sha256
+from eenet.progress import tracked
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
 
 
@@ -46,6 +49,7 @@ def infer(
     batch_size: int = 256,
     exported: str | Path | None = None,
     checkpoint: str = "last",
+    cluster: Cluster | None = None,
 ) -> Inferred:
     """Route every input of a source; a job that was killed goes on with the batches that are not whole.
 
@@ -57,9 +61,10 @@ def infer(
         batch_size: Inputs that are read and routed together.
         exported: A folder that `export` made of the run at that point, which routes in the network's place.
         checkpoint: Of a folder: `last`, `best` or a file.
+        cluster: Routes the batches in the place of this process; the output is the same.
 
     Raises:
-        UserError: No such run or point, nothing to read, or an output that cannot be used.
+        UserError: No such run or point, nothing to read, an output that cannot be used, or no such cluster.
     """
     check_size(batch_size)
     run = opened(run, checkpoint, read_data=False)
@@ -67,14 +72,88 @@ def infer(
     if not hasattr(run.data, "reader"):
         raise UserError("data", type(run.data).__name__, "`eenet infer` reads images and texts")
     reader = run.data.reader()
-    if next(items(source, reader), None) is None:
+    if next(entries(source, reader), None) is None:
         wanted = ", ".join(reader.suffixes)
         raise UserError("input", str(source), f"holds nothing to read; a folder needs files that end in {wanted}")
-    stat = source.stat()
-    changed = [stat.st_size, stat.st_mtime_ns] if source.is_file() else None
-    about = job(run, chosen, batch_size, input=str(source.resolve()), changed=changed)
+    about = job_of_files(run, chosen, source, batch_size)
     route = Router(run, chosen, None if exported is None else exported_of(run, chosen, exported))
-    return write(route, batches(items(source, reader), batch_size), reader.collate, Path(output), about)
+    parts = Parts(Path(output), about, route.columns)
+    if cluster is not None and not parts.joined:
+        told = Files(
+            run=str(run.folder),
+            checkpoint=str(run.checkpoint),
+            point=point,
+            exported=None if exported is None else str(exported),
+            source=str(source),
+            batch_size=batch_size,
+            about=json.dumps(about),
+        )
+        spread(cluster, told, reader, parts)
+    return write(route, batches(items(source, reader), batch_size), reader.collate, parts)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the processes of a cluster are told of files that they route.
+
+    Attributes:
+        run: The run folder.
+        checkpoint: Its checkpoint.
+        point: Name of the point, `None` for the run's own.
+        exported: Folder of what routes in the network's place.
+        source: The folder or file.
+        batch_size: Inputs that are routed together.
+        about: The job, as JSON.
+    """
+
+    run: str
+    checkpoint: str
+    point: str | None
+    exported: str | None
+    source: str
+    batch_size: int
+    about: str
+
+
+def spread(cluster: Cluster, files: Files, reader: Reader, parts: Parts) -> None:
+    """Let a cluster route the batches that are not whole.
+
+    Raises:
+        UserError: There is no such cluster, a node does not see the run or the files, or a batch does not arrive once.
+    """
+    found = enumerate(batches(entries(Path(files.source), reader), files.batch_size))
+    lacking = {number: batch for number, batch in found if not parts.has(number, [entry.id for entry in batch])}
+    asked = {number: [entry.id for entry in batch] for number, batch in lacking.items()}
+    if not lacking:
+        return
+    with cluster.joined(parts.folder) as nodes:
+        routed = exactly_once(nodes.blocks(route_entries, files, lacking), asked)
+        for number, rows in tracked(routed, "batches", len(lacking)):
+            parts.write(number, rows)
+
+
+def route_entries(files: Files, batch: list[Entry]) -> tuple[list[str], list[Row]]:
+    """Ids and rows of a batch, in a process of a cluster.
+
+    Raises:
+        UserError: It does not see the run or a file.
+    """
+    for entry in batch:
+        if isinstance(entry.what, Path) and not entry.what.exists():
+            raise UserError("input", str(entry.what), "is not on every node, or was removed; all need one file system")
+    route, reader = _router(files)
+    rows = route([entry.item(reader, Path(files.source).parent) for entry in batch], reader.collate)
+    return [row["id"] for row in rows], rows
+
+
+@lru_cache(1)
+def _router(files: Files) -> tuple[Router, Reader]:
+    run, source = open_run(files.run, False, files.checkpoint), Path(files.source)
+    chosen = chosen_point(run, files.point)
+    if not source.exists() or json.dumps(job_of_files(run, chosen, source, files.batch_size)) != files.about:
+        raise UserError("run", files.run, "it, its point or the input is another on this node, or has changed")
+    runtime = None if files.exported is None else exported_of(run, chosen, files.exported)
+    return Router(run, chosen, runtime), run.data.reader()
 
 
 def exported_of(run: Run, chosen: Chosen, folder: str | Path) -> ExportedRuntime | RoutedOnnx:
@@ -121,7 +200,9 @@ def predict(
     dataset, collate = run.data.dataset(split), run.data.collate or torch.utils.data.default_collate
     found = (Item(str(row), lambda row=row: dataset[row]) for row in range(len(dataset)))  # type: ignore[misc]
     about = job(run, chosen, batch_size, split=split, changed=run.data.fingerprint(split))
-    return write(Router(run, chosen), batches(found, batch_size), lambda rows: collate(rows)[0], Path(output), about)
+    route = Router(run, chosen)
+    parts = Parts(Path(output), about, route.columns)
+    return write(route, batches(found, batch_size), lambda rows: collate(rows)[0], parts)
 
 
 def check_size(batch_size: int) -> None:
@@ -134,14 +215,11 @@ def check_size(batch_size: int) -> None:
         raise UserError("batch-size", batch_size, "must be at least 1")
 
 
-def write(
-    route: Router, found: Iterable[list[Item]], collate: Callable[[list[Any]], Any], output: Path, about: dict[str, Any]
-) -> Inferred:
-    """Route items into a file, by parts that a killed job leaves."""
-    parts = Parts(output, about, route.columns)
+def write(route: Router, found: Iterable[list[Item]], collate: Callable[[list[Any]], Any], parts: Parts) -> Inferred:
+    """Route items into a file, by parts that a killed job or a cluster leaves."""
     if parts.joined:
         parts.drop()
-        return Inferred(output, route.point, None, [])
+        return Inferred(parts.output, route.point, None, [])
     samples = number = 0
     for number, batch in enumerate(found, 1):
         samples += len(batch)
@@ -149,7 +227,14 @@ def write(
             parts.write(number - 1, route(batch, collate))
     unreadable = list(parts.problems(number))
     parts.join(number)
-    return Inferred(output, route.point, samples - len(unreadable), unreadable)
+    return Inferred(parts.output, route.point, samples - len(unreadable), unreadable)
+
+
+def job_of_files(run: Run, chosen: Chosen, source: Path, batch_size: int) -> dict[str, Any]:
+    """As `job`, of a folder or file, which is known by its size and time."""
+    stat = source.stat()
+    changed = [stat.st_size, stat.st_mtime_ns] if source.is_file() else None
+    return job(run, chosen, batch_size, input=str(source.resolve()), changed=changed)
 
 
 def job(run: Run, chosen: Chosen, batch_size: int, **source: Any) -> dict[str, Any]:

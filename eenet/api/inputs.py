@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from eenet.errors import Unreadable, UserError
+
+T = TypeVar("T")
 
 
 class Item(NamedTuple):
@@ -47,8 +49,31 @@ class Reader(Protocol):
         """A batch, as the backbone takes it."""
 
 
+class Entry(NamedTuple):
+    """What stands in a source for one input, without the reader.
+
+    Attributes:
+        id: As of its `Item`.
+        what: A file, the fields of a row, or why the row cannot be read.
+    """
+
+    id: str
+    what: Path | dict[str, Any] | Unreadable
+
+    def item(self, reader: Reader, base: Path) -> Item:
+        """The input; paths in a row are relative to `base`."""
+        if isinstance(self.what, Path):
+            return Item(self.id, partial(reader.file, self.what))
+        return Item(self.id, partial(read_row, self.what, reader, base))
+
+
 def items(source: Path, reader: Reader) -> Iterator[Item]:
-    """The inputs of a folder, in the order of their paths, or of a file, in its order; nothing is read ahead.
+    """The inputs of a folder or file; see `entries`."""
+    return (entry.item(reader, source.parent) for entry in entries(source, reader))
+
+
+def entries(source: Path, reader: Reader) -> Iterator[Entry]:
+    """What is in a folder, in the order of the paths, or in a file, in its order; nothing is read ahead.
 
     Raises:
         UserError: There is no such folder or file, or it lacks a column.
@@ -56,14 +81,14 @@ def items(source: Path, reader: Reader) -> Iterator[Item]:
     if source.is_dir():
         for path in walk(source):
             if path.suffix.lower() in reader.suffixes:
-                yield Item(path.relative_to(source).as_posix(), partial(reader.file, path))
+                yield Entry(path.relative_to(source).as_posix(), path)
         return
     rows = {".csv": csv_rows, ".jsonl": jsonl_rows}.get(source.suffix.lower())
     if rows is None or not source.is_file():
         raise UserError("input", str(source), "must be a folder, or a file that ends in .csv or .jsonl")
     for number, row in enumerate(rows(source, reader.columns)):
         name = row.get("id") if isinstance(row, dict) else None
-        yield Item(str(number if name in (None, "") else name), partial(read_row, row, reader, source.parent))
+        yield Entry(str(number if name in (None, "") else name), row)
 
 
 def read_row(row: Any, reader: Reader, base: Path) -> Any:
@@ -112,7 +137,7 @@ def walk(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def batches(found: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Items in lists of a size, the last one shorter."""
+def batches(found: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Items, or entries, in lists of a size, the last one shorter."""
     while batch := list(islice(found, size)):
         yield batch

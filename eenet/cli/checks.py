@@ -76,6 +76,7 @@ def packages() -> Iterable[Check]:
         ("onnx", "eenet export --format onnx", "pip install 'eenet[export]'"),
         ("onnxruntime", "running what was exported to ONNX", "pip install 'eenet[export]'"),
         ("litserve", "eenet serve", "pip install 'eenet[serve]'"),
+        ("ray", "sweep, infer and features extract with --ray", "pip install 'eenet[ray]'"),
     ):
         yield Check(package, use, lambda package=package: installed(package), remedy)  # type: ignore[misc]
 

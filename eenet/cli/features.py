@@ -1,13 +1,14 @@
-"""`eenet features list|remove|verify`: the feature stores on disk."""
+"""`eenet features list|remove|verify|extract`: the feature stores on disk."""
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from jsonargparse import auto_cli
 from rich.table import Table
 
+from eenet.cli.options import add_ray, cluster_of
 from eenet.errors import UserError, command
 from eenet.parsing.refusals import Parser
 
@@ -17,9 +18,47 @@ if TYPE_CHECKING:
 
 def main(args: list[str]) -> None:
     """Run `eenet features` with some arguments."""
+    if args[:1] == ["extract"]:
+        return extract(args[1:])
     auto_cli(
-        {"list": list_stores, "remove": remove, "verify": verify}, args=args, prog="eenet features", parser_class=Parser
+        {"list": list_stores, "remove": remove, "verify": verify},
+        args=args,
+        prog="eenet features",
+        parser_class=Parser,
+        description="The feature stores on disk; `eenet features extract --help` explains how to fill them.",
     )
+
+
+def extract(args: list[str]) -> None:
+    """Extract what a training of a configuration will read, here or on a Ray cluster.
+
+    Raises:
+        UserError: Wrong arguments, a backbone that is trained, or no such cluster.
+    """
+    from eenet.late import Late, without
+    from eenet.parsing.shipped import imports, with_own
+
+    parser = Parser(prog="eenet features extract", description="Fill the stores that `eenet fit` reads.")
+    parser.add_argument("--config", action="config", help="configuration of `eenet fit`; several are laid over another")
+    for part in ("model", "data"):
+        parser.add_subclass_arguments(Late, part, fail_untyped=False, required=True)
+    for name in ("seed_everything", "trainer", "ckpt_path", "point", "per_class"):
+        parser.add_argument(f"--{name}", type=Any, default=None, help="as of `eenet fit`")
+    add_ray(parser)
+    args, allowed = with_own(args)
+    with imports(allowed), without():
+        options = parser.parse_args(args)
+        cluster = cluster_of(vars(options))
+        import torch
+
+        torch.manual_seed(options.seed_everything or 0)
+        made = parser.instantiate_classes(options)
+    from eenet.api.opening import device_of
+    from lightning_modules.extracting import extract as fill
+
+    if cluster is None:
+        made.model.to(device_of(options.trainer or {}))
+    fill(made.model, made.data, cluster)
 
 
 def list_stores(folder: str = "features") -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eenet.cli.options import add_run
+from eenet.cli.options import add_ray, add_run, cluster_of
 from eenet.parsing.refusals import Parser
 
 
@@ -18,9 +18,11 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--exported", type=str | None, default=None, help="folder of `eenet export` that routes instead"
     )
+    add_ray(parser)
     options = vars(parse(parser, args))
     from eenet.api.inferring import infer
 
+    options["cluster"] = cluster_of(options)
     run, checkpoint = options.pop("run"), options.pop("ckpt_path")
     say(infer(run, checkpoint=checkpoint, **options))
 

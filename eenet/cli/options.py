@@ -1,9 +1,12 @@
 """Options that several commands take, and lists in one text."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eenet.errors import UserError
 from eenet.parsing.refusals import Parser
+
+if TYPE_CHECKING:
+    from eenet.cluster import Cluster
 
 
 def add_run(parser: Parser) -> None:
@@ -32,3 +35,29 @@ def names(text: str) -> tuple[Any, ...]:
         ('common', 'per_exit')
     """
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def add_ray(parser: Parser) -> None:
+    """Let a command run on a Ray cluster, and say what each of its tasks needs there."""
+    parser.add_argument(
+        "--ray", nargs="?", const="auto", type=str | None, default=None, metavar="ADDRESS",
+        help="work on the Ray cluster at HOST:PORT; without an address on the one that runs here",
+    )  # fmt: skip
+    parser.add_argument("--cpus", type=float, default=1.0, help="cores of each task on the cluster")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each task on the cluster")
+
+
+def cluster_of(options: dict[str, Any]) -> "Cluster | None":
+    """The cluster that is asked for, `None` for this machine; takes the options away.
+
+    Raises:
+        UserError: Nobody answers there.
+    """
+    from eenet.cluster import Cluster
+
+    address, cpus, gpus = options.pop("ray"), options.pop("cpus"), options.pop("gpus")
+    if address is None:
+        return None
+    cluster = Cluster(address, cpus, gpus)
+    cluster.check()
+    return cluster

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,9 @@ from typing import Any
 
 import yaml
 
+from eenet.cli.options import add_ray, cluster_of
 from eenet.cli.sweep_choice import Option, check_figure, choose, validated
+from eenet.cli.sweep_pools import Asked, Ended, pool, tasks
 from eenet.errors import NOT_MET, UserError
 from eenet.parsing.given import plain
 from eenet.parsing.refusals import Parser
@@ -81,7 +82,8 @@ def main(args: list[str]) -> None:
         help="figure of the validation, as val/accuracy or val/nll/exit_*, that chooses one combination: the first "
         "of those within the best one's spread over seeds. Only its runs are tested",
     )
-    parser.add_argument("--processes", default=cores(), type=int, help="runs at a time")
+    parser.add_argument("--processes", default=cores(), type=int, help="runs at a time on this machine")
+    add_ray(parser)
     options = parser.parse_args(args)
     for field, count in (("seeds", options.seeds), ("processes", options.processes)):
         if count < 1:
@@ -93,24 +95,25 @@ def main(args: list[str]) -> None:
             raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
     if options.choose:
         check_figure(options.choose)
+    cluster = cluster_of(vars(options))
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
     guard(folder, options.config, options.calibrate, runs)
     trust_own(options.config)
     from eenet.progress import tracked
 
-    threads = max(1, cores() // min(options.processes, len(runs)))
-    with ThreadPoolExecutor(options.processes) as pool:
+    threads = cluster.threads if cluster else max(1, cores() // min(options.processes, len(runs)))
+    place = pool(execute, options.processes) if cluster is None else tasks(execute, cluster, folder)
+    with place as execute_all:
 
         def all_of(some: list[Run], tested: bool) -> list[bool]:
-            waiting = [pool.submit(execute, run, threads, options.calibrate, tested) for run in some]
-            try:
-                for _ in tracked(as_completed(waiting), "runs", len(waiting)):
-                    pass
-                return [run.result() for run in waiting]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # those that run have got the signal too
-                raise
+            finished: dict[int, bool] = {}
+            ended = execute_all(some, Asked(threads, options.calibrate, tested))
+            for number, (done, line) in tracked(ended, "runs", len(some)):
+                finished[number] = done
+                if line:
+                    print(line, file=sys.stdout if done else sys.stderr)
+            return [finished[number] for number in range(len(some))]
 
         if options.choose:
             runs = choice(runs, all_of(runs, False), options.choose)
@@ -267,21 +270,19 @@ def choice(runs: list[Run], finished: list[bool], figure: str) -> list[Run]:
     return next(group for key, group in groups.items() if tried[key] is chosen)
 
 
-def execute(run: Run, threads: int, calibrate: list[str], tested: bool = True) -> bool:
+def execute(asked: Asked, run: Run) -> Ended:
     """Train, calibrate and test one run, unless it is finished and has results; goes on from its last checkpoint.
 
     Where it is not to be tested, it is only trained.
 
     Wishes that cannot be met do not stop it: the test takes the points of the others, or the run's own where none is.
     Its lock belongs to the processes that it starts, too: if this one is killed, a new sweep waits for them.
-
-    Returns:
-        Whether there are results.
     """
     from eenet.calibration.points import CALIBRATION
     from eenet.reporting import write_json
     from eenet.runs import RunFolder
 
+    threads, calibrate, tested = asked
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / RECORD, run.record)
     quiet = "--trainer.enable_progress_bar=false"
@@ -291,7 +292,7 @@ def execute(run: Run, threads: int, calibrate: list[str], tested: bool = True) -
     with open(run.folder / "lock", "wb") as lock, open(run.folder / "log.txt", "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if RunFolder(run.folder).finished and (not tested or (run.folder / "results.json").is_file()):
-            return True
+            return Ended(True, "")
         for args in (fit, *calibrations, test) if tested else (fit,):
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             said = len(not_met(run))
@@ -301,13 +302,10 @@ def execute(run: Run, threads: int, calibrate: list[str], tested: bool = True) -
                 [*COMMAND, *args], env=environment, stdout=log, stderr=log, pass_fds=[lock.fileno()], check=False
             )
             if ended.returncode and not (ended.returncode == 1 and len(not_met(run)) > said):
-                print(f"failed: {run.folder.name}; see {run.folder / 'log.txt'}", file=sys.stderr)
-                return False
+                return Ended(False, f"failed: {run.folder.name}; see {run.folder / 'log.txt'}")
             if args is fit and not RunFolder(run.folder).finished:
-                print(f"ended before it was finished: {run.folder.name}; sweep again to continue it", file=sys.stderr)
-                return False
-    print(f"{'done' if tested else 'trained'}: {run.folder.name}")
-    return True
+                return Ended(False, f"ended before it was finished: {run.folder.name}; sweep again to continue it")
+    return Ended(True, f"{'done' if tested else 'trained'}: {run.folder.name}")
 
 
 def not_met(run: Run) -> list[str]:

@@ -79,6 +79,12 @@ def extract_rows(source: Source, layout: Layout, rows: range) -> Iterator[dict[s
             start = batch.stop
 
 
+def extract_shard(source: Source, layout: Layout, rows: range) -> dict[str, Tensor]:
+    """As `extract_rows`, in one batch."""
+    batches = list(extract_rows(source, layout, rows))
+    return {name: torch.cat([batch[name] for batch in batches]) for name in layout.arrays}
+
+
 @contextmanager
 def frozen(backbone: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, and the random state afterwards as before."""

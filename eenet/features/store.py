@@ -20,10 +20,12 @@ from filelock import FileLock
 from torch import Tensor
 from torch import distributed as dist
 
+from eenet.cluster import Cluster
 from eenet.errors import UserError, said
-from eenet.features.extraction import Source, extract_rows, processes, shards
+from eenet.features.extraction import Source, extract_shard, processes, shards
 from eenet.features.layout import Layout
 from eenet.features.mapping import MappedTable
+from eenet.features.spreading import spread
 from eenet.features.table import FeatureTable
 from eenet.files import name_file, size
 from eenet.progress import tracked
@@ -141,6 +143,13 @@ class FeatureStore:
             return "damaged"
         return "whole" if self._checksum(number) == expected else "damaged"
 
+    def lacks(self, number: int) -> bool:
+        """Whether a shard is to be extracted; says so of a damaged one."""
+        state = self.state(number)
+        if state == "damaged":
+            print(f"features: shard {number} of {self.folder} ({self.name}) is damaged and is extracted again")
+        return state != "whole"
+
     def write(self, number: int, arrays: dict[str, Tensor]) -> None:
         """Write a shard's samples and, when they are on the disk, its checksum."""
         self._marker(number).unlink(missing_ok=True)
@@ -179,16 +188,17 @@ class FeatureStore:
         return total.hexdigest()
 
 
-def disk_table(source: Source, layout: Layout, folder: Path) -> FeatureTable:
+def disk_table(source: Source, layout: Layout, folder: Path, cluster: Cluster | None = None) -> FeatureTable:
     """Open a store, after extracting what it lacks; every process extracts its share of the shards.
 
     Args:
         source: What to extract from.
         layout: Of one sample.
         folder: Of the store, which all processes see; its name is the store's key.
+        cluster: Extracts in the place of this process, which writes what it is sent.
 
     Raises:
-        UserError: The disk is too small.
+        UserError: The disk is too small, or there is no such cluster.
     """
     ranges = tuple(shards(len(source), layout.sample_bytes))
     store = FeatureStore(folder, source.name, len(source), layout, ranges)
@@ -199,13 +209,13 @@ def disk_table(source: Source, layout: Layout, folder: Path) -> FeatureTable:
         if rank == 0:
             store.prepare()
         _barrier(world)
-        for number in tracked(range(rank, len(ranges), world), f"features of {source.name}"):
-            state = store.state(number)
-            if state == "damaged":
-                print(f"features: shard {number} of {folder} ({source.name}) is damaged and is extracted again")
-            if state != "whole":
-                batches = list(extract_rows(source, layout, ranges[number]))
-                store.write(number, {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]})
+        lacking = {number: ranges[number] for number in range(rank, len(ranges), world) if store.lacks(number)}
+        extracted: Iterator[tuple[int, dict[str, Tensor]]]
+        extracted = ((number, extract_shard(source, layout, rows)) for number, rows in lacking.items())
+        if cluster is not None and lacking:
+            extracted = spread(source, layout, lacking, folder, cluster)
+        for number, arrays in tracked(extracted, f"features of {source.name}", len(lacking)):
+            store.write(number, arrays)
         _barrier(world)
     return store.table()
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from filelock import FileLock
 
 from eenet.cli.main import main
-from eenet.features import Source, disk_table
+from eenet.errors import UserError
+from eenet.features import Source, disk_table, extraction
 from tests._dummies import make_network
+from tests._dummies.cluster import Here
+from tests.cli.test_cli import QUIET, tiny
 
 
 @pytest.fixture
@@ -18,6 +22,43 @@ def folder(tmp_path: Path) -> Path:
         source = Source(f"noise {key}", network, lambda rows: [(torch.randn(len(rows), 1, 8, 8), None)], labels, labels)
         disk_table(source, source.layout("float32"), tmp_path / key)
     return tmp_path
+
+
+def part_of(inputs: torch.Tensor, rows: range) -> list:
+    return [(inputs[rows.start : rows.stop], None)]
+
+
+def test_a_cluster_writes_the_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    source = Source("noise", make_network(), partial(part_of, inputs), labels, 3 * torch.arange(20))
+    layout = source.layout("float32")
+    monkeypatch.setattr(extraction, "SHARD_BYTES", 6 * layout.sample_bytes)
+
+    def files(folder: str, cluster: Here | None) -> dict[Path, bytes]:
+        disk_table(source, layout, tmp_path / folder, cluster)
+        return {path.relative_to(tmp_path / folder): path.read_bytes() for path in (tmp_path / folder).rglob("*.*")}
+
+    local = files("local", None)
+    assert sum(path.parts[0] == "shards" for path in local) == 4
+    assert files("spread", Here()) == local
+    with pytest.raises(UserError, match=r"shard = '0': was lost"):
+        files("lost", Here(change=lambda found: found[:-1]))
+    with pytest.raises(UserError, match="other rows"):
+        files("lost", Here(change=lambda found: [(number, [*ids[1:], 0], arrays) for number, ids, arrays in found]))
+    assert files("lost", Here()) == local
+
+
+def test_what_was_extracted_is_what_a_training_reads(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    config = tiny(tmp_path / "c.yaml", "JointExits", tmp_path / "run", warmup_epochs=1, phase_batches=2)
+    field = f"--model.init_args.features={{store: disk, folder: {tmp_path / 'features'}}}"
+    main(["features", "extract", f"--config={config}", field])
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/shards/*.json")}
+    assert len({path.parents[1] for path in written}) == 2
+    main(["fit", "--config", str(config), field, *QUIET])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/shards/*.json")} == written
+    with pytest.raises(SystemExit):
+        main(["features", "extract", f"--config={config}", "--model.init_args.tradeof=1"])
+    assert "did you mean" in capfd.readouterr().err
 
 
 def test_stores_are_listed_with_their_sizes(folder: Path, capsys: pytest.CaptureFixture) -> None:

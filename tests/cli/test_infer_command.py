@@ -17,11 +17,14 @@ from sklearn.datasets import load_digits
 
 from datamodules import Digits
 from eenet.api import inferring as command
+from eenet.api.inputs import Entry
 from eenet.api.opening import chosen_point, open_run
 from eenet.api.serving import of_run
 from eenet.cli.main import main
+from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
 from eenet.serving import Asked, Refused, answers
+from tests._dummies.cluster import Here
 from tests.cli.test_cli import QUIET, SMALL_BERT, tiny
 from tests.datamodules.tiny_files import films, write_tokenizer
 
@@ -99,6 +102,25 @@ def test_a_folder_is_routed_like_the_network(
     assert len({row["exit"] for row in expected}) > 1 or point is None
     assert read(output) == expected
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_a_cluster_writes_the_local_file_and_leaves_what_is_whole(run: Path, images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"point": "margin-budget-0.6", "batch_size": 16}
+    local = command.infer(run, images, tmp_path / "local.jsonl", **options).output.read_bytes()
+    assert command.infer(run, images, tmp_path / "a.jsonl", **options, cluster=Here()).output.read_bytes() == local
+    with pytest.raises(UserError, match=r"shard = '0': was lost"):
+        command.infer(run, images, tmp_path / "b.jsonl", **options, cluster=Here(change=lambda found: found[:2]))
+    parts = sorted(path.name for path in (tmp_path / "b.jsonl.parts").glob("0*.jsonl"))
+    assert (parts, (tmp_path / "b.jsonl").exists()) == (["00000001.jsonl", "00000002.jsonl"], False)
+    assert command.infer(run, images, tmp_path / "b.jsonl", **options).output.read_bytes() == local
+
+
+def test_a_node_without_the_files_says_so(run: Path, images: Path, tmp_path: Path) -> None:
+    entry = Entry("0/00.png", images / "nowhere.png")
+    with pytest.raises(UserError, match="is not on every node"):
+        command.route_entries(command.Files(str(run), "last", None, None, str(images), 16, "{}"), [entry])
+    with pytest.raises(UserError, match="is another on this node"):
+        command.route_entries(command.Files(str(run), "last", None, None, str(images), 16, "{}"), [])
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from eenet.cli import sweep
 from eenet.cli.main import main
 from eenet.errors import UserError
+from tests._dummies.cluster import Here
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +119,19 @@ def test_a_grid_leaves_results_and_one_table(config: Path, capsys: pytest.Captur
         for seed, accuracy in (("0", "0.9"), ("1", "0.89"))
     ]
     assert "learned" in capsys.readouterr().out
+
+
+def test_a_cluster_leaves_the_same_table(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main(arguments(config))
+    table = (config.parent / "runs" / "sweep.csv").read_bytes()
+    shutil.rmtree(config.parent / "runs")
+    monkeypatch.setattr(sweep, "cluster_of", lambda options: Here(cpus=3))
+    main(arguments(config))
+    assert (config.parent / "runs" / "sweep.csv").read_bytes() == table
+    assert {path.read_text() for path in config.parent.glob("runs/*/fits.txt")} == {"auto 3\n"}
+    monkeypatch.setattr(sweep, "cluster_of", lambda options: Here(change=lambda found: found[1:]))
+    with pytest.raises(SystemExit):
+        main(arguments(config))
 
 
 def test_points_that_nothing_has_chosen_are_said_and_not_in_the_table(
@@ -255,7 +270,7 @@ def test_wrong_values_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [("--config=missing.yaml", "config"), ("--seeds=0", "seeds"), ("--processes=0", "processes"),
-     ("--vary=model.init_args.tradeoff=2", "vary")],
+     ("--vary=model.init_args.tradeoff=2", "vary"), ("--ray=nonsense", "ray")],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(change: str, field: str, config: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):

@@ -1,0 +1,48 @@
+"""Extraction by the tasks of a Ray cluster: each sends a shard with the ids of its samples."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from eenet.cluster import Cluster, exactly_once
+from eenet.features.extraction import Source, extract_shard
+from eenet.features.layout import Layout
+from eenet.late import without
+
+
+def spread(
+    source: Source, layout: Layout, ranges: Mapping[int, range], folder: Path, cluster: Cluster
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The arrays of shards by their numbers, as they come.
+
+    Args:
+        source: What to extract from, which is sent to the nodes with its network.
+        layout: Of one sample.
+        ranges: Samples of each shard.
+        folder: Of the store.
+        cluster: Where to extract.
+
+    Raises:
+        UserError: There is no such cluster, or a shard does not come once with its samples.
+    """
+    asked = {number: source.ids[rows.start : rows.stop].tolist() for number, rows in ranges.items()}
+    with cluster.joined(folder) as nodes:
+        shared = nodes.ray.cloudpickle.dumps((source, layout, "cuda" if cluster.gpus else "cpu"))
+        yield from exactly_once(nodes.tasks(extract_there, shared, ranges), asked)
+
+
+def extract_there(shared: bytes, rows: range) -> tuple[list[int], dict[str, Tensor]]:
+    """Ids and arrays of a shard, in a process of a cluster."""
+    arrays = extract_shard(*_loaded(shared), rows)
+    return arrays["ids"].tolist(), arrays
+
+
+@lru_cache(1)
+def _loaded(shared: bytes) -> tuple[Source, Layout]:
+    with without():
+        source, layout, device = pickle.loads(shared)
+    source.network.to(device)
+    return source, layout
