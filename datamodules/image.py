@@ -42,7 +42,7 @@ class Pixels:
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row: int | Rows) -> Tensor:
         return self.pixels[row]
 
     def content(self, rows: Rows) -> Iterator[bytes]:
@@ -62,13 +62,16 @@ class ImageSplit(SplitDataset):
         rows: The rows of this split.
         transform: From a stored image to a float input, `(channels, height, width)`.
         seed: Seed of the augmentation.
+        augmented: Whether the transform is random.
     """
 
     epoch: int | None = None
 
-    def __init__(self, samples: Samples, rows: Rows, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(
+        self, samples: Samples, rows: Rows, transform: Callable[[Any], Tensor], seed: int, augmented: bool
+    ) -> None:
         super().__init__(samples, rows)
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.augmented = transform, seed, augmented
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         row = int(self.rows[item])
@@ -86,6 +89,13 @@ class ImageSplit(SplitDataset):
             finally:
                 random.setstate(before[0])
                 np.random.set_state(before[1])
+
+    def __getitems__(self, items: list[int]) -> list[tuple[Any, int]] | UserError:
+        """Several items; what is not random is done to images in memory at once."""
+        if self.augmented or not isinstance(self.inputs, Pixels):
+            return super().__getitems__(items)
+        images = self.transform(self.inputs[self.rows[items]])
+        return list(zip(images, self.labels[items].tolist(), strict=True))
 
     def content(self) -> Iterator[bytes]:
         """The transform and the images."""
@@ -117,7 +127,7 @@ class TransformedImages(SplitData):
 
     def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
         """Some images behind the evaluation or the augmenting transform."""
-        return ImageSplit(samples, rows, self.transform(augmented), self.seed)
+        return ImageSplit(samples, rows, self.transform(augmented), self.seed, augmented)
 
     def train_dataset(self) -> SplitDataset:
         """The training split, augmented if `augment` says so, by the epoch that the sampler tells."""

@@ -124,7 +124,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     def views(epoch, seed=0):
         dataset = Digits(augment=True, validation_fraction=0.8, seed=seed).train_dataset()
         dataset.epoch = epoch
-        return {int(dataset.rows[i]): dataset[i][0] for i in range(200)}
+        return {int(dataset.rows[i]): dataset[i][0] for i in range(40)}
 
     def differ(first, second):
         return any(not torch.equal(first[row], second[row]) for row in set(first) & set(second))
@@ -141,6 +141,16 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     copies.inputs.pixels[:] = copies.inputs.pixels[0].clone()
     copies.epoch = 0
     assert not torch.equal(torch.stack([copies[i][0] for i in range(10)]), copies[0][0].expand(10, 1, 8, 8))
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 12}, {"image_size": 32, "channels": 3}])
+def test_images_in_memory_are_transformed_together_as_one_by_one(options):
+    dataset = Digits(**options).dataset("val")
+    items = [5, 3, 140, 3]
+    for (image, label), item in zip(dataset.__getitems__(items), items, strict=True):
+        assert torch.equal(image, dataset[item][0])
+        assert label == dataset[item][1]
+        assert type(label) is int
 
 
 def test_a_digit_is_shifted_by_at_most_one_pixel():
