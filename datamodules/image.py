@@ -3,14 +3,13 @@
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import v2
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
 from datamodules.readers import ImageReader
@@ -49,6 +48,28 @@ class Pixels:
         """The pixels."""
         for start in range(0, len(rows), CHUNK):
             yield self.pixels[rows[start : start + CHUNK]].numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """What torchvision's steps of the same description do, without its import: opening a run need not wait for it.
+
+    Args:
+        mean: Of each channel.
+        std: The same.
+    """
+
+    mean: list[float]
+    std: list[float]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalised floats, `(..., channels, height, width)`."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels.float() - mean) / std
+
+    def __repr__(self) -> str:
+        normal = f"Normalize(mean={self.mean}, std={self.std}, inplace=False)"
+        return f"Compose(\n      ToDtype(scale=False)\n      {normal}\n)"
 
 
 class ImageSplit(SplitDataset):
@@ -176,15 +197,20 @@ class ImageData(TransformedImages):
         self.augment = augment
         self.input_shape = (self.channels, self.image_size, self.image_size)
 
-    def transform(self, augmented: bool) -> v2.Compose:
+    def transform(self, augmented: bool) -> Callable[[Any], Tensor]:
         """From a stored uint8 image to a normalised float input."""
+        made = self.preprocessing
+        if not augmented and made.size == made.stored and made.repeat == 1:
+            return Normalize(*([self.levels * value for value in values] for values in (self.mean, self.std)))
+        from torchvision.transforms import v2
+
         side = self.stored_shape[-1]
         steps: list[nn.Module] = []
         if augmented:
             steps.append(v2.RandomCrop(side, padding=side // 8 if self.padding is None else self.padding))
         if augmented and self.flips:
             steps.append(v2.RandomHorizontalFlip())
-        return v2.Compose([*steps, *self.preprocessing.stored_steps()])
+        return v2.Compose([*steps, *made.stored_steps()])
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -212,6 +238,8 @@ def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
     Raises:
         UserError: Naming the folder and the files.
     """
+    from torchvision.datasets.utils import check_integrity
+
     remedy = "set data.init_args.download: true"
     expected = dict(files)
     missing = [name for name in expected if not (root / name).is_file()]

@@ -11,9 +11,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data.distributed import DistributedSampler
+from torchvision.transforms import v2
 
 import datamodules
 from datamodules import Digits, Split, SplitData
+from datamodules.image import Normalize
 from eenet.errors import UserError
 
 SPLITS = get_args(Split)
@@ -151,6 +153,17 @@ def test_images_in_memory_are_transformed_together_as_one_by_one(options):
         assert torch.equal(image, dataset[item][0])
         assert label == dataset[item][1]
         assert type(label) is int
+
+
+def test_normalising_is_torchvisions_and_fingerprints_know_it_by_the_same_words():
+    mean, std = [125.3, 122.9, 113.86], [62.99, 62.0, 66.7]
+    own, steps = Normalize(mean, std), v2.Compose([v2.ToDtype(torch.float32), v2.Normalize(mean, std)])
+    assert repr(own) == repr(steps)
+    for pixels in (
+        torch.randint(256, (3, 8, 8), dtype=torch.uint8),
+        torch.randint(256, (9, 3, 5, 5), dtype=torch.uint8),
+    ):
+        assert torch.equal(own(pixels), steps(pixels))
 
 
 def test_a_digit_is_shifted_by_at_most_one_pixel():
