@@ -32,14 +32,16 @@ def stratified_split(
         The rows that stay and the rows cut off, both ascending.
 
     Raises:
-        UserError: If a class has a single sample that may not stay, or a side would have fewer samples than
-            there are classes.
+        UserError: If a class has a single sample that may not stay, a side would have fewer samples than there are
+            classes, or the seed is out of range.
 
     Example:
         >>> stay, part = stratified_split(np.array([0, 0, 1, 1]), np.arange(4), 0.5, seed=0, field="data")
         >>> len(stay), len(part), sorted([*stay, *part]) == [0, 1, 2, 3]
         (2, 2, True)
     """
+    if not 0 <= seed < 2**32:
+        raise UserError("data.seed", seed, f"must lie between 0 and {2**32 - 1}")
     alone = np.isin(labels[rows], single_classes(labels[rows]))
     if rare == "error" and alone.any():
         problem = f"{len(rows)} samples cannot be split by class: class {int(labels[rows][alone][0])} has 1"

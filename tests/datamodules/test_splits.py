@@ -39,6 +39,11 @@ def test_a_split_is_scikit_learns(seed):
             assert found.tolist() == sorted(wanted)
 
 
+def test_a_seed_that_numpy_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"data\.seed = 4294967296"):
+        stratified_split(LABELS, np.arange(100), 0.1, 2**32, "data.validation_fraction")
+
+
 def test_a_split_is_the_same_on_every_machine():
     _, part = stratified_split(np.tile([0, 1], 10), np.arange(20), 0.2, seed=0, field="data")
     assert part.tolist() == [0, 9, 10, 15]
