@@ -3,14 +3,13 @@
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import v2
 
 from datamodules.base import Samples, SplitData, SplitDataset, check_at_least
 from datamodules.readers import ImageReader
@@ -42,13 +41,35 @@ class Pixels:
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row: int | Rows) -> Tensor:
         return self.pixels[row]
 
     def content(self, rows: Rows) -> Iterator[bytes]:
         """The pixels."""
         for start in range(0, len(rows), CHUNK):
             yield self.pixels[rows[start : start + CHUNK]].numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """What torchvision's steps of the same description do, without its import: opening a run need not wait for it.
+
+    Args:
+        mean: Of each channel.
+        std: The same.
+    """
+
+    mean: list[float]
+    std: list[float]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalised floats, `(..., channels, height, width)`."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels.float() - mean) / std
+
+    def __repr__(self) -> str:
+        normal = f"Normalize(mean={self.mean}, std={self.std}, inplace=False)"
+        return f"Compose(\n      ToDtype(scale=False)\n      {normal}\n)"
 
 
 class ImageSplit(SplitDataset):
@@ -62,13 +83,16 @@ class ImageSplit(SplitDataset):
         rows: The rows of this split.
         transform: From a stored image to a float input, `(channels, height, width)`.
         seed: Seed of the augmentation.
+        augmented: Whether the transform is random.
     """
 
     epoch: int | None = None
 
-    def __init__(self, samples: Samples, rows: Rows, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(
+        self, samples: Samples, rows: Rows, transform: Callable[[Any], Tensor], seed: int, augmented: bool
+    ) -> None:
         super().__init__(samples, rows)
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.augmented = transform, seed, augmented
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         row = int(self.rows[item])
@@ -86,6 +110,13 @@ class ImageSplit(SplitDataset):
             finally:
                 random.setstate(before[0])
                 np.random.set_state(before[1])
+
+    def __getitems__(self, items: list[int]) -> list[tuple[Any, int]] | UserError:
+        """Several items; what is not random is done to images in memory at once."""
+        if self.augmented or not isinstance(self.inputs, Pixels):
+            return super().__getitems__(items)
+        images = self.transform(self.inputs[self.rows[items]])
+        return list(zip(images, self.labels[items].tolist(), strict=True))
 
     def content(self) -> Iterator[bytes]:
         """The transform and the images."""
@@ -117,7 +148,7 @@ class TransformedImages(SplitData):
 
     def build(self, samples: Samples, rows: Rows, augmented: bool) -> ImageSplit:
         """Some images behind the evaluation or the augmenting transform."""
-        return ImageSplit(samples, rows, self.transform(augmented), self.seed)
+        return ImageSplit(samples, rows, self.transform(augmented), self.seed, augmented)
 
     def train_dataset(self) -> SplitDataset:
         """The training split, augmented if `augment` says so, by the epoch that the sampler tells."""
@@ -166,15 +197,20 @@ class ImageData(TransformedImages):
         self.augment = augment
         self.input_shape = (self.channels, self.image_size, self.image_size)
 
-    def transform(self, augmented: bool) -> v2.Compose:
+    def transform(self, augmented: bool) -> Callable[[Any], Tensor]:
         """From a stored uint8 image to a normalised float input."""
+        made = self.preprocessing
+        if not augmented and made.size == made.stored and made.repeat == 1:
+            return Normalize(*([self.levels * value for value in values] for values in (self.mean, self.std)))
+        from torchvision.transforms import v2
+
         side = self.stored_shape[-1]
         steps: list[nn.Module] = []
         if augmented:
             steps.append(v2.RandomCrop(side, padding=side // 8 if self.padding is None else self.padding))
         if augmented and self.flips:
             steps.append(v2.RandomHorizontalFlip())
-        return v2.Compose([*steps, *self.preprocessing.stored_steps()])
+        return v2.Compose([*steps, *made.stored_steps()])
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -202,6 +238,8 @@ def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
     Raises:
         UserError: Naming the folder and the files.
     """
+    from torchvision.datasets.utils import check_integrity
+
     remedy = "set data.init_args.download: true"
     expected = dict(files)
     missing = [name for name in expected if not (root / name).is_file()]

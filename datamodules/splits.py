@@ -1,6 +1,7 @@
 """Pure functions on labels: which rows belong to which split, and the digest that proves it."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -31,26 +32,52 @@ def stratified_split(
         The rows that stay and the rows cut off, both ascending.
 
     Raises:
-        UserError: If a class has a single sample that may not stay, or a side would have fewer samples than
-            there are classes.
+        UserError: If a class has a single sample that may not stay, a side would have fewer samples than there are
+            classes, or the seed is out of range.
 
     Example:
         >>> stay, part = stratified_split(np.array([0, 0, 1, 1]), np.arange(4), 0.5, seed=0, field="data")
         >>> len(stay), len(part), sorted([*stay, *part]) == [0, 1, 2, 3]
         (2, 2, True)
     """
-    from sklearn.model_selection import train_test_split
-
+    if not 0 <= seed < 2**32:
+        raise UserError("data.seed", seed, f"must lie between 0 and {2**32 - 1}")
     alone = np.isin(labels[rows], single_classes(labels[rows]))
     if rare == "error" and alone.any():
         problem = f"{len(rows)} samples cannot be split by class: class {int(labels[rows][alone][0])} has 1"
         raise UserError(field, fraction, f"{problem}; `data.rare: train` keeps such samples in training")
     kept, others = rows[alone], rows[~alone]
-    try:
-        stay, part = train_test_split(others, test_size=fraction, stratify=labels[others], random_state=seed)
-    except ValueError as error:
-        raise UserError(field, fraction, f"{len(rows)} samples cannot be split by class: {error}") from error
-    return np.sort(np.concatenate([kept, stay])), np.sort(part)
+    classes, counts = np.unique(labels[others], return_counts=True)
+    cut = math.ceil(fraction * len(others))
+    fewer = min(cut, len(others) - cut)
+    if fewer < max(1, len(classes)):
+        problem = f"{len(rows)} samples cannot be split by class: one side would have {fewer}"
+        raise UserError(field, fraction, f"{problem}, fewer than the {len(classes)} classes")
+    # Draw for draw as scikit-learn's `train_test_split`, whose import takes longer than all else at opening a run.
+    generator = np.random.RandomState(seed)
+    staying = _draw_counts(counts, len(others) - cut, generator)
+    leaving = _draw_counts(counts - staying, cut, generator)
+    stay, part = [kept], [kept[:0]]
+    for name, first, second in zip(classes, staying, leaving, strict=True):
+        own = generator.permutation(others[labels[others] == name])
+        stay.append(own[:first])
+        part.append(own[first : first + second])
+    return np.sort(np.concatenate(stay)), np.sort(np.concatenate(part))
+
+
+def _draw_counts(available: np.ndarray, size: int, generator: np.random.RandomState) -> np.ndarray:
+    """How many of each class so many samples are to have, `(classes,)`: their shares, the nearest rounded up first."""
+    shares = available / available.sum() * size
+    counts = np.floor(shares)
+    rest, missing = shares - counts, int(size - counts.sum())
+    for value in np.unique(rest)[::-1]:
+        if missing <= 0:
+            break
+        tied = np.flatnonzero(rest == value)
+        drawn = generator.choice(tied, size=min(len(tied), missing), replace=False)
+        counts[drawn] += 1
+        missing -= len(drawn)
+    return counts.astype(int)
 
 
 def single_classes(labels: Labels) -> np.ndarray:

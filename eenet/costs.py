@@ -8,6 +8,7 @@ encoder layers and LSTMs, of which it knows nothing, are off while it counts.
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -121,8 +122,29 @@ def running_macs() -> Iterator[Callable[[], int]]:
         yield lambda: counter.get_total_flops() // 2
 
 
+class _Mode(_FlopCounterMode):
+    """torch's own, not kept from its compiler, which nobody calls here and whose import takes seconds."""
+
+    __torch_dispatch__ = unwrap(_FlopCounterMode.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Counter(FlopCounterMode):
+    """torch's own with that mode."""
+
+    def __enter__(self) -> "_Counter":
+        self.flop_counts.clear()
+        self.mod_tracker.__enter__()
+        self.mode = _Mode(self)
+        self.mode.__enter__()
+        return self
+
+
 def _counter() -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS)
+    counter = _Counter(display=False, custom_mapping=_MISSING_FORMULAS)
     # What tells modules apart dies of a view of a weight that trains; the total does without.
     counter.mod_tracker = nullcontext()  # type: ignore[assignment]
     counter.mod_tracker.parents = {"Global"}
@@ -176,6 +198,10 @@ class _Witness(TorchDispatchMode):
         self.formulas, self.unknown, self.weighs = formulas, set[str](), False
         self.products, self._weights = 0, set[int]()
         self._weighed = WeakIdKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -1,28 +1,31 @@
-"""Shared fixtures: tiny networks, blank figures, and one thread so that timings of the suite are steady."""
+"""Shared fixtures: tiny networks, blank figures, and one thread so that timings of the suite are steady.
 
-from collections.abc import Iterator
+Nothing heavy is imported with this file: the process that deals tests to others reads it too, and they wait for it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from hypothesis import settings
-from matplotlib.figure import Figure
 
-from eenet.backbones import StagedBackbone
-from eenet.runtime import ahead
-from eenet.runtime.ahead import MachineCode
-from eenet.runtime.codes import code_of
-from eenet.runtime.trace import Traced
-from tests._dummies import make_resnet, make_vit
-
-torch.set_num_threads(1)
-
-
-DRAW = Figure.draw
-settings.register_profile("quick", max_examples=30)
+if TYPE_CHECKING:
+    from eenet.backbones import StagedBackbone
+    from eenet.runtime.ahead import MachineCode
+    from eenet.runtime.trace import Traced
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fewer examples of each property where slow tests are left out."""
+    """One thread, and fewer examples of each property where slow tests are left out, in a process that runs tests."""
+    if config.option.dist != "no":
+        return
+    import torch
+    from hypothesis import settings
+
+    torch.set_num_threads(1)
+    settings.register_profile("quick", max_examples=30)
     settings.load_profile("quick" if config.option.markexpr else "default")
 
 
@@ -31,35 +34,57 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported to itself: walking its million objects again and again takes long."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _blank_figures() -> Iterator[None]:
-    """Figures are built and written, but their pixels are left blank: drawing takes half of a tiny training."""
+def _blank_figures() -> Iterator[Callable[..., None]]:
+    """Figures are built and written, but their pixels are left blank: drawing takes half of a tiny training.
+
+    What would draw them is given.
+    """
+    from matplotlib.figure import Figure
+
+    draw = Figure.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "draw", lambda figure, renderer: None)
-        yield
+        yield draw
 
 
 @pytest.fixture(scope="module")
-def drawn(_blank_figures: None) -> Iterator[None]:
+def drawn(_blank_figures: Callable[..., None]) -> Iterator[None]:
     """The pixels of figures are drawn, for tests of what figures show."""
+    from matplotlib.figure import Figure
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "draw", DRAW)
+        patch.setattr(Figure, "draw", _blank_figures)
         yield
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=["vit", "resnet"])
 def backbone(request: pytest.FixtureRequest) -> StagedBackbone:
+    from tests._dummies import make_resnet, make_vit
+
     return {"vit": make_vit, "resnet": make_resnet}[request.param]()
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what was compiled; the graphs are run by torch instead."""
+    from eenet.runtime import ahead
+    from eenet.runtime.ahead import MachineCode
+    from eenet.runtime.codes import code_of
+
     names: list[str] = []
 
     def interpret(traced: Traced) -> MachineCode:

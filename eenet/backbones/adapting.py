@@ -8,8 +8,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -97,6 +95,8 @@ def _adapted(model: Any, name: str, value: Tensor, wanted: Tensor | None) -> Ten
     if wanted is None or wanted.shape == value.shape or wanted.ndim != value.ndim:
         return value
     if value.ndim == 4 and value.shape[1] == 3 and value.shape[0] == wanted.shape[0]:
+        from timm.models import adapt_input_conv
+
         return adapt_input_conv(wanted.shape[1], value) if value.shape[2:] == wanted.shape[2:] else value
     if value.ndim == 3 and "pos" in name and value.shape[0] == 1 and value.shape[2] == wanted.shape[2]:
         return _positions(model, value, wanted.shape[1])
@@ -113,6 +113,8 @@ def _positions(model: Any, value: Tensor, tokens: int) -> Tensor:
 
         name = "encoder.pos_embedding"
         return interpolate_embeddings(model.image_size, model.patch_size, {name: value})[name]
+    from timm.layers import resample_abs_pos_embed
+
     side = math.isqrt(tokens - before)
     return resample_abs_pos_embed(value, [side, side], num_prefix_tokens=before, antialias=not is_transformers(model))
 

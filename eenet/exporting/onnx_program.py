@@ -6,7 +6,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,14 @@ def require_packages() -> None:
             raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
 
 
+@cache
+def remember_translations() -> None:
+    """Let torch ask onnxscript for its 1,500 translations once, not for every step, of whose time it is a quarter."""
+    with suppress(ImportError, AttributeError):  # torch's own affair, which may move
+        translations = import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
+        translations.get_torchlib_ops = cache(translations.get_torchlib_ops)
+
+
 def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
     """A step as an ONNX model, and the weights that it reads.
 
@@ -45,6 +54,7 @@ def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
         UserError: A package is missing, or the step has an operation that ONNX does not.
     """
     require_packages()
+    remember_translations()
     names = [f"input_{place}" for place in range(len(step.tensors))]
     try:
         with quiet():

@@ -22,8 +22,9 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that overfits two batches and has therefore chosen nothing; its path has a space."""
     folder = tmp_path_factory.mktemp("some runs") / "trial"
     config = tiny(folder.parent / "t.yaml", "DecoupledExits", folder, budgets=BUDGETS)
-    gate = "--model.init_args.network.init_args.gate=eenet.gates.ConfidenceGate"
-    main(["fit", "--config", str(config), gate, "--trainer.overfit_batches=2", *QUIET])
+    network = "--model.init_args.network.init_args"
+    thresholds = [f"{network}.gate=eenet.gates.ConfidenceGate", f"{network}.exits=[0]"]
+    main(["fit", "--config", str(config), *thresholds, "--trainer.overfit_batches=2", *QUIET])
     return folder
 
 

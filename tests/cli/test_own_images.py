@@ -40,6 +40,8 @@ def config(folder: Path, method: str, root: Path, data: dict | None = None, **ar
     model = values["model"]["init_args"]
     backbone = model["backbone"] if method == "BackboneTraining" else model["network"]["init_args"]["backbone"]
     backbone["init_args"]["num_classes"] = 3
+    if method != "BackboneTraining":
+        model["network"]["init_args"]["exits"] = [1]
     options = {"root": str(root), "image_size": 8, "channels": 1, "augment": False, **(data or {})}
     values["data"] = {"class_path": "datamodules.ImageFolder", "init_args": options}
     values["trainer"]["limit_train_batches"] = 2

@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,14 +26,17 @@ from tests.cli.test_cli import QUIET, tiny
 
 
 @pytest.fixture(scope="module")
-def runs(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone and JEI-DNN on it, trained and tested."""
+def runs(tmp_path_factory: pytest.TempPathFactory, _blank_figures: Callable[..., None]) -> Path:
+    """A backbone and JEI-DNN on it, trained and tested; the figures of the second are drawn."""
     folder = tmp_path_factory.mktemp("runs")
     joint = {"backbone_checkpoint": str(folder / "backbone"), "warmup_epochs": 1, "phase_batches": 2}
     for name, method, arguments in (("backbone", "BackboneTraining", {}), ("joint", "JointExits", joint)):
         config = tiny(folder / f"{name}.yaml", method, folder / name, **arguments)
-        main(["fit", "--config", str(config), *QUIET])
-        main(["test", "--config", str(folder / name / "config.yaml"), *QUIET])
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "joint":
+                patch.setattr(Figure, "draw", _blank_figures)
+            main(["fit", "--config", str(config), *QUIET])
+            main(["test", "--config", str(folder / name / "config.yaml"), *QUIET])
     return folder
 
 

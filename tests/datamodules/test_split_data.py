@@ -11,9 +11,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data.distributed import DistributedSampler
+from torchvision.transforms import v2
 
 import datamodules
 from datamodules import Digits, Split, SplitData
+from datamodules.image import Normalize
 from eenet.errors import UserError
 
 SPLITS = get_args(Split)
@@ -124,7 +126,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     def views(epoch, seed=0):
         dataset = Digits(augment=True, validation_fraction=0.8, seed=seed).train_dataset()
         dataset.epoch = epoch
-        return {int(dataset.rows[i]): dataset[i][0] for i in range(200)}
+        return {int(dataset.rows[i]): dataset[i][0] for i in range(40)}
 
     def differ(first, second):
         return any(not torch.equal(first[row], second[row]) for row in set(first) & set(second))
@@ -141,6 +143,27 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample():
     copies.inputs.pixels[:] = copies.inputs.pixels[0].clone()
     copies.epoch = 0
     assert not torch.equal(torch.stack([copies[i][0] for i in range(10)]), copies[0][0].expand(10, 1, 8, 8))
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 12}, {"image_size": 32, "channels": 3}])
+def test_images_in_memory_are_transformed_together_as_one_by_one(options):
+    dataset = Digits(**options).dataset("val")
+    items = [5, 3, 140, 3]
+    for (image, label), item in zip(dataset.__getitems__(items), items, strict=True):
+        assert torch.equal(image, dataset[item][0])
+        assert label == dataset[item][1]
+        assert type(label) is int
+
+
+def test_normalising_is_torchvisions_and_fingerprints_know_it_by_the_same_words():
+    mean, std = [125.3, 122.9, 113.86], [62.99, 62.0, 66.7]
+    own, steps = Normalize(mean, std), v2.Compose([v2.ToDtype(torch.float32), v2.Normalize(mean, std)])
+    assert repr(own) == repr(steps)
+    for pixels in (
+        torch.randint(256, (3, 8, 8), dtype=torch.uint8),
+        torch.randint(256, (9, 3, 5, 5), dtype=torch.uint8),
+    ):
+        assert torch.equal(own(pixels), steps(pixels))
 
 
 def test_a_digit_is_shifted_by_at_most_one_pixel():

@@ -2,8 +2,17 @@ import hashlib
 
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
-from datamodules.splits import check_classes, check_labels, digest, integer_bytes, long_tailed, stratified_split
+from datamodules.splits import (
+    check_classes,
+    check_labels,
+    digest,
+    integer_bytes,
+    long_tailed,
+    single_classes,
+    stratified_split,
+)
 from eenet.errors import UserError
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
@@ -18,6 +27,23 @@ def test_a_split_is_disjoint_complete_ascending_and_stratified():
     assert np.bincount(LABELS[part]).tolist() == [4, 3, 2]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_is_scikit_learns(seed):
+    generator = np.random.default_rng(seed)
+    for classes, samples, fraction in ((2, 30, 0.5), (10, 1797, 0.2), (10, 1437, 0.1), (7, 203, 0.33), (40, 900, 0.1)):
+        labels = generator.permutation([*np.repeat(range(classes), 2), *generator.integers(classes, size=samples)])
+        rows = np.flatnonzero(generator.random(len(labels)) < 0.98)
+        rows = rows[~np.isin(labels[rows], single_classes(labels[rows]))]
+        expected = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=seed)
+        for found, wanted in zip(stratified_split(labels, rows, fraction, seed, "data"), expected, strict=True):
+            assert found.tolist() == sorted(wanted)
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"data\.seed = 4294967296"):
+        stratified_split(LABELS, np.arange(100), 0.1, 2**32, "data.validation_fraction")
+
+
 def test_a_split_is_the_same_on_every_machine():
     _, part = stratified_split(np.tile([0, 1], 10), np.arange(20), 0.2, seed=0, field="data")
     assert part.tolist() == [0, 9, 10, 15]
@@ -27,7 +53,7 @@ def test_a_split_is_the_same_on_every_machine():
     ("labels", "fraction", "message"),
     [
         (np.array([0, 0, 0, 1]), 0.5, "class 1 has 1; `data.rare: train`"),
-        (np.tile(np.arange(10), 3), 0.1, "classes = 10"),
+        (np.tile(np.arange(10), 3), 0.1, "one side would have 3, fewer than the 10 classes"),
     ],
 )
 def test_an_impossible_split_names_the_field(labels, fraction, message):

@@ -4,6 +4,7 @@ What a kill before a change of files leaves is what lies there at that moment, s
 of several kills, which the default tests take (`left_by_kills`); the slow tests and the score kill (`killed`).
 """
 
+import io
 import json
 import mmap
 import os
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -227,6 +228,7 @@ class Base:
     @classmethod
     def make(cls, folder: Path) -> "Base":
         """Train, calibrate and test it; the first two are references."""
+        warm()
         base = cls(folder.resolve())
         (base.work / "texts").mkdir(parents=True)
         (base.work / "config.yaml").write_text(yaml.safe_dump(config(Path("runs/exits"))))
@@ -247,6 +249,13 @@ class Base:
     def work(self) -> Path:
         """Where all commands are tried, for some files hold their own path."""
         return self.folder.with_name("work")
+
+
+def warm() -> None:
+    """Do once what else each fork would do: the first parsing and the first tracing of a process take seconds."""
+    with redirect_stdout(io.StringIO()), suppress(SystemExit):
+        main(["fit", "--config", "digits/vit_decoupled", "--print_config"])
+    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),), strict=False)
 
 
 @contextmanager
