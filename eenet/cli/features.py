@@ -45,6 +45,8 @@ def extract(args: list[str]) -> None:
     for name in ("seed_everything", "trainer", "ckpt_path", "point", "per_class"):
         parser.add_argument(f"--{name}", type=Any, default=None, help="as of `eenet fit`")
     add_ray(parser)
+    if {"--help", "-h"} & {*args}:
+        parser.parse_args(args)  # prints it and ends, before what a configuration needs is imported
     args, allowed = with_own(args)
     with imports(allowed), without():
         options = parser.parse_args(args)
