@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -122,25 +122,30 @@ def running_macs() -> Iterator[Callable[[], int]]:
         yield lambda: counter.get_total_flops() // 2
 
 
-class _Mode(_FlopCounterMode):
-    """torch's own, not kept from its compiler, which nobody calls here and whose import takes seconds."""
+try:
+    from torch.utils.flop_counter import _FlopCounterMode
+except ImportError:  # torch's own affair, which may move
+    _Counter = FlopCounterMode
+else:
 
-    __torch_dispatch__ = unwrap(_FlopCounterMode.__torch_dispatch__)
+    class _Mode(_FlopCounterMode):
+        """torch's own, not kept from its compiler, which nobody calls here and whose import takes seconds."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
+        __torch_dispatch__ = unwrap(_FlopCounterMode.__torch_dispatch__)
 
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False
 
-class _Counter(FlopCounterMode):
-    """torch's own with that mode."""
+    class _Counter(FlopCounterMode):  # type: ignore[no-redef]
+        """torch's own with that mode."""
 
-    def __enter__(self) -> "_Counter":
-        self.flop_counts.clear()
-        self.mod_tracker.__enter__()
-        self.mode = _Mode(self)
-        self.mode.__enter__()
-        return self
+        def __enter__(self) -> FlopCounterMode:
+            self.flop_counts.clear()
+            self.mod_tracker.__enter__()
+            self.mode = _Mode(self)
+            self.mode.__enter__()
+            return self
 
 
 def _counter() -> FlopCounterMode:
