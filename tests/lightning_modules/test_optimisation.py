@@ -13,6 +13,7 @@ from datamodules import Digits
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate
 from lightning_modules import DecoupledExits, ExitRoutine, JointExits, WeightedExits
+from lightning_modules.schedules import fuse
 from tests._dummies import make_network
 
 
@@ -52,6 +53,33 @@ def train(routine: ExitRoutine, folder: Path, batch_size: int, batches: int, epo
 def joint(phase_batches: int) -> JointExits:
     seed_everything(0)
     return JointExits(make_network(), tradeoff=0.1, optimizer=sgd, warmup_epochs=1, phase_batches=phase_batches)
+
+
+def test_a_fused_optimizer_takes_the_same_steps_also_where_a_gradient_comes_late() -> None:
+    found = []
+    for fused in (True, False):
+        weights = [torch.nn.Parameter(torch.arange(3.0) + 1), torch.nn.Parameter(torch.ones(2))]
+        optimizers = (
+            torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.01),
+            torch.optim.AdamW(weights, lr=0.1),
+        )
+        if fused:
+            fuse(optimizers)
+        assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [fused or None] * 2
+        for late in (False, True, True):
+            for number, weight in enumerate(weights):
+                weight.grad = weight.detach() - number if late or not number else None
+            for optimizer in optimizers:
+                optimizer.step()
+        found.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_an_optimizer_steps_as_it_was_told() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    told = torch.optim.SGD(weights, lr=0.1, foreach=True), torch.optim.Adam(weights, fused=False)
+    fuse(told)
+    assert not any(optimizer.param_groups[0]["fused"] for optimizer in told)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
