@@ -392,5 +392,6 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
 
         super().on_train_start()
         end_schedules(self.trainer, self.updates)
-        fuse(self.trainer.optimizers)
+        if self.freeze_backbone:
+            fuse(self.trainer.optimizers)
         quicken(self.trainer)
