@@ -248,10 +248,18 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         final = extracted.final_logits.unsqueeze(1)
         if not extracted.features:
             return final, final.new_zeros(())
-        own = run_inference_modules(self.heads, extracted.features)
+        own = self.own_logits(extracted)
         early = self.link(own)
         extra = self.link.loss(own) if torch.is_grad_enabled() else own.new_zeros(())
         return torch.cat([early, final.to(early.dtype)], dim=1), extra
+
+    def early_logits(self, extracted: Any) -> Tensor:
+        """Logits of the early exits, `(batch, exits - 1, classes)`: all that trains where the last exit does not."""
+        return self.link(self.own_logits(extracted))
+
+    def own_logits(self, extracted: Any) -> Tensor:
+        """What the inference modules say before the exits are connected, `(batch, exits - 1, outputs)`."""
+        return run_inference_modules(self.heads, extracted.features)
 
     def known(self, extracted: Any, logits: Tensor) -> list[Known]:
         """What is known at every early node.

@@ -191,14 +191,15 @@ class JointExits(ExitRoutine):
         What `rescale` sums over more than five early exits is scaled to five of them, as `warmup_weights` are to six
         exits: steps that grow with the number of exits diverge. [inferred]
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and phase != "gates"):
-            logits = self.network.exit_logits(extracted)
-        early = logits[:, :-1]
+        if phase == "gates":
+            with torch.no_grad():
+                logits = self.network.exit_logits(extracted)
+            scores = self.network.gate(logits[:, :-1])
+            return gate_loss(scores, self.targets(logits, labels), self.positive_weight, rarer=True)
+        early = self.network.early_logits(extracted)
         if phase == "warmup":
             weights = warmup_weights(self.num_gates + 1).to(early)
             return weighted_sum_loss(early, labels, weights, self.class_weight)
-        if phase == "gates":
-            return gate_loss(self.network.gate(early), self.targets(logits, labels), self.positive_weight, rarer=True)
         with torch.no_grad():
             distribution = exit_distribution(self.network.gate(early))
         loss = exit_weighted_loss(early, labels, distribution[:, :-1], self.rescale, self.class_weight)

@@ -17,13 +17,7 @@ from eenet.files import FilePath, check_writable
 from eenet.metrics import Records, per_class, sample_statistics
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
-from eenet.reporting import (
-    Results,
-    evaluate,
-    operating_point,
-    static_exits,
-    widest_nodes,
-)
+from eenet.reporting import Results, evaluate, operating_point, static_exits, widest_nodes
 from eenet.runs import IDENTITY, identify, relocate
 from lightning_modules.batches import DataModel, settle_preprocessing
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone, warn_seen
@@ -394,5 +388,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
 
     def on_train_start(self) -> None:
         """Let the learning rates end with this training, which may continue another."""
+        from lightning_modules.quick import quicken
+
         super().on_train_start()
         end_schedules(self.trainer, self.updates)
+        quicken(self.trainer)

@@ -27,7 +27,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece", "macs_frac
 """Figures of the principal operating point in the HPARAMS tab."""
 
 PAUSE = 30.0
-"""Seconds from one validation whose figures are drawn to the next."""
+"""Seconds of training without figures, from its start or from the validation whose figures were drawn last."""
 
 _EXITS = r"(\d+_bits/)?exit_\d+$"
 _ROUTED = r"(?!exit_)[^/]+$"
@@ -59,8 +59,8 @@ LAYOUT = {
 class TensorBoardReport(Callback):
     """Lays the charts out, draws the figures, and leaves the final results where runs are compared.
 
-    A second goes into the figures of a validation, so they are drawn of the first, the last, and between them when
-    `PAUSE` seconds have passed.
+    A second goes into the figures of a validation, so they are drawn of the last, and before it when `PAUSE` seconds
+    have passed since the training began or figures were drawn.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class TensorBoardReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the charts out."""
+        self._drawn_at = time.monotonic()
         if (writer := experiment(trainer)) is not None:
             writer.add_custom_scalars(LAYOUT)
 

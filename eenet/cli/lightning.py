@@ -37,7 +37,8 @@ class FitConfig(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         folder = folder_of(trainer)
-        config = {**yaml.safe_load(self.parser.dump(self.config, skip_none=False)), "ckpt_path": None}
+        valid = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        config = {**yaml.safe_load(valid), "ckpt_path": None}
         text = yaml.safe_dump(portable(config, folder.path), sort_keys=False)
         write_text(folder.config, text)
         show_config(trainer.logger, text)

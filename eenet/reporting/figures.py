@@ -66,16 +66,16 @@ def reliability_figure(results: Results) -> "Figure":
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.2 * lines + 0.6), layout="constrained", dpi=72)
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    edges = np.linspace(0, 1, NUM_BINS + 1)
     for axes, row in zip(grid, rows, strict=False):
         bins = row["bins"]
-        centres = (np.array(bins["index"]) + 0.5) / NUM_BINS
-        dots = np.full((2, NUM_BINS), np.nan)
+        dots, shares = np.full((2, NUM_BINS), np.nan), np.zeros(NUM_BINS)
         dots[:, bins["index"]] = bins["confidence"], bins["accuracy"]
-        shares = np.array(bins["count"]) / sum(bins["count"])
+        shares[bins["index"]] = np.array(bins["count"]) / sum(bins["count"])
         axes.plot([0, 1], [0, 1], ":", color="0.5", label="calibrated")
-        axes.bar(centres, bins["accuracy"], 1 / NUM_BINS, color="C0", alpha=0.5, label="accuracy")
+        axes.stairs(dots[1], edges, fill=True, color="C0", alpha=0.5, label="accuracy")
         axes.plot(*dots, ".-", color="C1", label="mean confidence and accuracy")
-        axes.bar(centres, -0.3 * shares, 0.8 / NUM_BINS, color="0.6", label="samples, downwards (a full bar: all)")
+        axes.stairs(-0.3 * shares, edges, fill=True, color="0.6", label="samples, downwards (a full bar: all)")
         axes.axhline(0, color="0.3", lw=0.8)
         axes.set_title(f"{row['name']}\nECE {100 * row['ece']:.1f} %, n = {sum(bins['count']):,}", fontsize=10)
         axes.set_ylim(-0.3, 1.05)

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules import Digits
@@ -88,6 +89,53 @@ def test_weights_equal_those_of_the_slow_path(kind: str, store: Any, tmp_path: P
     moved = [not torch.equal(values, before.state_dict()[name]) for name, values in slow.state_dict().items()]
     assert sum(moved) >= 6
     assert slow.results["exits"][0]["accuracy"] == pytest.approx(fast.results["exits"][0]["accuracy"], abs=0.02)
+
+
+class Recorder(Callback):
+    """What a callback sees of the steps of a training."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(("start", batch_idx, trainer.global_step, pl_module.phase))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [weight.grad is None for group in optimizer.param_groups for weight in group["params"]]
+        self.seen.append(("step", optimizer.param_groups[0]["lr"], gradients))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((outputs["loss"].item(), batch_idx, trainer.global_step, trainer.is_last_batch))
+
+
+def test_the_quick_step_is_lightnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr("lightning_modules.quick.quicken", lambda trainer: None)
+        recorder, logger = Recorder(), CSVLogger(tmp_path, version=str(quick))
+        data, routine = make_data(), make_routine(dropout=0.5)
+        routine.features = FeatureOptions()
+        limits: dict[str, Any] = {"limit_train_batches": 5, "val_check_interval": 2, "max_steps": 8}
+        every = {"logger": logger, "log_every_n_steps": 3, "callbacks": [RandomState(), recorder]}
+        trainer = make_trainer(tmp_path, **limits, **every)
+        trainer.fit(routine, datamodule=data)
+        assert ("advance" in vars(trainer.fit_loop.epoch_loop)) == quick
+        found.append((routine.state_dict(), recorder.seen, trainer.fit_loop.state_dict(), Path(logger.log_dir)))
+    (weights, *first, logs), (others, *second, other_logs) = found
+    assert all(torch.equal(values, others[name]) for name, values in weights.items())
+    assert first == second
+    assert len(first[0]) == 24
+    assert (logs / "metrics.csv").read_text() == (other_logs / "metrics.csv").read_text()
+
+
+def test_gradients_are_clipped_that_the_quick_step_leaves_to_lightning(tmp_path: Path) -> None:
+    ways = []
+    for clip in (1e-9, None):
+        routine = fit(tmp_path, make_routine(), FeatureOptions(), epochs=1, gradient_clip_val=clip)
+        pairs = zip(routine.parameters(), make_routine().parameters(), strict=True)
+        ways.append(max((weight - start).abs().max().item() for weight, start in pairs))
+    assert ways[0] < 2e-3 < ways[1] / 5  # weight decay is not clipped
 
 
 @pytest.mark.slow
