@@ -1,5 +1,6 @@
 """Steps without what they read: the same code where only weights and thresholds differ, and the same results."""
 
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +25,12 @@ def network() -> EarlyExitNetwork:
 
 @pytest.fixture(scope="module")
 def steps(network: EarlyExitNetwork) -> dict[int, Traced]:
-    return dict(trace(network, Threshold([0.1, 0.2, 0.3]), example_batch(network)))
+    return dict(islice(trace(network, Threshold([0.1, 0.2, 0.3]), example_batch(network)), 3))  # all but the last
 
 
 def test_steps_that_differ_in_weights_and_thresholds_have_one_key(steps: dict[int, Traced]) -> None:
     keys = [code_of(step).key(step) for step in steps.values()]
-    assert keys[1] == keys[2]
-    assert len(set(keys)) == 3
+    assert keys[0] != keys[1] == keys[2]
 
 
 @torch.no_grad()
@@ -91,9 +91,9 @@ def test_code_is_made_once_for_all_that_differ_in_what_they_read(
     monkeypatch.setattr(Code, "program", lambda code, traced: SimpleNamespace(state_dict=code.named()))
     for step in (*steps.values(), *steps.values()):
         compile_traced(step)
-    assert len(made) == 3
+    assert len(made) == 2
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     monkeypatch.setattr("torch._inductor.aoti_load_package", lambda package: SimpleNamespace(get_constant_fqns=list))
     with pytest.raises(UserError, match="the values of read_0"):
         compile_traced(steps[0])
-    assert len(list(code_folder().glob("*"))) == 3
+    assert len(list(code_folder().glob("*"))) == 2
