@@ -93,11 +93,11 @@ def main(args: list[str]) -> None:
             shlex.split(text)
         except ValueError as error:
             raise UserError("calibrate", text, f"cannot be split into arguments: {error}") from error
-    if options.choose:
-        check_figure(options.choose)
     cluster = cluster_of(vars(options))
     folder = Path(options.folder)
     runs = list(make_runs(options.config, options.vary, options.seeds, folder))
+    if options.choose:
+        check_figure(options.choose, options.config, dict(map(parse_values, options.vary)))
     guard(folder, options.config, options.calibrate, runs)
     trust_own(options.config)
     from eenet.progress import tracked

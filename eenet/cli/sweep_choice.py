@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import yaml
+
 from eenet.errors import UserError
 
 LOWER = ("nll", "ece", "macs_fraction", "loss")
@@ -34,14 +36,23 @@ class Option(NamedTuple):
         return stdev(self.found) if len(self.found) > 1 else 0.0
 
 
-def check_figure(figure: str) -> None:
-    """Refuse what does not come from a validation.
+def check_figure(figure: str, configs: Iterable[str], varied: Mapping[str, list[Any]]) -> None:
+    """Refuse what does not come from a validation, or is written nowhere, before anything is trained.
+
+    Args:
+        figure: Its name.
+        configs: Files, each laid over those before.
+        varied: Values by field.
 
     Raises:
-        UserError: It is no figure of a validation.
+        UserError: It is no figure of a validation, or TensorBoard is off.
     """
     if not figure.startswith("val/"):
         raise UserError("choose", figure, "must be a figure of the validation, such as val/accuracy or val/nll/exit_*")
+    contents = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} for config in configs]
+    loggers = [part["logger"] for content in contents if "logger" in (part := content.get("trainer") or {})]
+    if False in varied.get("trainer.logger", loggers[-1:]):
+        raise UserError("choose", figure, "is read from TensorBoard's files, which trainer.logger false does not write")
 
 
 def lower_is_better(figure: str) -> bool:

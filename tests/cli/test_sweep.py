@@ -316,3 +316,16 @@ def test_one_combination_is_chosen_on_validation_and_it_alone_is_tested(
     said = capsys.readouterr().err
     assert "must be a figure of the validation" in said
     assert "is no figure of the validations in" in said
+
+
+@pytest.mark.parametrize("off", ["vary", "config"])
+def test_a_figure_that_nobody_writes_is_refused_before_anything_is_trained(
+    config: Path, tmp_path: Path, off: str, capsys: pytest.CaptureFixture
+) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("trainer: {logger: false}")
+    more = {"vary": "--vary=trainer.logger=false", "config": f"--config={over}"}[off]
+    with pytest.raises(SystemExit):
+        main([*arguments(config, "--choose=val/nll"), more])
+    assert "trainer.logger false does not write" in capsys.readouterr().err
+    assert not (config.parent / "runs").exists()
