@@ -13,11 +13,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.optim import SGD, Adam, AdamW
 
 KNOWN = "2.6."
@@ -42,7 +43,7 @@ def quicken(trainer: Any) -> None:
     """
     if not lightning.__version__.startswith(KNOWN):
         return
-    loop, data = trainer.fit_loop.epoch_loop, trainer.datamodule
+    loop, data, routine = trainer.fit_loop.epoch_loop, trainer.datamodule, trainer.lightning_module
     plain = (
         (loop, _TrainingEpochLoop),
         (trainer.strategy, SingleDeviceStrategy),
@@ -51,11 +52,12 @@ def quicken(trainer: Any) -> None:
     )
     vars(loop).pop("advance", None)
     if getattr(data, "kept", None) is not None and all(type(part) is kind for part, kind in plain):
-        quick = trainer.strategy.root_device.type == "cpu" and trainer.model is trainer.lightning_module
+        quick = trainer.strategy.root_device.type == "cpu" and trainer.model is routine
         quick = quick and [type(optimizer) in (SGD, Adam, AdamW) for optimizer in trainer.optimizers] == [True]
-        quick = quick and not any(written(trainer.lightning_module, name, LightningModule) for name in (*LEFT, *MOVES))
+        quick = quick and is_param_in_hook_signature(routine.training_step, "batch_idx", min_args=2)
+        quick = quick and not any(written(routine, name, LightningModule) for name in (*LEFT, *MOVES))
         if quick and not any(written(data, name, LightningDataModule) for name in MOVES):
-            loop.advance = partial(advance, loop, trainer.lightning_module, Hooks(trainer))
+            loop.advance = partial(advance, loop, routine, Hooks(trainer))
 
 
 def written(part: Any, name: str, base: type) -> bool:
@@ -107,18 +109,22 @@ def advance(loop: Any, routine: Any, hooks: Hooks, data_fetcher: Any) -> None:
     batch, _, _ = next(data_fetcher)
     batch_idx = loop.batch_idx + 1
     progress.is_last_batch = data_fetcher.done
+    batch = trainer.datamodule.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
     progress.increment_ready()
     connector.on_batch_start(batch)
+    outputs: dict[str, Any] | None = None
     if hooks("on_train_batch_start", batch, batch_idx) == -1:
         progress.increment_by(0, is_last_batch=True)
-        raise StopIteration
-    progress.increment_started()
-    loss = optimize(loop, routine, hooks, batch, batch_idx)
+    else:
+        progress.increment_started()
+        outputs = optimize(loop, routine, hooks, batch, batch_idx)
     progress.increment_processed()
     loop.update_lr_schedulers("step", update_plateau_schedulers=False)
     if loop._num_ready_batches_reached():
         loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-    hooks("on_train_batch_end", {"loss": loss}, batch, batch_idx)
+    if outputs is None:
+        raise StopIteration
+    hooks("on_train_batch_end", outputs, batch, batch_idx)
     vars(routine)["_current_fx_name"] = None
     connector.on_batch_end()
     progress.increment_completed()
@@ -127,21 +133,22 @@ def advance(loop: Any, routine: Any, hooks: Hooks, data_fetcher: Any) -> None:
 
 
 @torch.enable_grad()
-def optimize(loop: Any, routine: Any, hooks: Hooks, batch: Any, batch_idx: int) -> Tensor:
-    """Loss, gradients and a step of the optimizer, as Lightning's automatic optimization has them."""
+def optimize(loop: Any, routine: Any, hooks: Hooks, batch: Any, batch_idx: int) -> dict[str, Any]:
+    """What the training step gives, gradients and a step of the optimizer, as Lightning's automatic optimization."""
     optimizer, counts = loop.trainer.optimizers[0], loop.automatic_optimization.optim_progress.optimizer
     counts.step.increment_ready()
     vars(routine)["_current_fx_name"] = "training_step"
-    loss = routine.training_step(batch, batch_idx)
+    given = ClosureResult.from_training_step_output(routine.training_step(batch, batch_idx))
     counts.zero_grad.increment_ready()
     hooks("on_before_zero_grad", optimizer)
     counts.zero_grad.increment_started()
     optimizer.zero_grad()
     counts.zero_grad.increment_completed()
-    hooks("on_before_backward", loss)
-    routine.backward(loss)
-    hooks("on_after_backward")
+    if given.closure_loss is not None:
+        hooks("on_before_backward", given.closure_loss)
+        routine.backward(given.closure_loss)
+        hooks("on_after_backward")
     hooks("on_before_optimizer_step", optimizer)
     optimizer.step()
     counts.step.increment_completed()
-    return loss.detach()
+    return {} if given.loss is None else given.asdict()

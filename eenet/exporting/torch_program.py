@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from eenet.errors import UserError
 from eenet.runtime.operators import OPERATORS
-from eenet.runtime.trace import Traced, needed_nodes
+from eenet.runtime.trace import Traced, needed_nodes, writes
 
 PYTHON = {
     getattr(operator, name): f"python.{name}" for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")
@@ -43,6 +43,10 @@ def encode(step: Traced) -> tuple[dict[str, Any], dict[str, Tensor]]:
     operations = []
     for node in graph.nodes:
         if node.op == "call_function" and node in needed:
+            if writes(node) and not node.users:
+                problem = f"the step to {step.name} writes into a part of a tensor ({node.target})"
+                family = type(step.module.network.backbone).__name__
+                raise UserError("backbone", family, f"{problem}, which exported programs may not")
             args = [_encode(value, numbers) for value in node.args]
             kwargs = {key: _encode(value, numbers) for key, value in node.kwargs.items()}
             operations.append([_name(step, node.target), args, kwargs])
@@ -67,7 +71,7 @@ def _weight(step: Traced, target: str | None) -> tuple[str, Tensor]:
 
 
 def _name(step: Traced, target: Callable[..., Any] | str) -> str:
-    """The operation's name; that of `relu` for `relu_`, since the graph reads what an operation returned."""
+    """The operation's name; that of `relu` for `relu_`, where the graph reads what an operation returned."""
     name = PYTHON[target] if target in PYTHON else re.sub(r"(?<!_)_\.", ".", str(target))
     if name not in OPERATORS:
         family = type(step.module.network.backbone).__name__

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,9 +110,10 @@ def compile_traced(traced: Traced) -> MachineCode:
     try:
         code = code_of(traced)
         package = code_folder() / f"{code.key(traced)}.pt2"
-        if not package.exists():
+        compiled = _kept(package)
+        if compiled is None:
             _compile(code.program(traced), set(code.named()), package)
-        compiled = torch._inductor.aoti_load_package(str(package))
+            compiled = torch._inductor.aoti_load_package(str(package))
         compiled.load_constants(code.named(), check_full_update=True, user_managed=True)
     except Exception as error:  # the compiler's errors have no common class
         said = str(error).strip().partition("\n")[0]
@@ -123,6 +125,12 @@ def compile_traced(traced: Traced) -> MachineCode:
 def code_folder() -> Path:
     """Where machine code is kept by its content, in the user's own cache; it never comes with a run or an export."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eenet" / "code"
+
+
+def _kept(package: Path) -> Any:
+    """What was compiled before, `None` where that is not there or damaged."""
+    with suppress(RuntimeError):
+        return torch._inductor.aoti_load_package(str(package)) if package.exists() else None
 
 
 def _compile(program: ExportedProgram, reads: set[str], package: Path) -> None:

@@ -133,14 +133,19 @@ def shortened(network: EarlyExitNetwork, example: Any) -> Any:
 
 
 def needed_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the outputs depend on: checks that the tracer has put there are left out."""
-    needed, waiting = set[fx.Node](), [node for node in graph.nodes if node.op == "output"]
+    """The nodes that the outputs depend on, by what writes into a tensor too; checks of the tracer are left out."""
+    needed, waiting = set[fx.Node](), [node for node in graph.nodes if node.op == "output" or writes(node)]
     while waiting:
         node = waiting.pop()
         if node not in needed:
             needed.add(node)
             waiting.extend(node.all_input_nodes)
     return needed
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether an operation writes into its arguments, as `rows[:, 0] = 0` does, whose result nobody reads."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _differing(one: Tensor, other: Tensor) -> dict[int, Any]:

@@ -129,6 +129,58 @@ def test_the_quick_step_is_lightnings(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (logs / "metrics.csv").read_text() == (other_logs / "metrics.csv").read_text()
 
 
+class OwnSteps(DecoupledExits):
+    """Steps that give more than a loss or nothing, and a first epoch that ends before its data."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if (self.trainer.current_epoch, batch_idx) == (0, 3) else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 2 else {"loss": super().training_step(batch, batch_idx), "more": batch_idx}
+
+
+class OneArgument(DecoupledExits):
+    """A step that takes no number of its batch."""
+
+    def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+        return super().training_step(batch, 0)
+
+
+class Outputs(Callback):
+    """What steps give, which it then spoils, and the learning rates."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(
+            ({**outputs} | {"loss": float(outputs.get("loss", -1))}, trainer.optimizers[0].param_groups[0]["lr"])
+        )
+        if "loss" in outputs:
+            outputs["loss"].zero_()
+
+
+@pytest.mark.parametrize("kind", [OwnSteps, OneArgument])
+def test_own_routines_train_as_with_lightnings_step(
+    kind: type[DecoupledExits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr("lightning_modules.quick.quicken", lambda trainer: None)
+        torch.manual_seed(0)
+        routine, outputs = kind(make_network(gate=ConfidenceGate), budgets=[0.7]), Outputs()
+        monkeypatch.setattr(routine.losses, "add", lambda *_, own=outputs.seen: own.append(_[-1]))
+        trainer = make_trainer(tmp_path, limit_train_batches=5, limit_val_batches=0, callbacks=[outputs])
+        routine.features = FeatureOptions()
+        trainer.fit(routine, datamodule=make_data())
+        assert ("advance" in vars(trainer.fit_loop.epoch_loop)) == (quick and kind is OwnSteps)
+        found.append((outputs.seen, trainer.fit_loop.state_dict(), routine.state_dict()))
+    (*first, weights), (*second, others) = found
+    assert first == second
+    assert all(torch.equal(values, others[name]) for name, values in weights.items())
+
+
 def test_gradients_are_clipped_that_the_quick_step_leaves_to_lightning(tmp_path: Path) -> None:
     ways = []
     for clip in (1e-9, None):

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from eenet.errors import UserError
+from eenet.exporting.torch_program import encode
 from eenet.gates import UncertaintyGate
+from eenet.inference_modules import LinearHead
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime.ahead import code_folder, compile_traced, example_batch
 from eenet.runtime.codes import Code, code_of
-from eenet.runtime.trace import Traced, trace
+from eenet.runtime.trace import Traced, trace, trace_function
 from tests._dummies import make_vit
 
 
@@ -79,6 +81,8 @@ def test_code_is_made_once_for_all_that_differ_in_what_they_read(
 
     def load(package: str) -> SimpleNamespace:
         names = Path(package).read_text(encoding="utf-8").splitlines()
+        if not names:
+            raise RuntimeError("not a ZIP archive")
         return SimpleNamespace(
             get_constant_fqns=lambda: names,
             load_constants=lambda given, **_: sorted(given) == sorted(names) or pytest.fail("other constants"),
@@ -92,8 +96,46 @@ def test_code_is_made_once_for_all_that_differ_in_what_they_read(
     for step in (*steps.values(), *steps.values()):
         compile_traced(step)
     assert len(made) == 2
+    next(code_folder().glob("*.pt2")).write_bytes(b"")
+    for step in steps.values():
+        compile_traced(step)
+    assert len(made) == 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     monkeypatch.setattr("torch._inductor.aoti_load_package", lambda package: SimpleNamespace(get_constant_fqns=list))
     with pytest.raises(UserError, match="the values of read_0"):
         compile_traced(steps[0])
     assert len(list(code_folder().glob("*"))) == 2
+
+
+class Writes(LinearHead):
+    """Writes into parts of tensors, reads a weight twice, and compares with a length."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        rows, shifts = features.clone(), torch.zeros(features.shape[-1])
+        rows[:, 0] = 0
+        shifts[::2] = -1.0
+        weight = self.linear.weight
+        long = features.sum(1, keepdim=True) >= features.shape[0]
+        return (rows + shifts) @ weight.t() + (rows * long) @ weight.t()
+
+
+def test_what_writes_into_parts_of_tensors_is_kept_and_weights_are_read_once() -> None:
+    torch.manual_seed(0)
+    network = EarlyExitNetwork(make_vit(depth=1), [], inference_module=Writes).eval()
+    head, rows = Writes(16, 10), torch.randn(4, 16)
+    with torch.no_grad():
+        step = trace_function("exit_0", network, None, lambda rows: (head(rows),), rows, rows[:-1])
+        code = code_of(step)
+        assert torch.equal(code.module(rows)[0], head(rows))
+    assert [tuple(tensor.shape) for tensor in code.reads].count((16, 10)) == 1
+    with pytest.raises(UserError, match="writes into a part of a tensor"):
+        encode(step)
+
+
+def test_processors_of_other_instructions_have_other_code(
+    steps: dict[int, Traced], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = code_of(steps[1])
+    before = code.key(steps[1])
+    monkeypatch.setattr("eenet.runtime.codes._processor", lambda: "avx512f amx_tile")
+    assert code.key(steps[1]) != before
