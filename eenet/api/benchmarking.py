@@ -63,7 +63,7 @@ def bench(
         run: The run, or its folder.
         batch_size: Samples per batch, each size once.
         threads: Processor threads of an operator, which stay so; `None` for those of this process.
-        compile: Compile what is timed.
+        compile: Compile what is timed, on a GPU.
         runtime: What runs all of them: `torch`, or `onnx` for ONNX Runtime.
         point: Points of `calibrate` between commas, or `all`.
         samples: Test samples of each round, as far as there are any.
@@ -84,6 +84,8 @@ def bench(
         raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
     use_threads(threads)
     run = opened(run, checkpoint)
+    if compile and run.device.type == "cpu":
+        raise UserError("compile", True, "is for GPUs; on a CPU ONNX Runtime is faster throughout: give --runtime onnx")
     file, figure = (Path(out, name) if out else run.file(name) for name in ("bench.json", "bench.png"))
     check_writable(file.parent)
     found = measure(run, batch_size, compile, point, samples, rounds, runtime)

@@ -18,7 +18,7 @@ def main(args: list[str]) -> None:
     add_run(parser)
     parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
     parser.add_argument("--threads", type=int | None, help="processor threads of an operator")
-    parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="compile what is timed")
+    parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="on a GPU: compile all")
     parser.add_argument("--runtime", type=str, default="torch", help="torch, or onnx: ONNX Runtime for all of them")
     parser.add_argument("--point", type=str, default="all", help="points of `eenet calibrate`, as budget-0.5; or `all`")
     parser.add_argument("--samples", type=int, default=256, help="test samples of each round, as far as there are any")

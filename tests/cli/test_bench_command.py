@@ -222,6 +222,7 @@ def test_a_point_with_fewer_exits_is_tested_by_the_numbers_of_the_run(
     [
         (["bench", "--runtime", "tensorrt"], "must be one of torch, onnx"),
         (["bench", "--runtime", "onnx", "--compile"], "compile = True"),
+        (["bench", "--compile"], "give --runtime onnx"),
         (["calibrate", "--budget-ms", "-1"], "budget-ms = -1.0"),
     ],
 )

@@ -174,7 +174,7 @@ class _InForks:
 def config(folder: Path, **arguments: Any) -> dict[str, Any]:
     """A configuration of exits with thresholds on a random frozen backbone."""
     gate = {"class_path": "eenet.gates.ConfidenceGate"}
-    network = {"backbone": BACKBONE, "exits": [0], "gate": gate}
+    network = {"backbone": BACKBONE, "gate": gate}
     return {
         "seed_everything": 0,
         "trainer": {
