@@ -1,6 +1,7 @@
 """What a routine asks of its data: batches of inputs and class numbers, and the classes' weights in the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from eenet.backbones import StagedBackbone
+from eenet.backbones.base import to_device
 from eenet.backbones.preprocessing import model_preprocessing
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
@@ -50,6 +52,11 @@ def settle_preprocessing(routine: Any, data: Any, saved: Mapping[str, Any] | Non
     backbone = routine.network.backbone
     own = None if recorded is None else Preprocessing.from_dict(recorded)
     data.settle(own, model_preprocessing(getattr(backbone, "backbone", backbone)), backbone.input_shape)
+
+
+def first_inputs(loader: Iterable[Any], batches: int, network: EarlyExitNetwork) -> Iterator[Any]:
+    """The inputs of the first batches, without labels, where the network is."""
+    return (to_device(inputs, network) for inputs, _ in islice(loader, batches))
 
 
 def check_fit(backbone: StagedBackbone, data: Any) -> None:

@@ -1,13 +1,12 @@
 """Filling the stores of features that a training reads, before it and without a trainer."""
 
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-from eenet.backbones.base import to_device
 from eenet.cluster import Cluster
 from eenet.errors import UserError
 from eenet.features import FeatureOptions
+from lightning_modules.batches import first_inputs
 from lightning_modules.checkpoints import load_backbone
 from lightning_modules.routine import ExitRoutine
 
@@ -33,10 +32,6 @@ def extract(routine: ExitRoutine, data: Any, cluster: Cluster | None = None) -> 
     network = routine.network
     if routine.backbone_checkpoint is not None:
         load_backbone(network.backbone, routine.backbone_checkpoint)
-
-    def inputs(split: str, batches: int) -> Any:
-        return (to_device(inputs, network) for inputs, _ in islice(data.loader(split), batches))
-
-    network.prepare(inputs)
+    network.prepare(lambda split, batches: first_inputs(data.loader(split), batches, network))
     data.keep_features(network, replace(routine.features or FeatureOptions(), store="disk"))
     data.kept.fill(cluster)

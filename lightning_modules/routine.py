@@ -2,13 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from eenet.backbones.base import to_device
 from eenet.calibration import Calibration, OperatingPoint, calibrated_figures, trust, trust_records
 from eenet.described import Described
 from eenet.errors import UserError
@@ -19,7 +17,7 @@ from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy
 from eenet.reporting import Results, evaluate, operating_point, static_exits, widest_nodes
 from eenet.runs import IDENTITY, identify, relocate
-from lightning_modules.batches import DataModel, settle_preprocessing
+from lightning_modules.batches import DataModel, first_inputs, settle_preprocessing
 from lightning_modules.checkpoints import check_epochs, check_identity, identity, load_backbone, warn_seen
 from lightning_modules.choosing import ChoosesPoints, chosen
 from lightning_modules.heading import heading, training_record
@@ -177,7 +175,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         else:
             found = (loop if split == "train" else loop.epoch_loop.val_loop)._data_source.dataloader()
             loader = found[0] if isinstance(found, list) else found
-        return (to_device(inputs, self.network) for inputs, _ in islice(loader, batches))
+        return first_inputs(loader, batches, self.network)
 
     def configure_callbacks(self) -> "list[Callback]":
         """What every training gets beside its last validation where checkpoints are kept, unless the trainer has it."""
