@@ -48,9 +48,11 @@ class Reports(Module):
 
     Attributes:
         results: The last validation's or test's results, without the heading fields during validation.
+        trained_steps: Optimizer steps of the training whose checkpoint was loaded.
     """
 
     results: Results
+    trained_steps = 0
 
     @property
     def figures(self) -> "Mapping[str, Callable[[Results], Figure]]":

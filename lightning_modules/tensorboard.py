@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from eenet.reporting import exits_over_training_figure
 from eenet.runs import flatten
 from lightning_modules.routine import ExitRoutine
 
@@ -66,6 +67,15 @@ class TensorBoardReport(Callback):
     def __init__(self) -> None:
         self._drawn_at = float("-inf")
         self._waiting = False
+        self._history: list[tuple[int, list[dict[str, Any]]]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the exits were worth so far, which a continued training goes on with."""
+        return {"history": self._history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._history = state_dict["history"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay the charts out."""
@@ -75,16 +85,21 @@ class TensorBoardReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the validation results, or leave them to a later one."""
-        if not trainer.sanity_checking:
-            self._waiting = time.monotonic() < self._drawn_at + PAUSE
-            if not self._waiting:
-                draw(trainer, pl_module)
-                self._drawn_at = time.monotonic()
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == "fit" and isinstance(pl_module, ExitRoutine) and pl_module.results:
+            rows = [{key: row[key] for key in ("name", "accuracy", "nll")} for row in pl_module.results["exits"]]
+            self._history = [seen for seen in self._history if seen[0] < trainer.global_step]
+            self._history.append((trainer.global_step, rows))
+        self._waiting = time.monotonic() < self._drawn_at + PAUSE
+        if not self._waiting:
+            self._draw(trainer, pl_module)
+            self._drawn_at = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation, and add its metrics."""
         if self._waiting:
-            draw(trainer, pl_module)
+            self._draw(trainer, pl_module)
         conclude(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,8 +107,18 @@ class TensorBoardReport(Callback):
         if (writer := experiment(trainer)) is not None and isinstance(pl_module, ExitRoutine) and pl_module.results:
             for name in pl_module.figures:
                 pixels = np.asarray(Image.open(pl_module.result_file(f"{name}.png")).convert("RGB"))
-                writer.add_image(f"{pl_module.results['split']}/{name}", pixels, trainer.global_step, dataformats="HWC")
+                tag, step = f"{pl_module.results['split']}/{name}", step_of(trainer, pl_module)
+                writer.add_image(tag, pixels, step, dataformats="HWC")
         conclude(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, routine: LightningModule) -> None:
+        writer = experiment(trainer)
+        if writer is None or not isinstance(routine, ExitRoutine) or not routine.results:
+            return
+        for name, figure in routine.figures.items():
+            writer.add_figure(f"{routine.results['split']}/{name}", figure(routine.results), trainer.global_step)
+        if len(self._history) > 1:
+            writer.add_figure("val/exits", exits_over_training_figure(self._history), trainer.global_step)
 
 
 def experiment(trainer: Trainer) -> SummaryWriter | None:
@@ -103,12 +128,9 @@ def experiment(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
-def draw(trainer: Trainer, routine: LightningModule) -> None:
-    """Draw the routine's figures of its last results."""
-    writer = experiment(trainer)
-    if writer is not None and isinstance(routine, ExitRoutine) and routine.results:
-        for name, figure in routine.figures.items():
-            writer.add_figure(f"{routine.results['split']}/{name}", figure(routine.results), trainer.global_step)
+def step_of(trainer: Trainer, routine: ExitRoutine) -> int:
+    """Optimizer steps of the weights in use: the training's own, or those of the checkpoint that is tested."""
+    return trainer.global_step or routine.trained_steps
 
 
 def conclude(trainer: Trainer, routine: LightningModule) -> None:
@@ -119,7 +141,7 @@ def conclude(trainer: Trainer, routine: LightningModule) -> None:
     with SummaryWriter(str(Path(writer.log_dir, HPARAMS))) as metrics:
         principal = routine.results["operating_points"][0]
         for name in METRICS if principal.get("chosen", True) else ():
-            metrics.add_scalar(f"{routine.results['split']}/{name}", principal[name], trainer.global_step)
+            metrics.add_scalar(f"{routine.results['split']}/{name}", principal[name], step_of(trainer, routine))
         _, _, session_end = hparams({}, {})
         metrics._get_file_writer().add_summary(session_end)
 

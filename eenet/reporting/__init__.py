@@ -1,7 +1,13 @@
 """What a run found: the results of a split as plain values, written whole, drawn and tabulated."""
 
 from eenet.reporting.console import make_console, show
-from eenet.reporting.figures import accuracy_cost_figure, exit_histogram_figure, reliability_figure, save_figure
+from eenet.reporting.figures import (
+    accuracy_cost_figure,
+    exit_histogram_figure,
+    exits_over_training_figure,
+    reliability_figure,
+    save_figure,
+)
 from eenet.reporting.machine import machine
 from eenet.reporting.results import (
     SCHEMA,
@@ -33,6 +39,7 @@ __all__ = [
     "conformal_table",
     "evaluate",
     "exit_histogram_figure",
+    "exits_over_training_figure",
     "gather_exits",
     "machine",
     "make_console",

@@ -1,5 +1,6 @@
 """Figures of a run's results, for TensorBoard and for files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +8,14 @@ import numpy as np
 
 from eenet.files import whole
 from eenet.metrics import NUM_BINS
+from eenet.reporting.names import spoken
 from eenet.reporting.results import Results, chosen_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LABELS = ("accuracy on validation (%)", "NLL on validation (nats)")
+"""Axes of the figure of exits over a training."""
 
 
 def accuracy_cost_figure(results: Results) -> "Figure":
@@ -28,7 +33,7 @@ def accuracy_cost_figure(results: Results) -> "Figure":
         axes.plot(100 * row["macs_fraction"], 100 * row["accuracy"], "*", markersize=13, label=f"routed, {row['name']}")
     axes.set_xlabel("mean MACs per sample (% of the full network)")
     axes.set_ylabel(f"accuracy on {results['split']} (%)")
-    axes.set_title(f"{results['method']} on {results['data']}")
+    axes.set_title(f"{spoken(results['method'])} on {results['data']}")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -50,6 +55,29 @@ def exit_histogram_figure(results: Results) -> "Figure":
     axes.set_xticks(range(len(results["exits"])))
     if points:
         axes.legend()
+    return figure
+
+
+def exits_over_training_figure(history: Sequence[tuple[int, list[dict[str, Any]]]]) -> "Figure":
+    """Accuracy and NLL of each exit over the training; an exit has one colour in both, the darker the earlier it is.
+
+    Args:
+        history: Optimizer steps and the rows of the exits of each validation so far, at least of one.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained", dpi=72)
+    steps, names = [step for step, _ in history], [row["name"] for row in history[-1][1]]
+    for axes, key, unit, label in zip(figure.subplots(1, 2), ("accuracy", "nll"), (100, 1), LABELS, strict=True):
+        for number, name in enumerate(names):
+            colour = colormaps["viridis"](0.9 * number / max(len(names) - 1, 1))
+            axes.plot(steps, [unit * rows[number][key] for _, rows in history], ".-", color=colour, label=name)
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    columns = min(len(names), 8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

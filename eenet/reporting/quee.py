@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from eenet.metrics import NUM_BINS
 from eenet.reporting import Results, chosen_rows
+from eenet.reporting.names import spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def accuracy_bitops_figure(results: Results) -> "Figure":
     axes.set_xscale("log")
     axes.set_xlabel("mean BitOPs per sample (% of the float network)")
     axes.set_ylabel(f"accuracy on {results['split']} (%)")
-    axes.set_title(f"{results['method']} on {results['data']}")
+    axes.set_title(f"{spoken(results['method'])} on {results['data']}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,6 +23,7 @@ from tensorboard.plugins.hparams import backend_context, list_session_groups
 from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest
 
 from eenet.cli.main import main
+from eenet.reporting import exits_over_training_figure
 from tests.cli.test_cli import QUIET, tiny
 
 
@@ -55,9 +57,26 @@ def test_scalars_and_figures(joint: EventAccumulator) -> None:
     assert "hp_metric" not in scalars
     figures = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy_cost", "exit_histogram")}
     assert figures | {"val/reliability", "test/reliability"} <= set(images)
+    assert joint.Images("test/reliability")[-1].step == joint.Images("val/reliability")[-1].step > 0
     for name in figures:
         image = np.asarray(Image.open(BytesIO(joint.Images(name)[-1].encoded_image_string)))
         assert image.std() > 10
+
+
+def test_exits_have_a_colour_each_over_the_whole_training(runs: Path, joint: EventAccumulator) -> None:
+    saved = torch.load(runs / "joint" / "checkpoints" / "last.ckpt", weights_only=True)
+    history = saved["callbacks"]["TensorBoardReport"]["history"]
+    for key in ("accuracy", "nll"):
+        for exit in range(4):
+            values = [event.value for event in joint.Scalars(f"val/{key}/exit_{exit}")]
+            assert [rows[exit][key] for _, rows in history] == pytest.approx(values)
+    accuracy, nll = exits_over_training_figure(history).axes
+    assert len({line.get_color() for line in accuracy.lines}) == 4
+    assert [line.get_color() for line in nll.lines] == [line.get_color() for line in accuracy.lines]
+    for exit, line in enumerate(accuracy.lines):
+        assert list(line.get_xdata()) == [step for step, _ in history]
+        assert list(line.get_ydata()) == [100 * rows[exit]["accuracy"] for _, rows in history]
+    assert [event.step for event in joint.Images("val/exits")] == [history[-1][0]]
 
 
 def test_every_chart_of_the_layout_shows_what_it_says(joint: EventAccumulator) -> None:
