@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from eenet.backbones import ResNet, ViT
+from torch import Tensor, nn
+
+from eenet.backbones import ResNet, StagedBackbone, ViT
 from eenet.network import EarlyExitNetwork
 
 VIT: dict[str, Any] = {
@@ -26,3 +28,29 @@ def make_resnet() -> ResNet:
 
 def make_network(**arguments: Any) -> EarlyExitNetwork:
     return EarlyExitNetwork(make_vit(), **arguments).eval()
+
+
+class Layers(StagedBackbone):
+    """Two linear layers over the digits: few operations, where many cost a test seconds."""
+
+    num_stages, num_classes, feature_dims, input_shape = 2, 10, [8, 8], (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, 10)
+
+    def embed(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"x": inputs.flatten(1)}
+
+    def run_stage(self, i: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"x": self.layers[i](state["x"]).relu()}
+
+    def features(self, i: int, state: dict[str, Tensor]) -> Tensor:
+        return state["x"]
+
+    def classify(self, state: dict[str, Tensor]) -> Tensor:
+        return self.head(state["x"])
+
+    def description(self) -> dict[str, Any]:
+        return {}

@@ -22,7 +22,7 @@ from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialG
 from eenet.quantization import QuantizedBackbone
 from eenet.runtime import ALWAYS, load
 from eenet.runtime.manifest import MANIFEST, WEIGHTS, manifest_digest, sha256
-from tests._dummies import make_network, make_resnet, make_vit
+from tests._dummies import Layers, make_network, make_resnet, make_vit
 
 
 def digits() -> Tensor:
@@ -402,7 +402,7 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("small") / "onnx"
-    network = EarlyExitNetwork(make_vit(depth=2), [0]).eval()
+    network = EarlyExitNetwork(Layers(), [0]).eval()
     export_network(network, SequentialGates(), folder, digits()[:3], "onnx-steps")
     return folder
 

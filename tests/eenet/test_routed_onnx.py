@@ -19,7 +19,7 @@ from eenet.gates import ConfidenceGate, UncertaintyGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, SequentialGates, Threshold
 from eenet.runtime import RoutedOnnx, load
-from tests._dummies import make_network, make_resnet
+from tests._dummies import make_network, make_resnet, make_vit
 from tests.eenet.test_export import digits, set_digests
 
 onnx = pytest.importorskip("onnx")
@@ -46,7 +46,7 @@ def branch_of(node: Any, name: str) -> Any:
 @pytest.fixture(scope="module")
 def network() -> EarlyExitNetwork:
     torch.manual_seed(0)
-    return make_network(exits=[0, 2], gate=ConfidenceGate)
+    return EarlyExitNetwork(make_vit(depth=3), exits=[0, 1], gate=ConfidenceGate).eval()
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,6 @@ def test_every_family_and_policy_leaves_where_the_network_does(
 
 
 def test_a_tree_that_branches_stays_steps() -> None:
-    from tests._dummies import make_vit
     from tests.eenet.quantization.test_quantized_network import make_network as make_tree
 
     network = make_tree(make_vit(depth=3), exits=[0, 1], widths=[8, 4])

@@ -12,18 +12,22 @@ from eenet.policies import PredictedErrors, Threshold
 from eenet.quantization import QuantizedNetwork
 from eenet.runtime import EarlyExitRuntime, ExportedRuntime, load, route
 from eenet.runtime.contenders import full_network, nobody_leaves, run_static, static_networks
-from tests._dummies import make_vit
+from tests._dummies import Layers, make_vit
 from tests.eenet.quantization.test_quantized_network import sharpen
 from tests.eenet.test_export import digits
 
 IMAGES = 300
 
 
-@pytest.fixture(scope="module")
-def network() -> QuantizedNetwork:
+@pytest.fixture(
+    scope="module",
+    params=[Layers, pytest.param(lambda: make_vit(depth=2), marks=pytest.mark.slow)],
+    ids=["layers", "transformer"],
+)
+def network(request: pytest.FixtureRequest) -> QuantizedNetwork:
     """Two segments at two widths, with ranges of the digits and predictors that send them everywhere."""
     torch.manual_seed(0)
-    network = QuantizedNetwork(make_vit(depth=2), [0], widths=[8, 4]).eval()
+    network = QuantizedNetwork(request.param(), [0], widths=[8, 4]).eval()
     network.calibrate([digits()[:256]])
     sharpen(network, digits()[:256])
     return network
