@@ -2,10 +2,8 @@
 
 import hashlib
 import json
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -145,19 +143,23 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(run: Path, capsys: pyte
     assert content(run) == before
 
 
+def hold(folder: Path) -> None:
+    with RunFolder(folder).training():
+        time.sleep(600)
+
+
 def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "new"
-    hold = f"with RunFolder(Path({str(folder)!r})).training(): time.sleep(600)"
-    program = f"import time\nfrom pathlib import Path\nfrom eenet.runs import RunFolder\n{hold}"
-    process = subprocess.Popen([sys.executable, "-c", program])
-    while not (folder / ".fit.lock").exists() and process.poll() is None:
+    holding = multiprocessing.get_context("fork").Process(target=hold, args=(folder,), daemon=True)
+    holding.start()
+    while not (folder / ".fit.lock").exists() and holding.is_alive():
         time.sleep(0.02)
     args = ["fit", "--config", str(write(tmp_path / "e.yaml", str(folder)))]
     for option in ([], ["--ckpt_path=auto"]):
         assert "is being trained in by another process" in mistake(capsys, *args, *option)
     assert [path.name for path in folder.iterdir()] == [".fit.lock"]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    holding.kill()
+    holding.join()
     main([*args, *QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 

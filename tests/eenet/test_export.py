@@ -114,7 +114,7 @@ VARIANTS: dict[str, tuple[Callable[[], StagedBackbone], dict[str, Any], Policy]]
         {"exits": [1], "gate": lambda n: ConfidenceGate(n, "margin"), "inference_module": ConvPoolHead},
         Threshold([0.03]),
     ),
-    "patience": (make_vit, {"exits": [0, 2]}, Patience(1)),
+    "patience": (lambda: make_vit(depth=3), {"exits": [0, 1]}, Patience(1)),
     "quantized": (calibrated, {"exits": [1]}, SequentialGates()),
 }
 
@@ -143,7 +143,7 @@ def texts(*lengths: int) -> dict[str, Tensor]:
 
 def test_texts_of_any_length_are_routed_alike(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 3}
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
     bert = Bert(4, overrides=sizes | {"vocab_size": 30, "initializer_range": 0.3}, pooling="mean")
     network = EarlyExitNetwork(bert).eval()
     export_network(network, SequentialGates(-0.1), tmp_path / "out", texts(5, 5, 5))
@@ -448,7 +448,7 @@ def test_an_operation_that_is_not_allowed_is_refused_when_written(
 ) -> None:
     monkeypatch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
     with pytest.raises(UserError, match=r"needs aten.*, which exported programs may not use"):
-        export_network(make_network(exits=[]), FixedExit(), tmp_path / "out", digits()[:3])
+        export_network(EarlyExitNetwork(Layers(), []), FixedExit(), tmp_path / "out", digits()[:3])
     assert not list(tmp_path.iterdir())
 
 
