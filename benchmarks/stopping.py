@@ -1,8 +1,8 @@
 """Optimal stopping against thresholds and learned gates, on finished runs that keep their features on disk.
 
-    python benchmarks/stopping.py --runs runs/stopping/* --rows runs/stopping/rows.jsonl
-    python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --table
-    python benchmarks/stopping.py --rows runs/stopping/rows.jsonl --speed
+    python benchmarks/stopping.py --runs runs/study/vit/decoupled/seed=? --rows stopping.jsonl
+    python benchmarks/stopping.py --rows stopping.jsonl --table
+    python benchmarks/stopping.py --rows stopping.jsonl --speed
 
 Points are chosen on the validation split and judged on the test split, whose logits come from stored features; routing
 gives the same (a test). A row is written for each run and policy and not made again.
@@ -10,6 +10,7 @@ gives the same (a test). A row is written for each run and policy and not made a
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -161,8 +162,8 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Figures of every method and policy over its seeds, and differences from the best threshold, paired over seeds."""
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        method, _, seed = row["run"].rpartition("_seed")
-        groups[Path(method).name][row["policy"]][seed] = row["points"]
+        method, seed = re.split(r"[_,/]seed=?(?=\d+$)", row["run"])
+        groups[method][row["policy"]][seed] = row["points"]
     for method, policies in groups.items():
         yield f"\n{method}: accuracy % (cost %), NLL"
         yield "| policy | " + " | ".join(f"{budget:g}" for budget in BUDGETS) + " |"
