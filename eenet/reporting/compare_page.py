@@ -16,7 +16,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; } th { white-space: normal; }
-th:first-child, td:first-child, .words td { text-align: left; }
+th:first-child, td:first-child, .words :is(th, td) { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; }
 th:first-child, td:first-child { min-width: 9rem; } thead, tbody { border-bottom: 1px solid #999; }
 tbody tr:nth-child(even) { background: #f4f4f4; } dt { font-weight: 600; } code, p { overflow-wrap: anywhere; }
@@ -52,7 +52,7 @@ def page(comparison: Comparison, figures: Mapping[str, str], command: str) -> st
         _table(latency_sheet(comparison)),
         _table(points_sheet(comparison)),
         _table(areas),
-        *(f"<p>{escape(line)}</p>" for line in areas.caption.splitlines()),
+        *(f"<p>{escape(line)}</p>" for line in areas.caption.splitlines()[1:]),  # its definition is below
         *drawn[1:],
         _table(exits_sheet(comparison)),
         _definitions(definitions(comparison)),
