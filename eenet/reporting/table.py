@@ -85,14 +85,14 @@ def calibration_table(results: Results) -> Table:
     caption = f"{', '.join(doubtful)}: validation samples do not determine the temperature" if doubtful else None
     table = Table(title="calibrated on the validation split; T: with its temperatures", caption=caption)
     table.add_column("")
-    for heading in ("asked", "got", *(f"{name}{after}" for name in BOTH for after in ("", " T")), "AURC"):
+    for heading in ("asked", "got", *(f"{name}{after}" for name in BOTH for after in ("", " T")), "AURC %"):
         table.add_column(heading, justify="right")
     for row in results["exits"] + chosen_rows(results):
         table.add_row(
             row["name"],
             *_asked_and_got(row),
             *(f"{size * of[key]:.{digits}f}" for key, size, digits in BOTH.values() for of in (row, row["calibrated"])),
-            f"{row['aurc']:.4f}",
+            f"{100 * row['aurc']:.2f}",
         )
     return table
 

@@ -443,6 +443,7 @@ def test_the_page_is_whole_escaped_and_self_contained() -> None:
     assert parsed.text.count(evil) >= 4
     assert "x$_$[red]&<b>" in parsed.text
     assert "digest abc" in parsed.text
+    assert parsed.text.count("below the cheapest one it is undefined") == 1  # among the definitions
     assert len(parsed.sources) == 3
     for source in parsed.sources:
         kind, _, data = source.partition(",")
