@@ -12,7 +12,7 @@ from eenet.decoding.pruning import ranks, size_for
 from eenet.errors import UserError
 from eenet.network import ExitOutputs
 from eenet.rank_zero import rank_zero_only
-from eenet.reporting import make_console, not_chosen_lines, show, write_json
+from eenet.reporting import not_chosen_lines, show, tell, write_json
 from lightning_modules.choosing import chosen
 from lightning_modules.decoupled import DecoupledExits
 from lightning_modules.heading import heading
@@ -146,14 +146,12 @@ class DecoderRoutine(ExitRoutine):
                 continue
             figures = ((row[key], 1 if key in ("layers_mean", "perplexity") else 100) for key in COLUMNS)
             table.add_row(name, *("-" if figure is None else f"{figure * unit:.2f}" for figure, unit in figures))
-        console = make_console()
-        show(table, console=console)
-        for line in not_chosen_lines(results["points"].values()):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        show(table)
+        tell(*not_chosen_lines(results["points"].values()))
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self.result_file("results.json")
             write_json(path, results)
-            print(f"results: {path}")
+            tell(f"results: {path}")
 
 
 class DecoderThresholds(DecoderRoutine, DecoupledExits):

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from eenet.rank_zero import rank_zero_only
 from eenet.reporting import (
     Results,
@@ -20,6 +18,7 @@ from eenet.reporting import (
     results_table,
     save_figure,
     show,
+    tell,
     widths_table,
     write_json,
 )
@@ -104,16 +103,15 @@ class Reports(Module):
             save_figure(draw(self.results), self.result_file(f"{name}.png"))
         results = self.result_file("results.json")
         write_json(results, self.results)  # last: where it is, a sweep takes the run for tested
-        Console().print(f"results: {results}\nfigure: {self.result_file('accuracy_cost.png')}")
+        tell(f"results: {results}", f"figure: {self.result_file('accuracy_cost.png')}")
 
     @rank_zero_only
     def _print_results(self) -> None:
         console = make_console()
         show(results_table(self.results), console=console)
         if self.results["part"]:
-            console.print(f"figures of a part: {self.results['part']}", highlight=False)
-        for line in not_chosen_lines(self.results["operating_points"]):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            tell(f"figures of a part: {self.results['part']}", console=console)
+        tell(*not_chosen_lines(self.results["operating_points"]), console=console)
         if quantization := self.results.get("quantization"):
             show(widths_table(quantization["parts"]), console=console)
         if "calibrated" in self.results["exits"][0]:

@@ -11,6 +11,7 @@ from eenet.decoding import DecoderNetwork
 from eenet.errors import some
 from eenet.policies import BestWay, PredictedErrors
 from eenet.reporting import show
+from eenet.reporting.table import wanted
 from eenet.tree import Tree, path_name
 
 ON_VALIDATION = (
@@ -60,7 +61,7 @@ def table(points: Mapping[str, OperatingPoint], samples: int) -> Table:
         shares = [f"{100 * point.got[key]:.1f}" for key in units]
         shares += [f"{point.got['ms']:.3g}" if "ms" in point.got else "" for _ in timed]
         more = [*[widths[name]] * len(columns), *([kept_of(point)] if dropping else [])]
-        found.add_row(name, asked(point), *more, f"{accuracy:.2f} ± {error:.2f}", *shares)
+        found.add_row(name, wanted(point.asked), *more, f"{accuracy:.2f} ± {error:.2f}", *shares)
     return found
 
 
@@ -78,11 +79,6 @@ def kept_of(point: OperatingPoint) -> str:
     return "all" if point.kept is None else ", ".join(map(str, point.kept))
 
 
-def asked(point: OperatingPoint) -> str:
-    """What a point was chosen for."""
-    return ", ".join(f"{key} {value:g}" for key, value in point.asked.items())
-
-
 def token_table(points: Mapping[str, OperatingPoint], tokens: int) -> Table:
     """What was chosen for a decoder."""
     headings = ("agreement %", "perplexity +%", "ROUGE-L, full text %", "layers %", "MACs %")
@@ -92,7 +88,7 @@ def token_table(points: Mapping[str, OperatingPoint], tokens: int) -> Table:
         rouge = f"{100 * got['rougeL_full']:.1f}" if "rougeL_full" in got else ""
         agreement = f"{100 * got['agreement']:.1f} ± {100 * got['agreement_se']:.1f}"
         shares = [f"{100 * got[key]:.1f}" for key in ("layers_fraction", "macs_fraction")]
-        found.add_row(name, asked(point), agreement, f"{got['perplexity_increase']:.1f}", rouge, *shares)
+        found.add_row(name, wanted(point.asked), agreement, f"{got['perplexity_increase']:.1f}", rouge, *shares)
     return found
 
 

@@ -1,6 +1,6 @@
 """What a run found: the results of a split as plain values, written whole, drawn and tabulated."""
 
-from eenet.reporting.console import make_console, show
+from eenet.reporting.console import make_console, show, tell
 from eenet.reporting.figures import (
     accuracy_cost_figure,
     exit_histogram_figure,
@@ -51,6 +51,7 @@ __all__ = [
     "save_figure",
     "show",
     "static_exits",
+    "tell",
     "widest_nodes",
     "widths_table",
     "write_json",

@@ -13,10 +13,10 @@ from eenet.reporting.compare_verdict import latency_sheet, verdict
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
+figure { margin: 1rem 0; } img { max-width: 100%; min-width: 34rem; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; } th { white-space: normal; }
-th:first-child, td:first-child, .words td { text-align: left; }
+th:first-child, td:first-child, .words :is(th, td) { text-align: left; }
 .words td { white-space: normal; overflow-wrap: anywhere; }
 th:first-child, td:first-child { min-width: 9rem; } thead, tbody { border-bottom: 1px solid #999; }
 tbody tr:nth-child(even) { background: #f4f4f4; } dt { font-weight: 600; } code, p { overflow-wrap: anywhere; }
@@ -52,7 +52,7 @@ def page(comparison: Comparison, figures: Mapping[str, str], command: str) -> st
         _table(latency_sheet(comparison)),
         _table(points_sheet(comparison)),
         _table(areas),
-        *(f"<p>{escape(line)}</p>" for line in areas.caption.splitlines()),
+        *(f"<p>{escape(line)}</p>" for line in areas.caption.splitlines()[1:]),  # its definition is below
         *drawn[1:],
         _table(exits_sheet(comparison)),
         _definitions(definitions(comparison)),
@@ -93,7 +93,9 @@ def _figure(name: str, svg: str) -> str:
     source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
     caption = escape(CAPTIONS[name])
     title = escape(name.replace("_", " "))
-    return f'<figure><img src="{source}" alt="{title}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><div class="wide"><img src="{source}" alt="{title}"></div><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def _definitions(meanings: Mapping[str, str]) -> str:

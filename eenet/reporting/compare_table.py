@@ -84,6 +84,8 @@ def definitions(comparison: Comparison) -> dict[str, str]:
         "ECE %": "expected calibration error, 15 equal-width confidence bins",
         "Brier": "mean squared error of the probabilities, summed over classes (0 to 2)",
         "AURC %": "area under the risk/coverage curve: mean error rate over all shares of most confident samples",
+        "p50 ms": "median time of a batch, as eenet bench measured it beside the full network on the machine it names",
+        "times as fast": "as the full network: what the MACs promise, and what the clock showed",
     }
 
 

@@ -45,8 +45,8 @@ def sentence(comparison: Comparison, budget: float) -> str:
     """Which curve is best within a budget.
 
     Of every curve the accuracy at the budget is read off the line through its points, as for its area. The leader's
-    distance to the next is taken seed by seed where both have the seeds, and is called more than the spread where it is
-    above its own standard deviation over them.
+    distance to the next, or to the full network where there is none, is taken seed by seed where both have the seeds,
+    and is called more than the spread where it is above its own standard deviation over them.
     """
     standings = sorted(standing_at(comparison, budget), key=lambda standing: -standing.mean)
     at = f"Within {100 * budget:g} % of the MACs"
@@ -54,25 +54,24 @@ def sentence(comparison: Comparison, budget: float) -> str:
         return f"{at}: no curve has a point that is cheap enough."
     first, *others = standings
     led = f"{at}: {first.name}, {_accuracy(spread(list(first.accuracies.values())))}"
-    if not others:
-        gap = 100 * (first.mean - full_network(comparison).mean)
-        return f"{led}, {abs(gap):.2f} points {'below' if gap < 0 else 'above'} the full network."
-    second = others[0]
+    full = full_network(comparison).mean
+    second = others[0] if others else Standing("the full network", dict.fromkeys(first.accuracies, full))
+    sign, where = (-1, "below") if not others and first.mean < full else (1, "ahead of")
     shared = [seed for seed in first.accuracies if seed in second.accuracies]
     pairs = [first.accuracies[seed] - second.accuracies[seed] for seed in shared] or [first.mean - second.mean]
-    ahead = spread(pairs)
+    ahead = spread([sign * pair for pair in pairs])
     by = f"{100 * ahead.mean:.2f}" + ("" if ahead.deviation is None else f" ± {100 * ahead.deviation:.2f}")
     if not shared:
         doubt = "no seed in common, so that nothing is known of the spread"
     elif ahead.deviation is None:
-        doubt = "one seed in common, so that nothing is known of the spread"
+        doubt = f"one seed{' in common' if others else ''}, so that nothing is known of the spread"
     elif len(shared) < ENOUGH:
         doubt = f"{len(shared)} seeds, which are too few to say so"
     elif ahead.mean > ahead.deviation:
         doubt = f"more than the spread over {len(shared)} seeds"
     else:
         doubt = f"not more than the spread over {len(shared)} seeds, so that neither is shown to be better"
-    return f"{led}, {by} points ahead of {second.name}: {doubt}."
+    return f"{led}, {by} points {where} {second.name}: {doubt}."
 
 
 def standing_at(comparison: Comparison, budget: float) -> Iterator[Standing]:

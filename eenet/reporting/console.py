@@ -24,6 +24,12 @@ def show(*tables: Table, console: Console | None = None) -> None:
         console.print(*in_parts(table, console.width))
 
 
+def tell(*lines: str, console: Console | None = None) -> None:
+    """Print lines as they are: none is broken, so that a path can be copied, and brackets are no markup."""
+    for line in lines:
+        (console or make_console()).print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def in_parts(table: Table, width: int) -> list[Table]:
     """The columns of a table in as few tables as fit, each of which begins with the first column.
 

@@ -1,6 +1,6 @@
 """The table printed after `eenet test`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -85,44 +85,59 @@ def calibration_table(results: Results) -> Table:
     caption = f"{', '.join(doubtful)}: validation samples do not determine the temperature" if doubtful else None
     table = Table(title="calibrated on the validation split; T: with its temperatures", caption=caption)
     table.add_column("")
-    for heading in ("asked", "got", *(f"{name}{after}" for name in BOTH for after in ("", " T")), "AURC"):
+    for heading in ("asked", "got", *(f"{name}{after}" for name in BOTH for after in ("", " T")), "AURC %"):
         table.add_column(heading, justify="right")
     for row in results["exits"] + chosen_rows(results):
         table.add_row(
             row["name"],
             *_asked_and_got(row),
             *(f"{size * of[key]:.{digits}f}" for key, size, digits in BOTH.values() for of in (row, row["calibrated"])),
-            f"{row['aurc']:.4f}",
+            f"{100 * row['aurc']:.2f}",
         )
     return table
 
 
 def conformal_table(results: Results) -> Table:
     """Coverage and mean size of the conformal sets of every operating point."""
-    table = Table("", "quantiles", title="conformal sets; *: some quantiles had too few samples of their own")
+    table = Table("quantiles", title="conformal sets; *: some quantiles had too few samples of their own")
     for heading in ("asked %", "coverage %", "mean set size"):
         table.add_column(heading, justify="right")
     for row in chosen_rows(results):
+        table.add_row(row["name"], style="bold")
         for sets in row["conformal"]:
             figures = (100 * (1 - sets["alpha"]), 100 * sets["coverage"], sets["set_size"])
             table.add_row(
-                row["name"],
                 sets["mode"] + ("*" if sets["fallbacks"] else ""),
                 *(f"{figure:.{d}f}" for figure, d in zip(figures, (0, 1, 2), strict=True)),
             )
+        table.add_section()
     return table
+
+
+def wanted(asked: Mapping[str, float]) -> str:
+    """What a point was chosen for, in the units of what it reached.
+
+    Example:
+        >>> wanted({"budget": 0.6}), wanted({"budget-macs": 1e7}), wanted({"risk": 0.05, "delta": 0.1})
+        ('MACs 60 %', 'MACs 10 M', 'risk 0.05, delta 0.1')
+    """
+    units = {"budget": "MACs", "budget-bitops": "BitOPs"}
+    said = {key: f"{unit} {100 * asked[key]:g} %" for key, unit in units.items() if key in asked}
+    if "budget-macs" in asked:
+        said["budget-macs"] = f"MACs {si(asked['budget-macs'])}"
+    return ", ".join(said.get(key, f"{key} {value:g}") for key, value in asked.items())
 
 
 def _asked_and_got(row: dict[str, Any]) -> tuple[str, str]:
     asked = row.get("asked", {})
-    wanted = ", ".join(f"{key} {value:g}" for key, value in asked.items())
+    got = f"accuracy {100 * row['accuracy']:.2f} %" if asked else ""
     if "budget" in asked:
-        return wanted, f"MACs {100 * row['macs_fraction']:.1f} %"
-    if "budget-macs" in asked:
-        return wanted, si(row["macs"])
-    if "budget-bitops" in asked:
-        return wanted, f"BitOPs {100 * row['bitops_fraction']:.2f} %"
-    return wanted, f"accuracy {100 * row['accuracy']:.2f} %" if asked else ""
+        got = f"MACs {100 * row['macs_fraction']:.1f} %"
+    elif "budget-macs" in asked:
+        got = f"MACs {si(row['macs'])}"
+    elif "budget-bitops" in asked:
+        got = f"BitOPs {100 * row['bitops_fraction']:.2f} %"
+    return wanted(asked), got
 
 
 def _cells(row: dict[str, Any], shares: str, quantized: bool) -> list[str]:

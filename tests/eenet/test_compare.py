@@ -443,6 +443,7 @@ def test_the_page_is_whole_escaped_and_self_contained() -> None:
     assert parsed.text.count(evil) >= 4
     assert "x$_$[red]&<b>" in parsed.text
     assert "digest abc" in parsed.text
+    assert parsed.text.count("below the cheapest one it is undefined") == 1  # among the definitions
     assert len(parsed.sources) == 3
     for source in parsed.sources:
         kind, _, data = source.partition(",")
@@ -477,7 +478,11 @@ def test_the_verdict_names_the_best_and_doubts_what_the_seeds_do_not_show(theirs
 def test_the_verdict_compares_a_lone_method_with_the_full_network() -> None:
     runs = {f"jei_seed_{seed}": make_results([("learned", 0.5, 0.70)], seed=seed) for seed in range(3)}
     _, high, full = verdict(compared(**runs))
-    assert high.endswith("70.00 ± 0.00 % right, 10.00 points below the full network.")
+    assert high.endswith("10.00 ± 0.00 points below the full network: more than the spread over 3 seeds.")
+    spread = {f"jei_seed_{seed}": make_results([("learned", 0.5, 0.75 + 0.1 * seed)], seed=seed) for seed in range(3)}
+    assert "5.00 ± 10.00 points ahead of the full network: not more than the spread" in verdict(compared(**spread))[1]
+    (alone,) = [line for line in verdict(compared(a=make_results([("learned", 0.5, 0.70)]))) if "points" in line]
+    assert alone.endswith("10.00 points below the full network: one seed, so that nothing is known of the spread.")
     assert full == "The full network: 80.00 ± 0.00 % right."
 
 

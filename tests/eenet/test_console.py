@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eenet.reporting.console import in_parts, show
+from eenet.reporting.console import in_parts, show, tell
 
 
 def figures() -> Table:
@@ -38,3 +38,9 @@ def test_a_table_that_fits_is_one() -> None:
     assert part.rows[0].end_section
     first, *_, last = in_parts(figures(), 50)
     assert (first.title, first.caption, last.title, last.caption) == ("figures", None, None, "below")
+
+
+def test_a_path_that_is_longer_than_the_console_stays_in_one_piece() -> None:
+    out, path = StringIO(), "runs/tradeoff=[b]0.1[/b], seed=0/" + "folder/" * 9
+    tell(f"results: {path}", "figure: a.png", console=Console(file=out, width=40))
+    assert out.getvalue() == f"results: {path}\nfigure: a.png\n"

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from eenet.reporting import results_table, show
+from eenet.reporting import conformal_table, results_table, show
 
 
 def row(name: str, exits: int, bitops: dict[str, float]) -> dict:
@@ -43,3 +43,17 @@ def test_columns_are_those_of_the_exits_where_no_point_is_chosen() -> None:
     cells = {str(column.header): next(iter(column.cells)) for column in table.columns}
     assert (cells["BitOPs %"], cells["NLL"], cells["MACs"]) == ("12.34", "1.234", "27.4 M")
     assert len(table.columns) == len(cells)
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_every_conformal_figure_stands_beside_the_kind_of_its_sets(width: int) -> None:
+    one = {"alpha": 0.1, "fallbacks": [], "coverage": 0.9, "set_size": 1.5}
+    modes = [{"mode": mode, **one} for mode in ("common", "all")]
+    points = [{"name": name, "conformal": modes} for name in ("max_probability-budget-0.5", "max_probability-risk-0.1")]
+    text = io.StringIO()
+    show(conformal_table({"operating_points": points}), console=Console(file=text, width=width))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
+    figures = [row for row in rows if any(row[1:])]
+    assert {row[0] for row in figures} == {"common", "all"}
+    assert sorted(figure for row in figures for figure in row[1:]) == sorted(["90", "90.0", "1.50"] * 4)
+    assert max(map(len, text.getvalue().splitlines())) <= width
