@@ -1,7 +1,7 @@
 """Put exits on the models of timm, torchvision and transformers, one at a time, and count what attaches.
 
     python benchmarks/zoo.py --rows zoo.jsonl                   # goes on where it was stopped
-    python benchmarks/zoo.py --rows zoo.jsonl --part training   # or `onnx`, of those that attach
+    python benchmarks/zoo.py --rows zoo.jsonl --parts training onnx   # of those that attach
     python benchmarks/zoo.py --rows zoo.jsonl --table           # prints the tables of the docs
     python benchmarks/zoo.py --model timm:resnet18
 
@@ -20,7 +20,7 @@ import re
 import resource
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -116,26 +116,41 @@ def arguments(name: str) -> dict[str, Any]:
     return {**{key: SMALL[key] for key in ("vocab_size", "pad_token_id", "num_labels")}, **own}
 
 
-def measure(name: str, weight: int, part: str) -> dict[str, Any]:
-    """The row of one model: whether it attaches, trains as it did, or becomes ONNX."""
+def measure(name: str, weight: int, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row of one model for each part: whether it attaches, trains as it did, or becomes ONNX."""
     import torch
-
-    from eenet.backbones.traced import Traced
-    from eenet.errors import UserError
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"model": name, "weight": weight, "part": part}
     begin = time.process_time()
+    backbone, problem = tried(make, name)
+    for part in parts:
+        found, own = (None, problem) if problem else tried(PARTS[part], backbone)
+        row = {"model": name, "weight": weight, "part": part, **(found or {}), **own}
+        yield {**row, "seconds": round(time.process_time() - begin, 1)}
+        begin = time.process_time()
+
+
+def tried(function: Callable[[Any], Any], argument: Any) -> tuple[Any, dict[str, str]]:
+    """What a function returns, or why it does not."""
+    from eenet.errors import UserError
+
     try:
-        wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
-        shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
-        with source(name) as (model, options):
-            backbone = Traced(model, input_shape=shape, arguments=options, **wish)
-        row |= {"attach": attached, "training": trained, "onnx": exported}[part](backbone.eval())
+        return function(argument), {}
     except UserError as error:
-        row["refused"] = str(error)
-    return {**row, "seconds": round(time.process_time() - begin, 1)}
+        return None, {"refused": str(error)}
+    except Exception as error:  # a crash is a row, too
+        return None, {"crashed": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
+
+
+def make(name: str) -> Any:
+    """A model with three exits by cost."""
+    from eenet.backbones.traced import Traced
+
+    wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
+    shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
+    with source(name) as (model, options):
+        return Traced(model, input_shape=shape, arguments=options, **wish).eval()
 
 
 def attached(backbone: Any) -> dict[str, Any]:
@@ -203,6 +218,9 @@ def exported(backbone: Any) -> dict[str, Any]:
     return {"problem": exportable(network, example_of(backbone), "onnx"), "operators": operators(backbone)}
 
 
+PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"attach": attached, "training": trained, "onnx": exported}
+
+
 @contextmanager
 def source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """What names a model, and its arguments; one of transformers is saved as a folder first."""
@@ -218,8 +236,8 @@ def source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"transformers:{folder}", {}
 
 
-def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], part: str) -> None:
-    """Measure what has no row yet, each in a process of its own, so that one model's end is not the sweep's."""
+def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], parts: Sequence[str]) -> None:
+    """Measure what has no row yet, each model in a process of its own, so that one's end is not the sweep's."""
     import timm  # noqa: F401  # here, once, rather than in every process
     import torch.onnx
     import torchvision  # noqa: F401
@@ -229,27 +247,30 @@ def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], part: str)
 
     os.nice(10)
     torch.set_num_threads(1)
-    done = {row["model"] for row in read(rows) if row["part"] == part}
     for name, weight in names.items():
-        if name in done:
+        left = missing(rows, name, parts)
+        if not left:
             continue
-        process = multiprocessing.get_context("fork").Process(target=bounded, args=(rows, name, weight, limits, part))
+        process = multiprocessing.get_context("fork").Process(target=bounded, args=(rows, name, weight, limits, left))
         process.start()
         process.join()
-        if process.exitcode:
+        for part in missing(rows, name, left):
             write(rows, {"model": name, "weight": weight, "part": part, "crashed": f"status {process.exitcode}"})
 
 
-def bounded(rows: Path, name: str, weight: int, limits: tuple[int, int], part: str) -> None:
-    """Write the row of one model, or what ended it."""
+def missing(rows: Path, name: str, parts: Sequence[str]) -> list[str]:
+    """The parts of which a model has no row."""
+    done = {row["part"] for row in read(rows) if row["model"] == name}
+    return [part for part in parts if part not in done]
+
+
+def bounded(rows: Path, name: str, weight: int, limits: tuple[int, int], parts: Sequence[str]) -> None:
+    """Write the rows of one model within bounds."""
     seconds, gigabytes = limits
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
-    try:
-        row = measure(name, weight, part)
-    except Exception as error:  # a crash is a row, too
-        row = {"model": name, "weight": weight, "part": part, "crashed": f"{type(error).__name__}: {error}"[:300]}
-    write(rows, row)
+    for row in measure(name, weight, parts):
+        write(rows, row)
 
 
 def write(rows: Path, row: dict[str, Any]) -> None:
@@ -344,18 +365,23 @@ def main() -> None:
     parser.add_argument("--model", help="measure this one and print its row")
     parser.add_argument("--seconds", type=int, default=120, help="processor time for one model")
     parser.add_argument("--gigabytes", type=int, default=14, help="memory for one model")
-    parser.add_argument("--part", choices=["attach", "training", "onnx"], default="attach", help="what is measured")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["attach"], help="what is measured")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     options = parser.parse_args()
     if options.table:
         print("\n".join(table(read(options.rows))))
     elif options.model:
-        print(json.dumps(measure(options.model, models().get(options.model, 1), options.part)))
+        for row in measure(options.model, models().get(options.model, 1), options.parts):
+            print(json.dumps(row))
     else:
         names = models()
-        if options.part != "attach":
-            names = {row["model"]: row["weight"] for row in read(options.rows) if row.get("exact")}
-        sweep(options.rows, names, (options.seconds, options.gigabytes), options.part)
+        if "attach" not in options.parts:
+            names = {
+                row["model"]: row["weight"]
+                for row in read(options.rows)
+                if row["part"] == "attach" and row.get("exact")
+            }
+        sweep(options.rows, names, (options.seconds, options.gigabytes), options.parts)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Mode = tuple[bool, torch.dtype]
 
 
 class Traced(StagedBackbone):
-    """Any classifier, captured as a graph by `torch.export` and cut where at most three tensors are needed later.
+    """Any classifier, captured as a graph by `torch.export` and cut where few tensors are needed later, at most four.
 
     The graph of evaluation is captured and proved when the backbone is made, that of training when it first trains.
     Either is captured again where the weights change their dtype; the device may change at any time. Parameters and

@@ -12,13 +12,16 @@ import torch
 from torch import fx
 
 from eenet.backbones.traced.channels import channel_axis
-from eenet.backbones.traced.cuts import Cut, Places, main, shapes_of
+from eenet.backbones.traced.cuts import MOST_LIVE, Cut, Places, main, shapes_of
 from eenet.errors import UserError
 
 ExitsAt = list[int] | list[str] | dict[str, list[float]] | None
 
+FEW = 3
+"""Tensors that a state holds, but where an exit by cost would be far."""
+
 FAR = 0.08
-"""How far from a wished fraction of the MACs a cut on one tensor may be before one on several is taken."""
+"""How far from a wished fraction of the MACs a cut may be before one on more tensors is taken."""
 
 NEAR = 0.03
 """How much farther than the nearest cut the end of a block may be."""
@@ -61,12 +64,13 @@ def choose(places: Places, exits_at: ExitsAt, label: str) -> list[Cut]:
     """
     last = final_cut(places, label)
     earlier = [cut for cut in places.cuts if cut.place < last.place]
+    few = [cut for cut in earlier if len(cut.live) <= FEW]
     if exits_at is None:
-        chosen = usual(earlier)
+        chosen = usual(few)
     elif isinstance(exits_at, dict):
         chosen = by_cost(earlier, exits_at, sum(places.macs))
     elif all(isinstance(name, int) for name in exits_at):
-        chosen = by_number(usual(earlier), exits_at)  # type: ignore[arg-type]
+        chosen = by_number(usual(few), exits_at)  # type: ignore[arg-type]
     else:
         chosen = [by_name(places, str(name), last) for name in exits_at]
     if any(one.place >= other.place for one, other in pairwise(chosen)):
@@ -76,7 +80,7 @@ def choose(places: Places, exits_at: ExitsAt, label: str) -> list[Cut]:
 
 def final_cut(places: Places, label: str) -> Cut:
     """Where the last stage ends: after the last product but one, on a tensor like those before."""
-    cuts = [cut for cut in places.cuts if places.captured.output not in cut.live]
+    cuts = [cut for cut in places.cuts if places.captured.output not in cut.live and len(cut.live) <= FEW]
     single = [cut for cut in cuts if len(cut.live) == 1] or cuts
     if not single:
         raise UserError("model", label, "has no place where three tensors of the batch or fewer are all that is needed")
@@ -108,7 +112,7 @@ def by_number(cuts: Sequence[Cut], numbers: Sequence[int]) -> list[Cut]:
 
 
 def by_cost(cuts: Sequence[Cut], wish: dict[str, list[float]], total: int) -> list[Cut]:
-    """The cuts nearest to fractions of the MACs: on one tensor, and where a block ends, if such a one is near.
+    """The cuts nearest to fractions of the MACs: on few tensors, and where a block ends, if such a one is near.
 
     Raises:
         UserError: No fractions, fractions out of range, or two that have the same nearest cut.
@@ -118,8 +122,10 @@ def by_cost(cuts: Sequence[Cut], wish: dict[str, list[float]], total: int) -> li
         raise UserError("backbone.exits_at", wish, "must be {fractions: [...]}, each between 0 and 1")
     chosen = []
     for fraction in fractions:
-        single = [cut for cut in cuts if len(cut.live) == 1]
-        pool = single if _distance(single, fraction, total) <= FAR else list(cuts)
+        for most in (1, FEW, MOST_LIVE):
+            pool = [cut for cut in cuts if len(cut.live) <= most]
+            if _distance(pool, fraction, total) <= FAR:
+                break
         if not pool:
             raise UserError("backbone.exits_at", wish, "the model has no place to cut")
         limit = _distance(pool, fraction, total) + NEAR
