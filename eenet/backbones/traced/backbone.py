@@ -84,7 +84,7 @@ class Traced(StagedBackbone):
                 model, shape if example is None or not isinstance(example, Tensor) else tuple(example.shape[1:])
             )
         self.model, self.input_shape, self.max_tokens = made.model, made.input_shape, made.max_tokens
-        self.names, self._vocabulary = made.tokens, made.vocabulary
+        self.names, self._vocabulary, self.loaded = made.tokens, made.vocabulary, made.loaded
         self.label = model if isinstance(model, str) else _label(model)
         self._example = None if example is None else varied(example)
         if isinstance(example, Mapping):
