@@ -59,16 +59,17 @@ PICKED = {
 SHRUNK = {
     "timm:deepseek_vit_412m": {"img_size": 224, "depth": 4}, "timm:gemma4_vit_167m": {"img_size": 224, "depth": 4},
     "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 256},
-    "timm:sam2_hiera_tiny": {"img_size": 256}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
+    "torchvision:vit_b_16": {"image_size": 112}, "timm:sam2_hiera_tiny": {"img_size": 256},
+    "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
 }  # fmt: skip
 """Arguments of models that are large at any name."""
 
 PIXELS = {
-    "timm:naflexvit_base_patch16_gap": 128,
-    "timm:csatv2": 256,
-    "timm:nasnetalarge": 224,
-    "timm:pnasnet5large": 224,
-}
+    "timm:naflexvit_base_patch16_gap": 128, "timm:csatv2": 256, "timm:nasnetalarge": 160, "timm:pnasnet5large": 160,
+    "timm:inception_resnet_v2": 160, "timm:inception_v4": 160, "timm:inception_v3": 160, "timm:legacy_xception": 160,
+    "timm:tresnet_m": 128, "timm:convmixer_1024_20_ks9_p14": 112, "torchvision:inception_v3": 160,
+    "torchvision:convnext_tiny": 128, "torchvision:densenet121": 128, "torchvision:googlenet": 128,
+}  # fmt: skip
 """Sides of images of models that take any."""
 
 
@@ -176,7 +177,7 @@ def attached(backbone: Any) -> dict[str, Any]:
 def operators(backbone: Any) -> list[str]:
     """The operators of the captured graph."""
     written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
-    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written)))
+    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+\.\w+)", written)))
 
 
 def trained(backbone: Any) -> dict[str, Any]:
@@ -209,13 +210,13 @@ def reached(logits: Any, module: Any) -> set[str]:
 
 
 def exported(backbone: Any) -> dict[str, Any]:
-    """Why a step of a network with exits has no form in ONNX, empty where every one has."""
+    """Why a step of a network with exits has no form in ONNX or as a program of torch, empty where every one has."""
     from eenet.cli.stages import example_of, exportable
     from eenet.gates import ConfidenceGate
     from eenet.network import EarlyExitNetwork
 
-    network = EarlyExitNetwork(backbone, gate=ConfidenceGate).eval()
-    return {"problem": exportable(network, example_of(backbone), "onnx"), "operators": operators(backbone)}
+    problems = exportable(EarlyExitNetwork(backbone, gate=ConfidenceGate).eval(), example_of(backbone))
+    return {"problem": problems["onnx"], "torch": problems["torch"]}
 
 
 PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"attach": attached, "training": trained, "onnx": exported}
@@ -288,14 +289,16 @@ def read(rows: Path) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The tables of the docs: a summary by library, what is refused, and a line for each model."""
     models = merged(rows)
-    heads = ["library", "models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "become ONNX"]
-    yield from lines(heads, (summary(library, models) for library in ("timm", "torchvision", "transformers")))
+    counted = ["models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "ONNX", "torch"]
+    libraries = ("timm", "torchvision", "transformers")
+    yield from lines(["library", *counted], (summary(library, models) for library in libraries))
     yield ""
     rest = [(name, parts) for name, parts in models.items() if "exact" not in parts["attach"]]
-    reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
-    yield from lines(["does not attach", "reason"], reasons)
-    yield ""
-    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX"]
+    if rest:
+        reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
+        yield from lines(["does not attach", "reason"], reasons)
+        yield ""
+    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX", "torch"]
     yield from lines(heads, (line(name, parts) for name, parts in models.items() if "exact" in parts["attach"]))
 
 
@@ -316,11 +319,14 @@ def summary(library: str, models: dict[str, dict[str, dict[str, Any]]]) -> list[
         sum(test(parts["attach"]) for parts in fit)
         for test in (lambda row: row["exact"], lambda row: row["far"] <= NEAR)
     )
-    trains = [alike(parts["training"]) for parts in fit if "training" in parts]
-    onnx = [not said(parts["onnx"]) for parts in fit if "onnx" in parts]
+    measured = (
+        [alike(parts["training"]) for parts in fit if "training" in parts],
+        [not said(parts["onnx"]) for parts in fit if "onnx" in parts],
+        [parts["onnx"].get("torch") == "" for parts in fit if "onnx" in parts],
+    )
     share = f"{fitting} of {weights} ({100 * fitting / max(weights, 1):.1f} %)"
-    counts = (len(fit), exact, near, f"{sum(trains)} of {len(trains)}", f"{sum(onnx)} of {len(onnx)}")
-    return [library, str(len(own)), str(counts[0]), share, *map(str, counts[1:])]
+    counts = [*map(str, (len(own), len(fit))), share, str(exact), str(near)]
+    return [library, *counts, *(f"{sum(some)} of {len(some)}" for some in measured)]
 
 
 def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
@@ -328,6 +334,7 @@ def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
     row = parts["attach"]
     trains = "training" in parts and ("yes" if alike(parts["training"]) else said(parts["training"]) or "no")
     onnx = "onnx" in parts and (said(parts["onnx"]) or "yes")
+    torch = "onnx" in parts and (parts["onnx"].get("torch", said(parts["onnx"])) or "yes")
     after = ", ".join(f"`{stage}`" for stage in row["names"][:-1])
     return [
         f"`{name}`",
@@ -337,6 +344,7 @@ def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
         str(row["live"]),
         trains or "",
         onnx or "",
+        torch or "",
     ]
 
 

@@ -76,7 +76,7 @@ def _name(step: Traced, target: Callable[..., Any] | str) -> str:
     if name not in OPERATORS:
         family = type(step.module.network.backbone).__name__
         problem = f"the step to {step.name} needs {name}, which exported programs may not use"
-        raise UserError("backbone", family, f"{problem}; see eenet/runtime/operators.py")
+        raise UserError("backbone", family, f"{problem}; --format onnx may take it")
     return name
 
 

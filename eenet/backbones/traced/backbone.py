@@ -16,7 +16,7 @@ from eenet.backbones.proofs import ROWS, close, prove, refusal, varied
 from eenet.backbones.traced.capture import Captured, call_model, capture, plain_attention
 from eenet.backbones.traced.cuts import Cut, Places, count_nodes
 from eenet.backbones.traced.models import Made, Wish, make_example, make_model
-from eenet.backbones.traced.plan import ExitsAt, aligned, choose, make_plan
+from eenet.backbones.traced.plan import Channels, ExitsAt, aligned, choose, make_plan
 from eenet.backbones.traced.stages import Stage, make_stage
 from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
@@ -169,9 +169,9 @@ class Traced(StagedBackbone):
             raise UserError("inputs", sorted(inputs), f"the model was captured with {', '.join(absent)}, too")
         return {name: inputs[name] if name in inputs else usual[name](ids) for name in self.names}  # type: ignore[arg-type]
 
-    def _begin(self, exits_at: ExitsAt, channels: Literal["first", "last"] | None) -> None:
+    def _begin(self, exits_at: ExitsAt, channels: Channels) -> None:
         captured, places = self._captured((False, self._dtype()))
-        cuts = choose(places, exits_at, self.label)
+        cuts = choose(places, exits_at, self.label, channels)
         self._programs[False, self._dtype()] = self._compiled(captured, places, cuts)
         self.plan = make_plan(places, cuts, channels, "attention_mask" in self.names, self.label)
         self.num_stages, self.stage_names = len(cuts), [cut.name for cut in cuts]

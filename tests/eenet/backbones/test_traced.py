@@ -137,32 +137,6 @@ def test_exits_by_cost_name_and_number(net: Traced) -> None:
     assert traced(Net(), exits_at={"fractions": [0.4]}).stage_names == ["blocks.0", "blocks.2"]
 
 
-class Joined(nn.Module):
-    """Every convolution reads all maps before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(max(1, 4 * i), 4, 3, padding=1) for i in range(6))
-        self.fc = nn.Linear(24, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps: list[Tensor] = []
-        for conv in self.convs:
-            maps.append(conv(torch.cat(maps, 1) if maps else x))
-        return self.fc(torch.cat(maps, 1).mean((2, 3)))
-
-
-@torch.no_grad()
-def test_an_exit_by_cost_is_on_as_many_tensors_as_it_needs_to_be_near() -> None:
-    net = traced(Joined(), exits_at={"fractions": [0.2, 0.4]}).eval()
-    states = [net.embed(IMAGES)]
-    for stage in range(2):
-        states.append(net.run_stage(stage, states[-1]))
-    assert [len(state) for state in states] == [1, 3, 4]
-    assert net.stage_names[:2] == ["convs.2", "convs.3"]
-    assert torch.equal(net(IMAGES), net.model(IMAGES))
-
-
 class Mixing(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks[0](self.stem(x))
