@@ -58,9 +58,8 @@ PICKED = {
 
 SHRUNK = {
     "timm:deepseek_vit_412m": {"img_size": 224, "depth": 4}, "timm:gemma4_vit_167m": {"img_size": 224, "depth": 4},
-    "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 256},
-    "torchvision:vit_b_16": {"image_size": 112}, "timm:sam2_hiera_tiny": {"img_size": 256},
-    "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
+    "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 192},
+    "torchvision:vit_b_16": {"image_size": 112}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
 }  # fmt: skip
 """Arguments of models that are large at any name."""
 
@@ -69,6 +68,8 @@ PIXELS = {
     "timm:inception_resnet_v2": 160, "timm:inception_v4": 160, "timm:inception_v3": 160, "timm:legacy_xception": 160,
     "timm:tresnet_m": 128, "timm:convmixer_1024_20_ks9_p14": 112, "torchvision:inception_v3": 160,
     "torchvision:convnext_tiny": 128, "torchvision:densenet121": 128, "torchvision:googlenet": 128,
+    "timm:sam2_hiera_tiny": 256, "timm:rdnet_tiny": 128, "timm:nextvit_small": 128, "timm:mobilenetv5_base": 128,
+    "timm:sequencer2d_s": 112,
 }  # fmt: skip
 """Sides of images of models that take any."""
 
