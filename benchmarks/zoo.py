@@ -385,11 +385,8 @@ def main() -> None:
     else:
         names = models()
         if "attach" not in options.parts:
-            names = {
-                row["model"]: row["weight"]
-                for row in read(options.rows)
-                if row["part"] == "attach" and row.get("exact")
-            }
+            fit = {row["model"] for row in read(options.rows) if row["part"] == "attach" and row.get("exact")}
+            names = {name: weight for name, weight in names.items() if name in fit}
         sweep(options.rows, names, (options.seconds, options.gigabytes), options.parts)
 
 

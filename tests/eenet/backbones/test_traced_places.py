@@ -67,3 +67,23 @@ def test_stages_of_a_text_encoder_are_its_layers() -> None:
     small = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20, "pad_token_id": 1}
     net = Traced("transformers:bert", 3, arguments={**small, "num_hidden_layers": 5}, example_tokens=8)
     assert net.stage_names == [f"bert.encoder.layer.{layer}" for layer in range(5)]
+
+
+class Shuffled(nn.Module):
+    """Half of the channels pass each block, and channels are shuffled between blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.stem, self.fc = nn.Conv2d(1, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv in self.convs:
+            kept, given = x.chunk(2, 1)
+            x = torch.stack([kept, conv(given)], 2).flatten(1, 2)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_channels_are_found_where_a_tensor_is_split() -> None:
+    assert Traced(Shuffled(), input_shape=[1, 8, 8], exits_at=["convs.1"]).feature_dims[0] == 6
