@@ -323,7 +323,7 @@ def summary(library: str, models: dict[str, dict[str, dict[str, Any]]]) -> list[
     measured = (
         [alike(parts["training"]) for parts in fit if "training" in parts],
         [not said(parts["onnx"]) for parts in fit if "onnx" in parts],
-        [parts["onnx"].get("torch") == "" for parts in fit if "onnx" in parts],
+        [not parts["onnx"]["torch"] for parts in fit if "torch" in parts.get("onnx", {})],
     )
     share = f"{fitting} of {weights} ({100 * fitting / max(weights, 1):.1f} %)"
     counts = [*map(str, (len(own), len(fit))), share, str(exact), str(near)]
@@ -335,7 +335,7 @@ def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
     row = parts["attach"]
     trains = "training" in parts and ("yes" if alike(parts["training"]) else said(parts["training"]) or "no")
     onnx = "onnx" in parts and (said(parts["onnx"]) or "yes")
-    torch = "onnx" in parts and (parts["onnx"].get("torch", said(parts["onnx"])) or "yes")
+    torch = "torch" in parts.get("onnx", {}) and (parts["onnx"]["torch"] or "yes")
     after = ", ".join(f"`{stage}`" for stage in row["names"][:-1])
     return [
         f"`{name}`",
