@@ -1,7 +1,7 @@
 """Put exits on the models of timm, torchvision and transformers, one at a time, and count what attaches.
 
     python benchmarks/zoo.py --rows zoo.jsonl                   # goes on where it was stopped
-    python benchmarks/zoo.py --rows zoo.jsonl --part training   # or `onnx`, of those that attach
+    python benchmarks/zoo.py --rows zoo.jsonl --parts training onnx   # of those that attach
     python benchmarks/zoo.py --rows zoo.jsonl --table           # prints the tables of the docs
     python benchmarks/zoo.py --model timm:resnet18
 
@@ -20,7 +20,7 @@ import re
 import resource
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -58,17 +58,19 @@ PICKED = {
 
 SHRUNK = {
     "timm:deepseek_vit_412m": {"img_size": 224, "depth": 4}, "timm:gemma4_vit_167m": {"img_size": 224, "depth": 4},
-    "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 256},
-    "timm:sam2_hiera_tiny": {"img_size": 256}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
+    "timm:qwen3_vit_88m": {"img_size": 224}, "timm:samvit_base_patch16": {"img_size": 192},
+    "torchvision:vit_b_16": {"image_size": 112}, "timm:vit_pe_core_tiny_patch16_384": {"img_size": 224},
 }  # fmt: skip
 """Arguments of models that are large at any name."""
 
 PIXELS = {
-    "timm:naflexvit_base_patch16_gap": 128,
-    "timm:csatv2": 256,
-    "timm:nasnetalarge": 224,
-    "timm:pnasnet5large": 224,
-}
+    "timm:naflexvit_base_patch16_gap": 128, "timm:csatv2": 256, "timm:nasnetalarge": 160, "timm:pnasnet5large": 160,
+    "timm:inception_resnet_v2": 160, "timm:inception_v4": 160, "timm:inception_v3": 160, "timm:legacy_xception": 160,
+    "timm:tresnet_m": 128, "timm:convmixer_1024_20_ks9_p14": 112, "torchvision:inception_v3": 160,
+    "torchvision:convnext_tiny": 128, "torchvision:densenet121": 128, "torchvision:googlenet": 128,
+    "timm:sam2_hiera_tiny": 256, "timm:rdnet_tiny": 128, "timm:nextvit_small": 128, "timm:mobilenetv5_base": 128,
+    "timm:sequencer2d_s": 112,
+}  # fmt: skip
 """Sides of images of models that take any."""
 
 
@@ -116,26 +118,41 @@ def arguments(name: str) -> dict[str, Any]:
     return {**{key: SMALL[key] for key in ("vocab_size", "pad_token_id", "num_labels")}, **own}
 
 
-def measure(name: str, weight: int, part: str) -> dict[str, Any]:
-    """The row of one model: whether it attaches, trains as it did, or becomes ONNX."""
+def measure(name: str, weight: int, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row of one model for each part: whether it attaches, trains as it did, or becomes ONNX."""
     import torch
-
-    from eenet.backbones.traced import Traced
-    from eenet.errors import UserError
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"model": name, "weight": weight, "part": part}
     begin = time.process_time()
+    backbone, problem = tried(make, name)
+    for part in parts:
+        found, own = (None, problem) if problem else tried(PARTS[part], backbone)
+        row = {"model": name, "weight": weight, "part": part, **(found or {}), **own}
+        yield {**row, "seconds": round(time.process_time() - begin, 1)}
+        begin = time.process_time()
+
+
+def tried(function: Callable[[Any], Any], argument: Any) -> tuple[Any, dict[str, str]]:
+    """What a function returns, or why it does not."""
+    from eenet.errors import UserError
+
     try:
-        wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
-        shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
-        with source(name) as (model, options):
-            backbone = Traced(model, input_shape=shape, arguments=options, **wish)
-        row |= {"attach": attached, "training": trained, "onnx": exported}[part](backbone.eval())
+        return function(argument), {}
     except UserError as error:
-        row["refused"] = str(error)
-    return {**row, "seconds": round(time.process_time() - begin, 1)}
+        return None, {"refused": str(error)}
+    except Exception as error:  # a crash is a row, too
+        return None, {"crashed": f"{type(error).__name__}: {error}".partition("\n")[0][:300]}
+
+
+def make(name: str) -> Any:
+    """A model with three exits by cost."""
+    from eenet.backbones.traced import Traced
+
+    wish = {"exits_at": {"fractions": list(FRACTIONS)}, "example_tokens": 16}
+    shape = [3, PIXELS[name], PIXELS[name]] if name in PIXELS else None
+    with source(name) as (model, options):
+        return Traced(model, input_shape=shape, arguments=options, **wish).eval()
 
 
 def attached(backbone: Any) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def attached(backbone: Any) -> dict[str, Any]:
 def operators(backbone: Any) -> list[str]:
     """The operators of the captured graph."""
     written = "".join(stage.source for stages in backbone._programs.values() for stage in stages)
-    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+)", written)))
+    return sorted(set(re.findall(r"torch\.ops\.(aten\.\w+\.\w+)", written)))
 
 
 def trained(backbone: Any) -> dict[str, Any]:
@@ -194,13 +211,16 @@ def reached(logits: Any, module: Any) -> set[str]:
 
 
 def exported(backbone: Any) -> dict[str, Any]:
-    """Why a step of a network with exits has no form in ONNX, empty where every one has."""
+    """Why a step of a network with exits has no form in ONNX or as a program of torch, empty where every one has."""
     from eenet.cli.stages import example_of, exportable
     from eenet.gates import ConfidenceGate
     from eenet.network import EarlyExitNetwork
 
-    network = EarlyExitNetwork(backbone, gate=ConfidenceGate).eval()
-    return {"problem": exportable(network, example_of(backbone), "onnx"), "operators": operators(backbone)}
+    problems = exportable(EarlyExitNetwork(backbone, gate=ConfidenceGate).eval(), example_of(backbone))
+    return {"problem": problems["onnx"], "torch": problems["torch"]}
+
+
+PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"attach": attached, "training": trained, "onnx": exported}
 
 
 @contextmanager
@@ -218,8 +238,8 @@ def source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"transformers:{folder}", {}
 
 
-def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], part: str) -> None:
-    """Measure what has no row yet, each in a process of its own, so that one model's end is not the sweep's."""
+def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], parts: Sequence[str]) -> None:
+    """Measure what has no row yet, each model in a process of its own, so that one's end is not the sweep's."""
     import timm  # noqa: F401  # here, once, rather than in every process
     import torch.onnx
     import torchvision  # noqa: F401
@@ -229,27 +249,30 @@ def sweep(rows: Path, names: dict[str, int], limits: tuple[int, int], part: str)
 
     os.nice(10)
     torch.set_num_threads(1)
-    done = {row["model"] for row in read(rows) if row["part"] == part}
     for name, weight in names.items():
-        if name in done:
+        left = missing(rows, name, parts)
+        if not left:
             continue
-        process = multiprocessing.get_context("fork").Process(target=bounded, args=(rows, name, weight, limits, part))
+        process = multiprocessing.get_context("fork").Process(target=bounded, args=(rows, name, weight, limits, left))
         process.start()
         process.join()
-        if process.exitcode:
+        for part in missing(rows, name, left):
             write(rows, {"model": name, "weight": weight, "part": part, "crashed": f"status {process.exitcode}"})
 
 
-def bounded(rows: Path, name: str, weight: int, limits: tuple[int, int], part: str) -> None:
-    """Write the row of one model, or what ended it."""
+def missing(rows: Path, name: str, parts: Sequence[str]) -> list[str]:
+    """The parts of which a model has no row."""
+    done = {row["part"] for row in read(rows) if row["model"] == name}
+    return [part for part in parts if part not in done]
+
+
+def bounded(rows: Path, name: str, weight: int, limits: tuple[int, int], parts: Sequence[str]) -> None:
+    """Write the rows of one model within bounds."""
     seconds, gigabytes = limits
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
-    try:
-        row = measure(name, weight, part)
-    except Exception as error:  # a crash is a row, too
-        row = {"model": name, "weight": weight, "part": part, "crashed": f"{type(error).__name__}: {error}"[:300]}
-    write(rows, row)
+    for row in measure(name, weight, parts):
+        write(rows, row)
 
 
 def write(rows: Path, row: dict[str, Any]) -> None:
@@ -267,14 +290,16 @@ def read(rows: Path) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The tables of the docs: a summary by library, what is refused, and a line for each model."""
     models = merged(rows)
-    heads = ["library", "models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "become ONNX"]
-    yield from lines(heads, (summary(library, models) for library in ("timm", "torchvision", "transformers")))
+    counted = ["models", "attach", "of entrypoints", "bit for bit", "within 8 %", "train alike", "ONNX", "torch"]
+    libraries = ("timm", "torchvision", "transformers")
+    yield from lines(["library", *counted], (summary(library, models) for library in libraries))
     yield ""
     rest = [(name, parts) for name, parts in models.items() if "exact" not in parts["attach"]]
-    reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
-    yield from lines(["does not attach", "reason"], reasons)
-    yield ""
-    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX"]
+    if rest:
+        reasons = ([f"`{name}`", said(parts["attach"])] for name, parts in rest)
+        yield from lines(["does not attach", "reason"], reasons)
+        yield ""
+    heads = ["model", "stands for", "exits after", "farthest off, %", "tensors", "trains alike", "ONNX", "torch"]
     yield from lines(heads, (line(name, parts) for name, parts in models.items() if "exact" in parts["attach"]))
 
 
@@ -295,11 +320,14 @@ def summary(library: str, models: dict[str, dict[str, dict[str, Any]]]) -> list[
         sum(test(parts["attach"]) for parts in fit)
         for test in (lambda row: row["exact"], lambda row: row["far"] <= NEAR)
     )
-    trains = [alike(parts["training"]) for parts in fit if "training" in parts]
-    onnx = [not said(parts["onnx"]) for parts in fit if "onnx" in parts]
+    measured = (
+        [alike(parts["training"]) for parts in fit if "training" in parts],
+        [not said(parts["onnx"]) for parts in fit if "onnx" in parts],
+        [not parts["onnx"]["torch"] for parts in fit if "torch" in parts.get("onnx", {})],
+    )
     share = f"{fitting} of {weights} ({100 * fitting / max(weights, 1):.1f} %)"
-    counts = (len(fit), exact, near, f"{sum(trains)} of {len(trains)}", f"{sum(onnx)} of {len(onnx)}")
-    return [library, str(len(own)), str(counts[0]), share, *map(str, counts[1:])]
+    counts = [*map(str, (len(own), len(fit))), share, str(exact), str(near)]
+    return [library, *counts, *(f"{sum(some)} of {len(some)}" for some in measured)]
 
 
 def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
@@ -307,6 +335,7 @@ def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
     row = parts["attach"]
     trains = "training" in parts and ("yes" if alike(parts["training"]) else said(parts["training"]) or "no")
     onnx = "onnx" in parts and (said(parts["onnx"]) or "yes")
+    torch = "torch" in parts.get("onnx", {}) and (parts["onnx"]["torch"] or "yes")
     after = ", ".join(f"`{stage}`" for stage in row["names"][:-1])
     return [
         f"`{name}`",
@@ -316,6 +345,7 @@ def line(name: str, parts: dict[str, dict[str, Any]]) -> list[str]:
         str(row["live"]),
         trains or "",
         onnx or "",
+        torch or "",
     ]
 
 
@@ -344,18 +374,20 @@ def main() -> None:
     parser.add_argument("--model", help="measure this one and print its row")
     parser.add_argument("--seconds", type=int, default=120, help="processor time for one model")
     parser.add_argument("--gigabytes", type=int, default=14, help="memory for one model")
-    parser.add_argument("--part", choices=["attach", "training", "onnx"], default="attach", help="what is measured")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["attach"], help="what is measured")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     options = parser.parse_args()
     if options.table:
         print("\n".join(table(read(options.rows))))
     elif options.model:
-        print(json.dumps(measure(options.model, models().get(options.model, 1), options.part)))
+        for row in measure(options.model, models().get(options.model, 1), options.parts):
+            print(json.dumps(row))
     else:
         names = models()
-        if options.part != "attach":
-            names = {row["model"]: row["weight"] for row in read(options.rows) if row.get("exact")}
-        sweep(options.rows, names, (options.seconds, options.gigabytes), options.part)
+        if "attach" not in options.parts:
+            fit = {row["model"] for row in read(options.rows) if row["part"] == "attach" and row.get("exact")}
+            names = {name: weight for name, weight in names.items() if name in fit}
+        sweep(options.rows, names, (options.seconds, options.gigabytes), options.parts)
 
 
 if __name__ == "__main__":

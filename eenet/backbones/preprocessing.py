@@ -42,7 +42,12 @@ def model_preprocessing(backbone: StagedBackbone) -> Preprocessing | None:
 
 
 def has_weights(backbone: StagedBackbone) -> bool:
-    """Whether a backbone was made with weights, as its argument `pretrained` says; without such an argument, it was."""
+    """Whether a backbone was made with weights: those of a model's folder, or as its argument `pretrained` says.
+
+    Without such an argument, it was.
+    """
+    if getattr(backbone, "loaded", False):
+        return True
     try:
         given = describe(backbone)["init_args"]
     except UserError:  # a model of one's own, given as an object

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Threshold
 from eenet.runtime.manifest import Format
-from eenet.runtime.trace import trace
+from eenet.runtime.trace import Traced, trace
 
 FRACTIONS = [0.25, 0.5, 0.75]
 
@@ -66,9 +67,8 @@ def show(backbone: StagedBackbone, formats: bool) -> None:
     )
     if not formats or not chosen:
         return
-    formats_tried: tuple[Format, ...] = ("torch", "onnx")  # what has steps in ONNX has one file, too
-    for name in formats_tried:
-        problem = exportable(EarlyExitNetwork(backbone, chosen, gate=ConfidenceGate).eval(), example_of(backbone), name)
+    network = EarlyExitNetwork(backbone, chosen, gate=ConfidenceGate).eval()
+    for name, problem in exportable(network, example_of(backbone)).items():  # what has steps in ONNX has one file, too
         print(f"export as {name}: {f'no, {problem}' if problem else 'yes'}")
 
 
@@ -99,19 +99,30 @@ def example_of(backbone: StagedBackbone) -> Any:
     return torch.utils._pytree.tree_map(lambda rows: rows[:1].expand(3, *rows.shape[1:]).contiguous(), one)
 
 
-def exportable(network: EarlyExitNetwork, example: Any, format: Format) -> str:
-    """Why a network has no form in a format, empty where it has one.
+def exportable(network: EarlyExitNetwork, example: Any) -> dict[Format, str]:
+    """Why a network has no form in each format of `eenet export`, empty where it has one.
 
     Args:
         network: In evaluation mode, on the CPU.
         example: Three or more inputs.
-        format: Of `eenet export`.
     """
-    policy = Threshold([0.5] * (network.num_exits - 1))
-    write = torch_program.encode if format == "torch" else onnx_program.translate
+    writers: dict[Format, Callable[[Traced], object]] = {
+        "torch": torch_program.encode,
+        "onnx": onnx_program.translate,
+    }
+    problems: dict[Format, str] = dict.fromkeys(writers, "")
     try:
-        for _, step in trace(network, policy, example):
-            write(step)
+        for _, step in trace(network, Threshold([0.5] * (network.num_exits - 1)), example):
+            for name in [name for name in writers if not problems[name]]:
+                problems[name] = _problem(writers[name], step)
+    except UserError as error:
+        problems = {name: problem or error.problem for name, problem in problems.items()}
+    return problems
+
+
+def _problem(write: Callable[[Traced], object], step: Traced) -> str:
+    try:
+        write(step)
     except UserError as error:
         return error.problem
     return ""

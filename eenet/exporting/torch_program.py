@@ -46,7 +46,7 @@ def encode(step: Traced) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if writes(node) and not node.users:
                 problem = f"the step to {step.name} writes into a part of a tensor ({node.target})"
                 family = type(step.module.network.backbone).__name__
-                raise UserError("backbone", family, f"{problem}, which exported programs may not")
+                raise UserError("backbone", family, f"{problem}, which exported programs may not; --format onnx may")
             args = [_encode(value, numbers) for value in node.args]
             kwargs = {key: _encode(value, numbers) for key, value in node.kwargs.items()}
             operations.append([_name(step, node.target), args, kwargs])
@@ -76,7 +76,7 @@ def _name(step: Traced, target: Callable[..., Any] | str) -> str:
     if name not in OPERATORS:
         family = type(step.module.network.backbone).__name__
         problem = f"the step to {step.name} needs {name}, which exported programs may not use"
-        raise UserError("backbone", family, f"{problem}; see eenet/runtime/operators.py")
+        raise UserError("backbone", family, f"{problem}; --format onnx may take it")
     return name
 
 

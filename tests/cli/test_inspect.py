@@ -84,9 +84,12 @@ def test_a_configuration_is_inspected_before_its_run_exists(here: Path, capsys: 
 def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
     network = attach(nn.Sequential(*layers), torch.randn(4, 8), exits=["0"]).eval()
-    assert exportable(network, torch.randn(3, 8), "torch") == ""
+    assert exportable(network, torch.randn(3, 8)) == {"torch": "", "onnx": ""}
     monkeypatch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
-    assert "aten.relu.default" in exportable(network, torch.randn(3, 8), "torch")
+    problems = exportable(network, torch.randn(3, 8))
+    assert "aten.relu.default" in problems["torch"]
+    assert "--format onnx" in problems["torch"]
+    assert problems["onnx"] == ""
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
+import eenet
 import eenet.runtime
 from eenet.cli.main import main
 from tests.test_howto import blocks, commands
@@ -52,6 +53,7 @@ def write_digits() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_three_models_become_exported_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     write_digits()
     for language, name, text in blocks("howto/three_models.md"):
@@ -63,7 +65,7 @@ def test_three_models_become_exported_networks(tmp_path: Path, monkeypatch: pyte
             for command in commands(text):
                 main([*command, *SHORT] if command[0] == "fit" else command)
     paths = sorted(Path("images_by_class").glob("*/*.png"))
-    for name in ("my_resnet", "my_convnext", "my_vit_onnx"):
+    for name in ("my_resnet", "my_convnext"):
         deployed = eenet.runtime.load(name)
         images = torch.stack([deployed.transform(path) for path in paths])
         routed = deployed(images)
@@ -73,4 +75,14 @@ def test_three_models_become_exported_networks(tmp_path: Path, monkeypatch: pyte
         torch.testing.assert_close(
             routed.logits[last], getattr(expected, "logits", expected)[last], atol=1e-3, rtol=1e-3
         )
+    deployed = eenet.runtime.load("my_vit_onnx")
+    images = torch.stack([deployed.transform(path) for path in paths])
+    processor = transformers.AutoImageProcessor.from_pretrained("my_vit", local_files_only=True)
+    expected = processor([Image.open(path).convert("RGB") for path in paths], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(images, expected)
+    logits = eenet.open_run("runs/my_vit").network.eval()(images)[0]
+    torch.testing.assert_close(logits[:, -1], own_model("my_vit_onnx").eval()(images).logits)
+    routed = deployed(images)
+    expected = logits[torch.arange(len(images)), routed.exits]
+    torch.testing.assert_close(routed.logits, expected, atol=1e-3, rtol=1e-3)
     assert len(Path("labels.csv").read_text().splitlines()) == 4

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from datamodules import CIFAR10, Digits, ImageFolder
-from eenet.backbones import ResNet, ViT
+from eenet.backbones import ResNet, Traced, ViT
 from eenet.backbones.preprocessing import model_preprocessing
 from eenet.errors import UserError
 from eenet.preprocessing import Preprocessing
@@ -81,6 +81,18 @@ def test_weights_bring_timms_config_at_the_size_of_the_backbone_and_random_ones_
     assert (found.mean, found.interpolation, found.size, found.resize) == ((0.5,) * 3, "bicubic", (96, 96), 106)
     assert "vit_tiny_patch16_224" in found.source
     assert model_preprocessing(ResNet("resnet18", 4, 32)) is None
+
+
+def test_a_folder_of_weights_brings_its_own_image_processor(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(num_labels=3, image_size=16, patch_size=8, **small)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    transformers.ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    found = model_preprocessing(Traced(f"transformers:{tmp_path}", pooling="first"))
+    assert found is not None
+    assert (found.mean, found.size) == ((0.1, 0.2, 0.3), (16, 16))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from eenet.backbones.proofs import ROWS, close, prove, refusal, varied
 from eenet.backbones.traced.capture import Captured, call_model, capture, plain_attention
 from eenet.backbones.traced.cuts import Cut, Places, count_nodes
 from eenet.backbones.traced.models import Made, Wish, make_example, make_model
-from eenet.backbones.traced.plan import ExitsAt, aligned, choose, make_plan
+from eenet.backbones.traced.plan import Channels, ExitsAt, aligned, choose, make_plan
 from eenet.backbones.traced.stages import Stage, make_stage
 from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
@@ -26,7 +26,7 @@ Mode = tuple[bool, torch.dtype]
 
 
 class Traced(StagedBackbone):
-    """Any classifier, captured as a graph by `torch.export` and cut where at most three tensors are needed later.
+    """Any classifier, captured as a graph by `torch.export` and cut where few tensors are needed later, at most four.
 
     The graph of evaluation is captured and proved when the backbone is made, that of training when it first trains.
     Either is captured again where the weights change their dtype; the device may change at any time. Parameters and
@@ -84,7 +84,7 @@ class Traced(StagedBackbone):
                 model, shape if example is None or not isinstance(example, Tensor) else tuple(example.shape[1:])
             )
         self.model, self.input_shape, self.max_tokens = made.model, made.input_shape, made.max_tokens
-        self.names, self._vocabulary = made.tokens, made.vocabulary
+        self.names, self._vocabulary, self.loaded = made.tokens, made.vocabulary, made.loaded
         self.label = model if isinstance(model, str) else _label(model)
         self._example = None if example is None else varied(example)
         if isinstance(example, Mapping):
@@ -169,9 +169,9 @@ class Traced(StagedBackbone):
             raise UserError("inputs", sorted(inputs), f"the model was captured with {', '.join(absent)}, too")
         return {name: inputs[name] if name in inputs else usual[name](ids) for name in self.names}  # type: ignore[arg-type]
 
-    def _begin(self, exits_at: ExitsAt, channels: Literal["first", "last"] | None) -> None:
+    def _begin(self, exits_at: ExitsAt, channels: Channels) -> None:
         captured, places = self._captured((False, self._dtype()))
-        cuts = choose(places, exits_at, self.label)
+        cuts = choose(places, exits_at, self.label, channels)
         self._programs[False, self._dtype()] = self._compiled(captured, places, cuts)
         self.plan = make_plan(places, cuts, channels, "attention_mask" in self.names, self.label)
         self.num_stages, self.stage_names = len(cuts), [cut.name for cut in cuts]

@@ -31,6 +31,8 @@ def channel_axis(node: fx.Node, name: str) -> int:
         return 1
     before, after = _before(node, _FAR), _after(node, _FAR)
     said = {axis for axis in (before, after) if axis is not None}
+    if not said:
+        said = {axis for part in _parts(node) if (axis := _after(part, _FAR)) is not None}
     if len(said) != 1:
         why = "the operations around it disagree on" if said else "no operation around it says"
         shape = ["n", *map(str, _tensor(node).shape[1:])]
@@ -41,6 +43,12 @@ def channel_axis(node: fx.Node, name: str) -> int:
 
 def _tensor(node: fx.Node) -> Tensor:
     return node.meta["val"]
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """What a tensor is split into, as a shuffled block is."""
+    splits = [user for user in node.users if isinstance(user.meta.get("val"), list | tuple)]
+    return [part for split in splits for part in split.users if _tensor(part).ndim == _tensor(node).ndim]
 
 
 def _name(node: fx.Node) -> str:

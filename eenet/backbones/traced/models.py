@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.backbones.weight_files import IN_FOLDERS, Which
+from eenet.backbones.weight_files import Which
 from eenet.backbones.weights import load_state, load_weights
 from eenet.errors import UserError
 
@@ -56,6 +56,7 @@ class Made:
         tokens: Named whole numbers that a text is made of, none for images.
         vocabulary: Token numbers lie below it.
         max_tokens: The longest text.
+        loaded: Whether it came with the weights beside its configuration.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Made:
     tokens: tuple[str, ...] = ()
     vocabulary: int = 0
     max_tokens: int | None = None
+    loaded: bool = False
 
 
 def make_model(text: str, wish: Wish) -> Made:
@@ -105,7 +107,8 @@ def _torchvision(wish: Wish) -> Made:
     if published and classes:
         state, model = model.state_dict(), _called(models.get_model, wish.name, **classes, **wish.arguments)
         load_state(model, state, f"torchvision's {wish.name}")
-    _load(model, wish)
+    if not published:
+        _load(model, wish)
     size = 299 if wish.name == "inception_v3" else wish.arguments.get("image_size", 224)
     return Made(model, wish.input_shape or (3, size, size))
 
@@ -138,13 +141,15 @@ def _transformers(wish: Wish) -> Made:
         model = kind.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError("model", wish.name, f"transformers refuses it: {str(error).partition(chr(10))[0]}") from error
-    if folder.is_dir() and wish.pretrained is False and any(map(folder.glob, IN_FOLDERS)):
+    loaded = folder.is_dir() and isinstance(wish.pretrained, bool)
+    if loaded:
         load_weights(model, folder)
-    _load(model, wish)
+    else:
+        _load(model, wish)
     if images:
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return Made(model, wish.input_shape or (config.num_channels, height, width))
+        return Made(model, wish.input_shape or (config.num_channels, height, width), loaded=loaded)
     names = ["input_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in signature(model.forward).parameters:
         names.append("token_type_ids")
@@ -203,6 +208,8 @@ def _called(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _load(model: nn.Module, wish: Wish) -> None:
+    if wish.pretrained is True:
+        raise UserError("backbone.pretrained", True, f"{wish.name} has no published weights here; give a weight file")
     if isinstance(wish.pretrained, str):
         load_weights(model, wish.pretrained, wish.weights)
 

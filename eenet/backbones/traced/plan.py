@@ -12,13 +12,17 @@ import torch
 from torch import fx
 
 from eenet.backbones.traced.channels import channel_axis
-from eenet.backbones.traced.cuts import Cut, Places, main, shapes_of
+from eenet.backbones.traced.cuts import MOST_LIVE, Cut, Places, main, shapes_of
 from eenet.errors import UserError
 
 ExitsAt = list[int] | list[str] | dict[str, list[float]] | None
+Channels = Literal["first", "last"] | None
+
+FEW = 3
+"""Tensors that a state holds, but where an exit by cost would be far."""
 
 FAR = 0.08
-"""How far from a wished fraction of the MACs a cut on one tensor may be before one on several is taken."""
+"""How far from a wished fraction of the MACs a cut may be before one on more tensors is taken."""
 
 NEAR = 0.03
 """How much farther than the nearest cut the end of a block may be."""
@@ -48,25 +52,27 @@ def point(places: Places, cut: Cut) -> Point:
     return Point(cut.name, cut.after, shapes_of(cut.live), str(places.order[cut.place].target), cut.macs)
 
 
-def choose(places: Places, exits_at: ExitsAt, label: str) -> list[Cut]:
+def choose(places: Places, exits_at: ExitsAt, label: str, channels: Channels = None) -> list[Cut]:
     """The cuts after which stages end, the last one in front of the model's own head.
 
     Args:
         places: Of the graph.
         exits_at: What was asked for.
         label: Of the model, for messages.
+        channels: Which axis holds them, where it was said.
 
     Raises:
         UserError: The graph has no such cuts.
     """
     last = final_cut(places, label)
     earlier = [cut for cut in places.cuts if cut.place < last.place]
+    few = [cut for cut in earlier if len(cut.live) <= FEW]
     if exits_at is None:
-        chosen = usual(earlier)
+        chosen = usual(few, len(last.live), channels)
     elif isinstance(exits_at, dict):
         chosen = by_cost(earlier, exits_at, sum(places.macs))
     elif all(isinstance(name, int) for name in exits_at):
-        chosen = by_number(usual(earlier), exits_at)  # type: ignore[arg-type]
+        chosen = by_number(usual(few, len(last.live), channels), exits_at)  # type: ignore[arg-type]
     else:
         chosen = [by_name(places, str(name), last) for name in exits_at]
     if any(one.place >= other.place for one, other in pairwise(chosen)):
@@ -75,27 +81,54 @@ def choose(places: Places, exits_at: ExitsAt, label: str) -> list[Cut]:
 
 
 def final_cut(places: Places, label: str) -> Cut:
-    """Where the last stage ends: after the last product but one, on a tensor like those before."""
-    cuts = [cut for cut in places.cuts if places.captured.output not in cut.live]
-    single = [cut for cut in cuts if len(cut.live) == 1] or cuts
-    if not single:
+    """Where the last stage ends: after the last product but one, on a tensor like those before.
+
+    On one tensor, if such a place is not far from the end.
+    """
+    cuts = [cut for cut in places.cuts if places.captured.output not in cut.live and len(cut.live) <= FEW]
+    found = None
+    for most in (1, FEW):
+        pool = [cut for cut in cuts if len(cut.live) <= most]
+        like = _rank(pool[len(pool) // 2]) if pool else None
+        cut = next((cut for cut in reversed(pool) if _rank(cut) == like), None)
+        if cut is not None and (found is None or cut.macs > found.macs + FAR * sum(places.macs)):
+            found = cut
+    if found is None:
         raise UserError("model", label, "has no place where three tensors of the batch or fewer are all that is needed")
-    like = _rank(single[len(single) // 2])
-    return next((cut for cut in reversed(single) if _rank(cut) == like), single[-1])
+    return found
 
 
 def _rank(cut: Cut) -> int:
     return main(cut.live).meta["val"].ndim
 
 
-def usual(cuts: Sequence[Cut]) -> list[Cut]:
-    """Cuts where a block ends, a member of a list or a child of the model; others where these are few."""
-    single = [cut for cut in cuts if len(cut.live) == 1]
-    found = [cut for cut in single if cut.whole and (cut.name.rpartition(".")[2].isdigit() or "." not in cut.name)]
-    for wider in ([cut for cut in single if cut.whole], single, cuts):
-        if len(found) < 4 and len(found) < len(wider):
-            found = list(wider)
+def usual(cuts: Sequence[Cut], most: int, channels: Channels) -> list[Cut]:
+    """Cuts where a block ends, on several tensors where these are few; other places where those are, too.
+
+    Args:
+        cuts: All.
+        most: Tensors where the last block ends, and so of others.
+        channels: Which axis holds them; where it was not said, other places are those where the graph says so.
+    """
+    like = [cut for cut in cuts if len(cut.live) <= most]
+    found = list(filter(_ends_block, like))
+    for wider in (filter(_ends_block, cuts), (cut for cut in like if cut.whole), like, cuts):
+        if len(found) < 4:
+            found = max(found, [cut for cut in wider if channels or _says_channels(cut)], key=len)
     return found
+
+
+def _ends_block(cut: Cut) -> bool:
+    """Whether a member of a list or a child of the model ends there."""
+    return cut.whole and (cut.name.rpartition(".")[2].isdigit() or "." not in cut.name)
+
+
+def _says_channels(cut: Cut) -> bool:
+    try:
+        channel_axis(main(cut.live), cut.name)
+    except UserError:
+        return False
+    return True
 
 
 def by_number(cuts: Sequence[Cut], numbers: Sequence[int]) -> list[Cut]:
@@ -108,7 +141,7 @@ def by_number(cuts: Sequence[Cut], numbers: Sequence[int]) -> list[Cut]:
 
 
 def by_cost(cuts: Sequence[Cut], wish: dict[str, list[float]], total: int) -> list[Cut]:
-    """The cuts nearest to fractions of the MACs: on one tensor, and where a block ends, if such a one is near.
+    """The cuts nearest to fractions of the MACs: on few tensors, and where a block ends, if such a one is near.
 
     Raises:
         UserError: No fractions, fractions out of range, or two that have the same nearest cut.
@@ -118,8 +151,10 @@ def by_cost(cuts: Sequence[Cut], wish: dict[str, list[float]], total: int) -> li
         raise UserError("backbone.exits_at", wish, "must be {fractions: [...]}, each between 0 and 1")
     chosen = []
     for fraction in fractions:
-        single = [cut for cut in cuts if len(cut.live) == 1]
-        pool = single if _distance(single, fraction, total) <= FAR else list(cuts)
+        for most in (1, FEW, MOST_LIVE):
+            pool = [cut for cut in cuts if len(cut.live) <= most]
+            if _distance(pool, fraction, total) <= FAR:
+                break
         if not pool:
             raise UserError("backbone.exits_at", wish, "the model has no place to cut")
         limit = _distance(pool, fraction, total) + NEAR
@@ -221,9 +256,7 @@ class Plan:
     places: tuple[float, ...]
 
 
-def make_plan(
-    places: Places, cuts: Sequence[Cut], channels: Literal["first", "last"] | None, mask: bool, label: str
-) -> Plan:
+def make_plan(places: Places, cuts: Sequence[Cut], channels: Channels, mask: bool, label: str) -> Plan:
     """Cuts as a plan.
 
     Raises:
@@ -241,7 +274,7 @@ def make_plan(
     return Plan(points, reads, ends, mask, width, total, single)
 
 
-def read(places: Places, cut: Cut, channels: Literal["first", "last"] | None) -> Read:
+def read(places: Places, cut: Cut, channels: Channels) -> Read:
     """What an exit reads at a cut."""
     node = main(cut.live)
     ndim, batch = node.meta["val"].ndim, places.captured.batch_axes(node)[0]

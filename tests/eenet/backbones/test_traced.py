@@ -283,6 +283,13 @@ def test_types_with_a_vocabulary_or_several_classifiers_read_images(kind: str) -
     assert torch.equal(made(images), made.model(images).logits)
 
 
+@pytest.mark.parametrize("model", ["transformers:vit", "torch.nn:Flatten"])
+def test_published_weights_that_nobody_has_are_refused(model: str) -> None:
+    arguments = {"num_hidden_layers": 1} if "vit" in model else {}
+    with pytest.raises(UserError, match="has no published weights here"):
+        Traced(model, 3, input_shape=[3, 8, 8], pretrained=True, arguments=arguments)
+
+
 class NoGradient(Net):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
