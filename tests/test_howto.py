@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import eenet
 from eenet.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,25 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         elif language == "bash":
             for command in commands(text):
                 main([*command, *few(command)] if command[0] == "fit" else command)
+
+
+def test_three_seeds_from_python_in_less_than_30_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own code, one seed and one epoch of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = blocks("howto/python.md")
+    (text,) = [text for language, name, text in page if language == "python" and "range(3)" in text]
+    assert len(text.splitlines()) < 30
+    for _, name, model in page:
+        if name:
+            Path(name).write_text(model)
+    assert text.count("epochs=10") == 2
+    scope: dict = {}
+    exec(compile(text.replace("range(3)", "range(1)").replace("epochs=10", "epochs=1"), "python.md", "exec"), scope)
+    assert [run.model.method for run in scope["runs"]] == ["jei_dnn", "decoupled"]
+    assert Path("runs/comparison/accuracy_cost.png").is_file()
+    routed = eenet.load("exported")(scope["images"][:32])
+    assert routed.exits.shape == (32,)
 
 
 @pytest.mark.parametrize("page", ADDED)
