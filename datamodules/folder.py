@@ -137,6 +137,8 @@ class ImageFolder(PhotographData):
             return self.found.classes
         labels = self.found.parts["train"].labels
         wrong = next((label for label in labels if not isinstance(label, str | int) or isinstance(label, bool)), None)
+        if wrong is None and Path(self.root).suffix.lower() in (".csv", ".tsv"):  # whose numbers are text
+            wrong = first_fraction(labels)
         if wrong is not None:
             kind = "regression is not supported" if isinstance(wrong, float) else "one class per image is supported"
             raise UserError("data.label", wrong, f"labels must be names or whole numbers; {kind}")
@@ -217,6 +219,19 @@ class ImageFolder(PhotographData):
             "cut": self.cut,
             **({"skipped": sorted(self.skipped)} if self.skipped else {}),
         }
+
+
+def first_fraction(labels: Sequence[str]) -> float | None:
+    """The first label with decimals where all are numbers, as the targets of a regression are.
+
+    Example:
+        >>> first_fraction(["1", "0.25"]), first_fraction(["1", "2"]), first_fraction(["1.5", "cat"])
+        (0.25, None, None)
+    """
+    try:
+        return next((value for value in list(map(float, labels)) if value % 1), None)
+    except ValueError:
+        return None
 
 
 def class_order(names: Sequence[str]) -> Any:

@@ -92,6 +92,8 @@ made = eenet.api.opening.build(values)
 made.model.meet(made.data)
 made.data.fingerprint("val")
 next(iter(made.data.loader("val")))
+import eenet.api.calibrating
+assert not {"eenet.exporting", "eenet.api.clocks"} & set(sys.modules)
 for name, module in COMMANDS.items():
     if name not in ("layers", "sweep"):
         import_module(module)

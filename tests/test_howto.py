@@ -3,10 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+import eenet
 from eenet.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,30 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         elif language == "bash":
             for command in commands(text):
                 main([*command, *few(command)] if command[0] == "fit" else command)
+
+
+def test_three_seeds_from_python_in_less_than_30_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own code, one seed and one epoch of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = blocks("howto/python.md")
+    (text,) = [text for language, name, text in page if language == "python" and "range(3)" in text]
+    assert len(text.splitlines()) < 30
+    for _, name, model in page:
+        if name:
+            Path(name).write_text(model)
+    whole, scope = eenet.train, dict[str, Any]()
+
+    def train(network: Any, data: Any, method: str, **given: Any) -> Any:
+        few = {"epochs": 1, "trainer": {"limit_train_batches": 4}}
+        return whole(network, data, method, **given | few | ({"warmup_epochs": 0} if method == "jei_dnn" else {}))
+
+    monkeypatch.setattr(eenet, "train", train)
+    exec(compile(text.replace("range(3)", "range(1)"), "python.md", "exec"), scope)
+    assert [run.model.method for run in scope["runs"]] == ["jei_dnn", "decoupled"]
+    assert Path("runs/comparison/accuracy_cost.png").is_file()
+    routed = eenet.load("exported")(scope["images"][:32])
+    assert routed.exits.shape == (32,)
 
 
 @pytest.mark.parametrize("page", ADDED)

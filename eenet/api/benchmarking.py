@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
 from eenet.api.clocks import Runtime, check_runtime, use_threads
-from eenet.api.opening import Run, example, opened
+from eenet.api.opening import Run, drawn, example, full_batches, opened
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
 from eenet.decoding.network import DecoderNetwork
@@ -122,7 +120,7 @@ def measure(
     if isinstance(network, DecoderNetwork):
         raise UserError("run", str(run.folder), f"holds a {type(network).__name__}; only classifiers are timed")
     model.require_early_exits()
-    rows = sample_rows(run.data, samples)
+    rows = drawn(run.data, "test", samples)
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")
@@ -135,7 +133,8 @@ def measure(
         entrants = contenders(run, points, compile)
     found = []
     for size in sizes:
-        batches = sample_batches(run.data, rows, size, device)
+        loader = full_batches(run.data, rows, size)
+        batches = [run.data.transfer_batch_to_device(batch, device, 0)[0] for batch in loader]
         timed = race(entrants, batches, size, rounds, device)
         slower = [1 / row["realised_speedup"] - 1 for row in timed if row["kind"] == "overhead"]
         found.append({"batch_size": size, "samples": size * len(batches), "overhead": slower[0], "rows": timed})
@@ -183,14 +182,3 @@ def operating_points(run: Run, names: str) -> dict[str, OperatingPoint]:
     for name, point in points.items():
         run.model.require_chosen(name, point, run.split, run.folder)
     return points
-
-
-def sample_rows(data: Any, samples: int) -> list[int]:
-    """Test samples in a random order that is always the same, as many as asked for or as there are."""
-    return torch.randperm(len(data.dataset("test")), generator=torch.Generator().manual_seed(0))[:samples].tolist()
-
-
-def sample_batches(data: Any, rows: list[int], size: int, device: torch.device) -> list[Any]:
-    """Inputs of some test samples on a device, in full batches that are collated as the data collate them."""
-    loader = data.load(Subset(data.dataset("test"), rows), batch_size=size, drop_last=True)
-    return [data.transfer_batch_to_device(batch, device, 0)[0] for batch in loader]

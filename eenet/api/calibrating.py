@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eenet.api.clocks import Runtime, clock_of
 from eenet.api.opening import Run, opened, read_split, read_training
 from eenet.api.seen import check_unseen
 from eenet.calibration import Calibration, OperatingPoint, Temperatures, fit_temperatures
@@ -20,6 +20,9 @@ from eenet.decoding.chooser import POLICIES, TokenChooser, check_token_wishes
 from eenet.errors import UnmetError, UserError
 from eenet.files import check_writable, sha256
 from eenet.runs import read_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from eenet.api.clocks import Runtime
 
 NAMES = tuple(dict.fromkeys((*POLICY_NAMES, *POLICIES)))
 """Policies of classifiers and decoders."""
@@ -65,7 +68,7 @@ def calibrate(
     policy: PolicyName = "own",
     batch_size: int = 1,
     threads: int | None = None,
-    runtime: Runtime = "torch",
+    runtime: "Runtime" = "torch",
     checkpoint: str = "last",
 ) -> Calibrated:
     """Choose points and add them to the run's calibration file; a point of the same name is replaced.
@@ -133,7 +136,11 @@ def calibrate(
         saved, state = read_checkpoint(run.checkpoint, "run"), run.model.state_dict()
         if run.model.amend(saved, state):
             write_checkpoint(saved, run.checkpoint)
-    clock = clock_of(run, batch_size, runtime, threads) if budget_ms else None
+    clock = None
+    if budget_ms:  # alone needs what writes exports
+        from eenet.api.clocks import clock_of
+
+        clock = clock_of(run, batch_size, runtime, threads)
     own = next(iter(run.model.policies().values()))
     chooser: Chooser | TokenChooser
     if isinstance(network, DecoderNetwork):

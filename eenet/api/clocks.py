@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset
 
-from eenet.api.opening import Run, example, opened
+from eenet.api.opening import Run, drawn, example, full_batches, opened
 from eenet.calibration.chooser import Clock
 from eenet.calibration.points import OperatingPoint
 from eenet.decoding.network import DecoderNetwork
@@ -157,9 +156,8 @@ def validation_batches(run: Run, size: int, most: int) -> list[Any]:
     Raises:
         UserError: A batch needs more samples than there are.
     """
-    data = run.data.dataset("val")
-    if not 1 <= size <= len(data):
-        raise UserError("batch-size", size, f"must be from 1 to the {len(data)} validation samples")
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: size * most].tolist()
-    loader = run.data.load(Subset(data, rows), batch_size=size, drop_last=True)
-    return [pytree.tree_map(torch.Tensor.cpu, inputs) for inputs, _ in loader]
+    samples = drawn(run.data, "val", size * most)
+    if not 1 <= size <= len(samples):
+        total = len(samples.dataset)  # type: ignore[arg-type]
+        raise UserError("batch-size", size, f"must be from 1 to the {total} validation samples")
+    return [pytree.tree_map(torch.Tensor.cpu, inputs) for inputs, _ in full_batches(run.data, samples, size)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from eenet.api.exporting import about_point, float_point
 from eenet.api.inputs import Entry, Item, Reader, Unreadable, batches, entries, items
-from eenet.api.opening import Chosen, Run, chosen_point, class_names, open_run, opened
+from eenet.api.opening import Chosen, Run, chosen_point, class_names, open_run, opened, samples_of_loader
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
 from eenet.backbones.base import to_device
 from eenet.cluster import Cluster, exactly_once
@@ -186,7 +188,7 @@ def predict(
         output: New file ending in `.parquet`, `.csv` or `.jsonl`.
         split: `train`, `val` or `test`.
         point: A point of `calibrate`, else the run's own.
-        batch_size: Samples that are routed together.
+        batch_size: Samples that are routed together; data from loaders keep their batches.
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
@@ -195,14 +197,25 @@ def predict(
     check_size(batch_size)
     run = opened(run, checkpoint)
     chosen = chosen_point(run, point)
-    if not hasattr(run.data, "dataset"):
-        raise UserError("data", type(run.data).__name__, "has no samples by number, which `eenet predict` needs")
-    dataset, collate = run.data.dataset(split), run.data.collate or torch.utils.data.default_collate
-    found = (Item(str(row), lambda row=row: dataset[row]) for row in range(len(dataset)))  # type: ignore[misc]
+    collate, found = default_collate, numbered(run.data, split, batch_size)
+    if hasattr(run.data, "dataset"):
+        collate = run.data.collate or collate
     about = job(run, chosen, batch_size, split=split, changed=run.data.fingerprint(split))
     route = Router(run, chosen)
     parts = Parts(Path(output), about, route.columns)
-    return write(route, batches(found, batch_size), lambda rows: collate(rows)[0], parts)
+    return write(route, found, lambda rows: collate(rows)[0], parts)
+
+
+def numbered(data: Any, split: str, batch_size: int) -> Iterator[list[Item]]:
+    """The samples of a split by their numbers, in batches; of data that come in batches alone, in those."""
+    if hasattr(data, "dataset"):
+        dataset = data.dataset(split)
+        found = (Item(str(row), lambda row=row: dataset[row]) for row in range(len(dataset)))  # type: ignore[misc]
+        yield from batches(found, batch_size)
+        return
+    number = count()
+    for samples in samples_of_loader(data, split):
+        yield [Item(str(next(number)), lambda sample=sample: sample) for sample in samples]  # type: ignore[misc]
 
 
 def check_size(batch_size: int) -> None:

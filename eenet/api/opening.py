@@ -1,14 +1,17 @@
 """Opening a finished run: its routine with the trained weights, its data, and what its exits say of a split."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Subset
 
 from eenet.backbones.proofs import varied
 from eenet.calibration import Calibration, ChosenOn, LogitFile, OperatingPoint
@@ -134,7 +137,7 @@ def build(values: dict[str, Any], trains: bool = False) -> Any:
         parser.add_subclass_arguments(Late, part, fail_untyped=False, required=True)
     with nullcontext() if trains else without(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = parser.instantiate_classes(parser.parse_object(values))
+        made = parser.instantiate_classes(parser.parse_object(values, defaults=False))
     return made
 
 
@@ -194,6 +197,34 @@ def chosen_point(run: Run, name: str | None) -> Chosen:
 def class_names(data: Any) -> list[str] | None:
     """Names of the classes by number, `None` where the data know none."""
     return getattr(data, "class_names", None)
+
+
+def samples_of_loader(data: Any, split: str) -> Iterator[list[Any]]:
+    """Samples of data that come in batches alone, as pairs, a list for each batch of their loader.
+
+    Raises:
+        UserError: It is the training split, whose loader may give its samples in any order.
+    """
+    if split == "train":
+        raise UserError("split", split, "comes from a loader that may shuffle; val and test have a fixed order")
+    for batch in data.loader(split):
+        yield [pytree.tree_map(lambda leaf, row=row: leaf[row], batch) for row in range(len(batch[1]))]
+
+
+def drawn(data: Any, split: str, most: int) -> Subset[Any]:
+    """At most so many samples of a split, drawn once and for all; of data that come in batches alone, of the first."""
+    if hasattr(data, "dataset"):
+        found = data.dataset(split)
+    else:
+        found = list(islice(chain.from_iterable(samples_of_loader(data, split)), max(most, 0)))
+        if len({tuple(leaf.shape for leaf in pytree.tree_leaves(inputs)) for inputs, _ in found}) > 1:
+            raise UserError("data", data.name, f"its {split} inputs have different shapes, of which none can be timed")
+    return Subset(found, torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:most].tolist())
+
+
+def full_batches(data: Any, samples: Subset[Any], size: int) -> Iterable[Any]:
+    """Samples in full batches, collated as the data collate them."""
+    return getattr(data, "load", DataLoader)(samples, batch_size=size, drop_last=True)
 
 
 def example(run: Run) -> Any:

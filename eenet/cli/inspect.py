@@ -1,5 +1,6 @@
-"""`eenet inspect MODEL|CONFIG`: where a model can have exits, what each costs, and which formats can be exported."""
+"""`eenet inspect MODEL|CONFIG|RUN`: where a model can have exits, what each costs, and which formats it has."""
 
+from pathlib import Path
 from typing import Any
 
 from eenet.errors import UserError
@@ -15,7 +16,7 @@ def main(args: list[str]) -> None:
     """
     parser = Parser(prog="eenet inspect", description="Print where a model can have exits, before anything is trained.")
     parser.add_argument(
-        "model", type=str, help="timm:NAME, torchvision:NAME, transformers:FOLDER, file.py:NAME, a config"
+        "model", type=str, help="timm:NAME, torchvision:NAME, transformers:FOLDER, file.py:NAME, a config, a run"
     )
     parser.add_argument("--weights", type=str | None, default=None, help="weight file of the model")
     parser.add_argument("--num-classes", type=int | None, default=None, help="number of classes")
@@ -27,7 +28,7 @@ def main(args: list[str]) -> None:
     from eenet.backbones.traced.models import FORMS
     from eenet.cli.stages import backbone_of, show
 
-    config = find_config(options.model)
+    config = find_config(str(Path(options.model, "config.yaml"))) or find_config(options.model)
     if config is None and ":" not in options.model:
         raise UserError("model", options.model, f"is no configuration that is there; a model must be {FORMS}")
     if config is not None:

@@ -93,17 +93,19 @@ class Policy(nn.Module, ABC):
         found = scores.new_zeros(scores.shape, dtype=torch.long)
         early = torch.arange(scores.shape[1], device=scores.device)
 
-        def count(rows: Tensor, start: int, stop: int) -> None:
-            first, last = (
-                self.turned(knobs[place].item()).exits(predictions[rows], scores[rows]) for place in (start, stop - 1)
-            )
+        def exits_of(rows: Tensor, knob: int) -> Tensor:
+            return self.turned(knobs[knob].item()).exits(predictions[rows], scores[rows])
+
+        def count(rows: Tensor, first: Tensor, last: Tensor, start: int, stop: int) -> None:
             same, middle = first == last, (start + stop) // 2
             found[rows[same]] += (stop - start) * (first[same].unsqueeze(1) <= early)
             if not same.all():  # only samples that some knob between the two moves are looked at again
-                count(rows[~same], start, middle)
-                count(rows[~same], middle, stop)
+                rows, first, last = rows[~same], first[~same], last[~same]
+                count(rows, first, exits_of(rows, middle - 1), start, middle)
+                count(rows, exits_of(rows, middle), last, middle, stop)
 
-        count(torch.arange(len(scores), device=scores.device), 0, len(knobs))
+        rows = torch.arange(len(scores), device=scores.device)
+        count(rows, exits_of(rows, 0), exits_of(rows, len(knobs) - 1), 0, len(knobs))
         return found
 
     def exits(self, predictions: Tensor, scores: Tensor) -> Tensor:

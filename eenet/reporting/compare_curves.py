@@ -92,7 +92,7 @@ class Comparison:
     @property
     def same_rows_known(self) -> bool:
         """Whether the results say which samples they are of."""
-        return self.reference.results.get("data_split") is not None
+        return "digest" in (self.reference.results.get("data_split") or {})
 
 
 def compare(runs: Sequence[Run], budgets: Budgets) -> Comparison:

@@ -65,9 +65,9 @@ def page(comparison: Comparison, figures: Mapping[str, str], command: str) -> st
 
 
 def _provenance(comparison: Comparison) -> str:
-    record, split = comparison.reference.results.get("data_split"), comparison.reference.results["split"]
-    if record is None:
+    if not comparison.same_rows_known:
         return "<p>The runs do not say which samples their split holds: that they are the same is taken on trust.</p>"
+    record, split = comparison.reference.results["data_split"], comparison.reference.results["split"]
     return f"<p>{record['sizes'][split]:,} samples, the same in all runs, digest {escape(record['digest'][split])}.</p>"
 
 

@@ -207,6 +207,14 @@ def test_tables_of_paths_and_of_encoded_images(tmp_path: Path, rows: list[dict],
     assert sizes(data(write_table(tmp_path / "flat", kind, rows))) == {"train": 17, "val": 2, "test": 5}
 
 
+def test_a_regression_in_a_table_of_text_is_refused(tmp_path: Path, rows: list[dict]) -> None:
+    targets = [{**row, "label": f"{place % 3}.5"} for place, row in enumerate(rows)]
+    table = write_table(tmp_path, "csv", targets)
+    refused(table, r"data\.label = 0\.5: .*regression is not supported")
+    named = data(table, classes=["0.5", "1.5", "2.5"])
+    assert sizes(named) == {"train": 12, "val": 6, "test": 6}
+
+
 def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, rows: list[dict]) -> None:
     def changed(match: str, row: int, **values: object) -> None:
         kind = "jsonl"

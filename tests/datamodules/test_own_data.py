@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules import OwnData
-from eenet.api.opening import open_run
+from eenet.api.opening import drawn, open_run
 from eenet.backbones import ViT
 from eenet.cli.main import main
 from eenet.errors import UserError
@@ -51,6 +51,22 @@ def test_a_plain_data_module_of_dicts_is_trained_calibrated_and_tested_by_comman
     assert results["exits"][-1]["accuracy"] == pytest.approx(sum(right) / 200)
     chosen = json.loads((tmp_path / "run" / "calibration.json").read_text())
     assert chosen["samples"] == 300
+    main(["predict", str(tmp_path / "run"), "--output", str(tmp_path / "rows.jsonl"), "--point", "margin-budget-0.9"])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    point = next(row for row in results["operating_points"] if row["name"] == "margin-budget-0.9")
+    right = [int(row["label"]) == sample["digit"] for row, sample in zip(rows, samples, strict=True)]
+    assert [row["id"] for row in rows] == [str(number) for number in range(200)]
+    assert sum(right) / 200 == pytest.approx(point["accuracy"])
+    main(["bench", str(tmp_path / "run"), "--rounds", "1", "--samples", "64", "--batch-size", "32"])
+    assert json.loads((tmp_path / "run" / "bench.json").read_text())["batches"][0]["samples"] == 64
+
+
+@pytest.mark.parametrize(("split", "match"), [("val", "inputs have different shapes"), ("train", "may shuffle")])
+def test_what_has_no_order_or_no_shape_is_not_drawn(split: str, match: str) -> None:
+    ragged = [(torch.zeros(2, length), torch.zeros(2, dtype=torch.long)) for length in (3, 4)]
+    loader = DataLoader(ragged, batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=match):
+        drawn(OwnData(train=loader, val=loader), split, 4)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "dicts"])

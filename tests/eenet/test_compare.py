@@ -506,8 +506,9 @@ def test_the_verdict_says_that_one_seed_shows_nothing_and_the_clock_has_a_table(
         latency_sheet(comparison)
 
 
-def test_the_page_says_when_the_samples_are_not_known() -> None:
-    comparison = compared(a=make_results(data_split=None))
+@pytest.mark.parametrize("record", [None, {"name": "loaders", "inputs": None, "labels": None}])
+def test_the_page_says_when_the_samples_are_not_known(record: dict | None) -> None:
+    comparison = compared(a=make_results(data_split=record))
     assert "taken on trust" in page(comparison, {}, "eenet compare a")
 
 

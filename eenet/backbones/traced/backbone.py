@@ -186,7 +186,7 @@ class Traced(StagedBackbone):
             self.model.named_buffers(remove_duplicate=False)
         )
         weights = {node: own[name] for node, name in captured.weights.items()} | captured.constants
-        return captured, Places(captured, count_nodes(captured, weights, pytree.tree_leaves(example)))
+        return captured, Places(captured, count_nodes(captured, weights, pytree.tree_leaves(example), 1 + training))
 
     def _compiled(self, captured: Captured, places: Places, cuts: list[Cut]) -> list[Stage]:
         """The stages and the head, as functions."""

@@ -233,13 +233,14 @@ def _multiplies(node: fx.Node) -> bool:
     return any(name.startswith(product) for product in _PRODUCTS)
 
 
-def count_nodes(captured: Captured, weights: dict[fx.Node, Tensor], example: list[Tensor]) -> list[int]:
-    """MACs of every operation on one sample, counted on tensors without content.
+def count_nodes(captured: Captured, weights: dict[fx.Node, Tensor], example: list[Tensor], rows: int) -> list[int]:
+    """MACs of every operation for one sample, counted on tensors without content.
 
     Args:
         captured: The graph.
         weights: Value of each placeholder of a weight or a constant.
         example: The leaves of an input.
+        rows: On how many samples; batch norm that trains refuses one value per channel.
     """
     counts: list[int] = []
 
@@ -253,10 +254,10 @@ def count_nodes(captured: Captured, weights: dict[fx.Node, Tensor], example: lis
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, running_macs() as so_far:
-        rows = [mode.from_tensor(leaf[:1], static_shapes=True) for leaf in example]
-        values = dict(zip(captured.inputs, rows, strict=True))
+        leaves = [mode.from_tensor(leaf[:rows], static_shapes=True) for leaf in example]
+        values = dict(zip(captured.inputs, leaves, strict=True))
         values |= {node: mode.from_tensor(value.detach(), static_shapes=True) for node, value in weights.items()}
-        values[captured.device] = rows[0].device  # type: ignore[assignment]
+        values[captured.device] = leaves[0].device  # type: ignore[assignment]
         placeholders = captured.graph.find_nodes(op="placeholder")
         Counting(fx.GraphModule({}, captured.graph)).run(*(values.get(node) for node in placeholders))
-    return counts
+    return [count // rows for count in counts]

@@ -101,6 +101,15 @@ def test_training_is_the_models_own(net: Traced) -> None:
         assert torch.equal(one, other)
 
 
+def test_batch_norm_trains_where_a_map_is_one_place() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(width, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU()) for width in (1, 6)]
+    blocks[1][0] = nn.Conv2d(6, 6, 2)
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(6, 3))
+    staged, own = traced(model).train(), copy.deepcopy(model).train()
+    assert torch.equal(staged(IMAGES), own(IMAGES))
+
+
 @torch.no_grad()
 def test_copies_have_their_own_weights_and_casts_are_followed(net: Traced) -> None:
     other, stored = copy.deepcopy(net.eval()), pickle.loads(pickle.dumps(net))
