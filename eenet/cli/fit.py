@@ -45,10 +45,12 @@ def main(args: list[str]) -> None:
     if not isinstance(pretrained, bool):
         raise UserError("pretrained", pretrained, "must be true or false")
     *first, last = recipe(**given, folder=folder, pretrained=pretrained)
-    shared = [text for text in joined(rest) if not text.startswith(("--model.", "--ckpt_path"))]
+    common = [text for text in joined(rest) if not text.startswith("--ckpt_path")]
+    shared = [text for text in common if not text.startswith("--model.")]
     for config in first:
         place = Path(config["trainer"]["default_root_dir"])
         if not RunFolder(place).finished:
+            EenetCLI(args=[f"--config={yaml.safe_dump(last)}", *common], run=False)  # refuses before any work is done
             print(f"training the backbone first: {place}")
             EenetCLI(args=["fit", f"--config={yaml.safe_dump(config)}", *shared, "--ckpt_path=auto"])
     EenetCLI(args=["fit", f"--config={yaml.safe_dump(last)}", *rest])

@@ -1,5 +1,6 @@
 """`eenet fit --model timm/NAME --data FOLDER --method jei_dnn`, and the same library by commands and by functions."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,24 @@ def test_no_file_is_written_by_hand(images: Path, tmp_path: Path, monkeypatch: p
         (["--model", "timm/resnet18", "--data", "nowhere"], "data.root = 'nowhere'"),
         (["--model", "timm/resnet18"], "data = None: must be given"),
         (["--model", "timm/resnet18", "--data", "DATA", "--epochs", "0"], "epochs = 0: must be at least 1"),
+        (
+            ["--model", "timm/resnet18", "--data", "DATA", "--model.init_args.tradeof=1"],
+            "tradeof = '1': is no argument",
+        ),
+        (["--model", "timm/test_resnet", "--data", "DATA", *FEW], "each meet another stage; stages end at"),
     ],
 )
-def test_bad_wishes_are_one_line(
-    images: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_bad_wishes_are_one_line_before_the_backbone_is_trained(
+    images: Path,
+    tmp_path: Path,
+    args: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler holds the stream of an earlier test
     args = [str(images) if text == "DATA" else text for text in args]
     args = args if "--method" in args else [*args, "--method", "jei_dnn"]
     assert message in mistake(capsys, "fit", *args)
+    assert not list(tmp_path.iterdir())
