@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from report import finish
-from runtime import BACKBONES, CPU, prepare
+from runtime import BACKBONES, CPU, batched, prepare
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from datamodules import SplitData
-from eenet.api.benchmarking import sample_batches, sample_rows
+from eenet.api.opening import drawn
 from eenet.calibration.search import Scored, within_budget
 from eenet.exporting import export_network
 from eenet.exporting.contenders import full_network
@@ -113,10 +113,10 @@ def integers(
                 Contender("routed, float", "routed", InParts(routed)),
                 Contender("routed, int8", "routed", InParts(routed_int8)),
             ]
-            rows = sample_rows(data, samples)
+            rows = drawn(data, "test", samples)
             timed = {}
             for size in batches or [1, 32, 256]:
-                given = sample_batches(data, rows, size, CPU)
+                given = batched(data, rows, size)
                 exits = torch.cat([routed_int8(batch).exits for batch in given])
                 expected = torch.cat([choose_exits(network, coarse, whole(batch))[0] for batch in given])
                 keys = ("name", "p50_ms", "cpu_speedup", "theoretical_speedup")

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from datamodules import BBCNews, FashionMNIST, SplitData
-from eenet.api.benchmarking import sample_batches, sample_rows
+from eenet.api.opening import drawn, full_batches
 from eenet.backbones import Bert, CifarResNet, StagedBackbone, ViT
 from eenet.exporting.contenders import onnx_contenders
 from eenet.gates import ConfidenceGate, Gate, UncertaintyGate
@@ -48,6 +48,11 @@ BACKBONES: dict[str, Callable[[], StagedBackbone]] = {
     "cifar_resnet_14": lambda: CifarResNet(14, 10, 28, 1),
     "minilm_6x384_128_tokens": lambda: Bert(5, pretrained="minilm", pooling="mean"),
 }
+
+
+def batched(data: SplitData, rows: Any, size: int) -> list[Any]:
+    """Inputs of samples, in full batches."""
+    return [inputs for inputs, _ in full_batches(data, rows, size)]
 
 
 def prepare(
@@ -130,10 +135,10 @@ def speed(
     found = {}
     for name in networks or BACKBONES:
         network, policy, data = prepare(name, budget)
-        rows = sample_rows(data, samples)
+        rows = drawn(data, "test", samples)
         contenders = speed_contenders(network, policy, compile)
         found[name] = {
-            f"batch_{size}": race(contenders, sample_batches(data, rows, size, CPU), size, rounds, CPU)
+            f"batch_{size}": race(contenders, batched(data, rows, size), size, rounds, CPU)
             for size in batches or [1, 32, 256]
         }
     conditions = {"device": device_name(CPU), "compiled": compile, "budget": budget, "rounds": rounds}
@@ -165,8 +170,8 @@ def onnx(
     found = {}
     for name in networks or ["vit_8x128_17_tokens", "cifar_resnet_14"]:
         network, policy, data = prepare(name, budget, exits or "second", ConfidenceGate)
-        rows = sample_rows(data, samples)
-        example = pytree.tree_map(lambda inputs: inputs[:3], sample_batches(data, rows, 3, CPU)[0])
+        rows = drawn(data, "test", samples)
+        example = pytree.tree_map(lambda inputs: inputs[:3], batched(data, rows, 3)[0])
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
         contenders = onnx_contenders(network, {"one file": (network, policy)}, example)
@@ -175,7 +180,7 @@ def onnx(
             contenders += [routed_network("torch", network, policy, True)]
         found[name] = {"exits": network.exit_stages}
         for size in batches or [1, 32, 256]:
-            timed = race(contenders, sample_batches(data, rows, size, CPU), size, rounds, CPU)
+            timed = race(contenders, batched(data, rows, size), size, rounds, CPU)
             parts = [getattr(one.run, "length", size) for one in contenders]
             found[name][f"batch_{size}"] = [{**row, "part": part} for row, part in zip(timed, parts, strict=True)]
     conditions = {"device": device_name(CPU), "budget": budget, "rounds": rounds, "samples": samples}

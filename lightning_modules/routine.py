@@ -370,7 +370,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         check_identity(checkpoint, self.method, self.network, self.data_name)
         super().on_load_checkpoint(checkpoint)
         self._continued = True
-        self.trained_steps = checkpoint["global_step"]
+        self.trained_steps = checkpoint.get("global_step", 0)
         self.trained = checkpoint[IDENTITY].get("training")
         if self._trainer is not None:
             relocate(checkpoint, self.run_folder)
