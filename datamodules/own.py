@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class OwnData(RunData):
             self._ready.add(stage)
 
     def _loader(self, split: Split) -> Any:
+        if split not in STAGES:
+            raise UserError("split", split, f"must be one of {', '.join(STAGES)}")
         if self.data is None:
             loader = self.loaders[split]
         else:
@@ -88,6 +91,8 @@ class OwnData(RunData):
             loader = loader[0]
         if loader is None or isinstance(loader, list | tuple | dict):
             raise UserError("data", self.name, f"must have one loader of {split} batches")
+        if isinstance(loader, GeneratorType | map | zip):
+            raise UserError("data", self.name, f"gives its {split} batches once and never again; give a loader")
         if split != "train" and isinstance(getattr(loader, "sampler", None), SHUFFLING):
             raise UserError("data", self.name, f"the {split} loader shuffles; points need a fixed order: shuffle=False")
         return loader

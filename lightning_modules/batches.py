@@ -227,8 +227,10 @@ def check_batch(batch: Any, backbone: StagedBackbone, batch_idx: int = 0, mixed:
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError("data", describe(batch), f"a batch {PAIR}")
-    labels = batch[1]
-    check_class_numbers(labels, check_inputs(batch, backbone, mixed), backbone.num_classes)
+    labels, samples = batch[1], check_inputs(batch, backbone, mixed)
+    if samples == 0:
+        raise UserError("data", describe(batch[0]), "a batch holds no samples; leave it out in the data")
+    check_class_numbers(labels, samples, backbone.num_classes)
     if batch_idx == 0 or labels.device.type == "cpu":
         low, high = (value.item() for value in labels.aminmax())
         if low < 0 or high >= backbone.num_classes:

@@ -115,10 +115,11 @@ class TensorBoardReport(Callback):
         writer = experiment(trainer)
         if writer is None or not isinstance(routine, ExitRoutine) or not routine.results:
             return
+        step = step_of(trainer, routine)
         for name, figure in routine.figures.items():
-            writer.add_figure(f"{routine.results['split']}/{name}", figure(routine.results), trainer.global_step)
+            writer.add_figure(f"{routine.results['split']}/{name}", figure(routine.results), step)
         if len(self._history) > 1:
-            writer.add_figure("val/exits", exits_over_training_figure(self._history), trainer.global_step)
+            writer.add_figure("val/exits", exits_over_training_figure(self._history), step)
 
 
 def experiment(trainer: Trainer) -> SummaryWriter | None:

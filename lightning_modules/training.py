@@ -93,7 +93,7 @@ def evaluate(
         folder, name = (run.folder, str(run.checkpoint)) if isinstance(run, Run) else (run, checkpoint)
         run = open_run(folder, checkpoint=name, trains=True)
     model: ExitRoutine = run.model
-    model.per_class = per_class
+    model.per_class, model.results = per_class, {}
     model.calibration, model.calibrated_points = None, {}
     if point is not None:
         model.calibration = Calibration.of(run.folder, run.checkpoint, point, model.network)
@@ -103,6 +103,8 @@ def evaluate(
         lightning = Trainer(default_root_dir=str(run.folder), devices=1, **QUIET, **where)  # type: ignore[arg-type]
         lightning.test(model, datamodule=run.data, ckpt_path=str(run.checkpoint), verbose=False)
     detach(model, run.data)
+    if not model.results:
+        raise UserError("data", run.data.name, "has no test samples")
     return model.results
 
 

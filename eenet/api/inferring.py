@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,8 @@ def predict(
     """
     check_size(batch_size)
     run = opened(run, checkpoint)
+    if run.data.of_tokens:
+        raise UserError("run", str(run.folder), "holds a decoder, whose texts `eenet generate` writes")
     chosen = chosen_point(run, point)
     collate, found = default_collate, numbered(run.data, split, batch_size)
     if hasattr(run.data, "dataset"):
@@ -207,15 +209,21 @@ def predict(
 
 
 def numbered(data: Any, split: str, batch_size: int) -> Iterator[list[Item]]:
-    """The samples of a split by their numbers, in batches; of data that come in batches alone, in those."""
+    """The samples of a split by their numbers, in batches; of data that come in batches alone, in those.
+
+    Raises:
+        UserError: The first of those batches cannot be used.
+    """
     if hasattr(data, "dataset"):
         dataset = data.dataset(split)
         found = (Item(str(row), lambda row=row: dataset[row]) for row in range(len(dataset)))  # type: ignore[misc]
-        yield from batches(found, batch_size)
-        return
-    number = count()
-    for samples in samples_of_loader(data, split):
-        yield [Item(str(next(number)), lambda sample=sample: sample) for sample in samples]  # type: ignore[misc]
+        return batches(found, batch_size)
+    given, number = samples_of_loader(data, split), count()
+    first = list(islice(given, 1))
+    return (
+        [Item(str(next(number)), lambda sample=sample: sample) for sample in samples]  # type: ignore[misc]
+        for samples in chain(first, given)
+    )
 
 
 def check_size(batch_size: int) -> None:

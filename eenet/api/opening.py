@@ -203,11 +203,16 @@ def samples_of_loader(data: Any, split: str) -> Iterator[list[Any]]:
     """Samples of data that come in batches alone, as pairs, a list for each batch of their loader.
 
     Raises:
-        UserError: It is the training split, whose loader may give its samples in any order.
+        UserError: It is the training split, whose loader may give its samples in any order, or a batch is no pair of
+            tensors with a row for each sample.
     """
     if split == "train":
         raise UserError("split", split, "comes from a loader that may shuffle; val and test have a fixed order")
     for batch in data.loader(split):
+        rows = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else -1 for leaf in pytree.tree_leaves(batch)}
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or len(rows) != 1 or -1 in rows:
+            problem = f"its {split} batches must be pairs (inputs, labels) of tensors with a row for each sample"
+            raise UserError("data", data.name, problem)
         yield [pytree.tree_map(lambda leaf, row=row: leaf[row], batch) for row in range(len(batch[1]))]
 
 

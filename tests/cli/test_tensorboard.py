@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_exits_have_a_colour_each_over_the_whole_training(runs: Path, joint: Eve
         assert list(line.get_xdata()) == [step for step, _ in history]
         assert list(line.get_ydata()) == [100 * rows[exit]["accuracy"] for _, rows in history]
     assert [event.step for event in joint.Images("val/exits")] == [history[-1][0]]
+
+
+def test_a_validation_alone_is_drawn_at_the_step_of_what_was_validated(runs: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.yaml"
+    shutil.copytree(runs / "backbone", config.parent, ignore=shutil.ignore_patterns("events*"))
+    main(["validate", "--config", str(config), *QUIET])
+    events = EventAccumulator(str(config.parent)).Reload()
+    assert {image.step for tag in ("val/exits", "val/reliability") for image in events.Images(tag)} == {12}
 
 
 def test_every_chart_of_the_layout_shows_what_it_says(joint: EventAccumulator) -> None:

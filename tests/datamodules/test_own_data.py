@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules import OwnData
+from eenet.api.inferring import numbered
 from eenet.api.opening import drawn, open_run
 from eenet.backbones import ViT
 from eenet.cli.main import main
@@ -67,6 +69,31 @@ def test_what_has_no_order_or_no_shape_is_not_drawn(split: str, match: str) -> N
     loader = DataLoader(ragged, batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=match):
         drawn(OwnData(train=loader, val=loader), split, 4)
+
+
+IMAGES, LABELS = torch.zeros(2, 1), torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [IMAGES, (IMAGES,), (IMAGES, LABELS, LABELS), (IMAGES, LABELS[:1]), (IMAGES, [0, 0]), (IMAGES[0, 0], LABELS[0])],
+)
+def test_batches_that_are_no_pairs_are_refused_before_anything_is_written(batch: Any) -> None:
+    data = OwnData(val=DataLoader([batch], batch_size=None), train=[1])  # type: ignore[arg-type]
+    for split, match in (
+        ("val", "must be pairs"),
+        ("train", "may shuffle"),
+        ("all", "must be one of train, val, test"),
+    ):
+        with pytest.raises(UserError, match=match):
+            numbered(data, split, 2)
+
+
+def test_what_can_be_read_once_or_holds_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="gives its val batches once"):
+        OwnData(val=(pair for pair in [(IMAGES, LABELS)])).val_dataloader()
+    with pytest.raises(UserError, match="holds no samples"):
+        check_batch((torch.zeros(0, 1, 8, 8), LABELS[:0]), backbone())
 
 
 @pytest.mark.parametrize("kind", ["pairs", "dicts"])
