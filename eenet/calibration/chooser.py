@@ -248,7 +248,8 @@ class Chooser:
         try:
             policy = self.setting(candidate.policy, scored, wish, value)
         except UnmetError as error:
-            return Judged((0.0, -sweep(candidate.policy, scored).costs[0].item(), 0.0), error)
+            told = UnmetError(wish, value, error.problem) if wish in BUDGETS else error  # in the units of the wish
+            return Judged((0.0, -sweep(candidate.policy, scored).costs[0].item(), 0.0), told)
         accuracy, cost = scored.right(policy).double().mean().item(), scored.cost(policy)
         if wish not in BUDGETS:
             return Judged((1.0, -cost, accuracy), policy)

@@ -105,10 +105,11 @@ def conformal_table(results: Results) -> Table:
     for row in chosen_rows(results):
         table.add_row(row["name"], style="bold")
         for sets in row["conformal"]:
-            figures = (100 * (1 - sets["alpha"]), 100 * sets["coverage"], sets["set_size"])
             table.add_row(
                 sets["mode"] + ("*" if sets["fallbacks"] else ""),
-                *(f"{figure:.{d}f}" for figure, d in zip(figures, (0, 1, 2), strict=True)),
+                f"{100 * (1 - sets['alpha']):g}",
+                f"{100 * sets['coverage']:.1f}",
+                f"{sets['set_size']:.2f}",
             )
         table.add_section()
     return table

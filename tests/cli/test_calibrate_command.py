@@ -77,14 +77,16 @@ def test_wishes_that_make_no_sense_are_one_clear_error_before_any_work(
 
 def test_a_wish_that_cannot_be_met_keeps_no_other_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / CALIBRATION).unlink(missing_ok=True)
-    wishes = ["--budget", "0.01,0.6,0.8", "--risk", "0.001", "--delta", "0.0001", "--alpha", "0.1,0.0001"]
+    wishes = ["--budget", "0.01,0.6,0.8", "--budget-macs", "1", "--risk", "0.001", "--delta", "0.0001"]
+    wishes += ["--alpha", "0.1,0.0001"]
     with pytest.raises(SystemExit, match="1"):
         main(["calibrate", str(run), *wishes])
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("eenet:")]
     assert "not met: budget = 0.01: cannot be met: the cheapest setting costs 0." in said[0]
-    assert "not met: risk = 0.001: needs at least" in said[1]
-    assert len(said) == 5
-    assert all(f"({mode})" in line for mode, line in zip(("common", "per_exit", "per_exit_all"), said[2:], strict=True))
+    assert "not met: budget-macs = 1.0: cannot be met: the cheapest setting costs 0." in said[1]
+    assert "not met: risk = 0.001: needs at least" in said[2]
+    assert len(said) == 6
+    assert all(f"({mode})" in line for mode, line in zip(("common", "per_exit", "per_exit_all"), said[3:], strict=True))
     points = Calibration.load(run / CALIBRATION).points
     assert list(points) == ["budget-0.6", "budget-0.8"]
     assert {alpha for _, alpha in points["budget-0.6"].conformal} == {0.1}

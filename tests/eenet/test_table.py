@@ -47,7 +47,7 @@ def test_columns_are_those_of_the_exits_where_no_point_is_chosen() -> None:
 
 @pytest.mark.parametrize("width", [50, 80])
 def test_every_conformal_figure_stands_beside_the_kind_of_its_sets(width: int) -> None:
-    one = {"alpha": 0.1, "fallbacks": [], "coverage": 0.9, "set_size": 1.5}
+    one = {"alpha": 0.025, "fallbacks": [], "coverage": 0.9, "set_size": 1.5}
     modes = [{"mode": mode, **one} for mode in ("common", "all")]
     points = [{"name": name, "conformal": modes} for name in ("max_probability-budget-0.5", "max_probability-risk-0.1")]
     text = io.StringIO()
@@ -55,5 +55,5 @@ def test_every_conformal_figure_stands_beside_the_kind_of_its_sets(width: int) -
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
     figures = [row for row in rows if any(row[1:])]
     assert {row[0] for row in figures} == {"common", "all"}
-    assert sorted(figure for row in figures for figure in row[1:]) == sorted(["90", "90.0", "1.50"] * 4)
+    assert sorted(figure for row in figures for figure in row[1:]) == sorted(["97.5", "90.0", "1.50"] * 4)
     assert max(map(len, text.getvalue().splitlines())) <= width
