@@ -199,9 +199,7 @@ def predict(
     if run.data.of_tokens:
         raise UserError("run", str(run.folder), "holds a decoder, whose texts `eenet generate` writes")
     chosen = chosen_point(run, point)
-    collate, found = default_collate, numbered(run.data, split, batch_size)
-    if hasattr(run.data, "dataset"):
-        collate = run.data.collate or collate
+    found, collate = numbered(run.data, split, batch_size), getattr(run.data, "collate", None) or default_collate
     about = job(run, chosen, batch_size, split=split, changed=run.data.fingerprint(split))
     route = Router(run, chosen)
     parts = Parts(Path(output), about, route.columns)

@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import yaml
-
 from eenet.errors import UserError
+from eenet.reading import read_yaml
 
 LOWER = ("nll", "ece", "macs_fraction", "loss")
 """Figures of which less is better."""
@@ -45,11 +44,11 @@ def check_figure(figure: str, configs: Iterable[str], varied: Mapping[str, list[
         varied: Values by field.
 
     Raises:
-        UserError: It is no figure of a validation, or TensorBoard is off.
+        UserError: It is no figure of a validation, TensorBoard is off, or a file is no YAML of keys and values.
     """
     if not figure.startswith("val/"):
         raise UserError("choose", figure, "must be a figure of the validation, such as val/accuracy or val/nll/exit_*")
-    contents = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {} for config in configs]
+    contents = [read_yaml(Path(config)) for config in configs]
     loggers = [part["logger"] for content in contents if "logger" in (part := content.get("trainer") or {})]
     if False in varied.get("trainer.logger", loggers[-1:]):
         raise UserError("choose", figure, "is read from TensorBoard's files, which trainer.logger false does not write")
