@@ -3,6 +3,7 @@
 Each name of the library is imported when it is first used; `train` and `evaluate` alone need Lightning.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -72,4 +73,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"eenet.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name].startswith(("eenet.api", "lightning_modules")):
+        for line in import_module("eenet.beside").settle():
+            warnings.warn(line, stacklevel=2)
     return getattr(import_module(_HOMES[name]), name)

@@ -3,13 +3,14 @@
 import copy
 import pickle
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import LightningDataModule, LightningModule
 
 import datamodules
-import eenet.data
+import eenet
 from datamodules import Digits
 from eenet import beside
 from eenet.described import describe
@@ -39,22 +40,42 @@ def test_it_is_copied_and_pickled_as_what_it_is() -> None:
         assert again.batch_size == 7
 
 
-def test_a_folder_of_the_same_name_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "datamodules").mkdir()
-    (tmp_path / "datamodules" / "__init__.py").write_text("")
-    (tmp_path / "datamodules" / "mine.py").write_text("class Mine: ...")
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that is found before eenet, with nothing of eenet's data modules imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend("")
     for name in [name for name in sys.modules if name.partition(".")[0] == "datamodules"]:
         monkeypatch.delitem(sys.modules, name)
-    (line,) = beside.settle()
-    assert "eenet.data.*" in line
-    assert "datamodules.my_file.MyClass" in line
-    from datamodules.mine import Mine
+    return tmp_path
 
-    assert Mine.__module__ == "datamodules.mine"
+
+@pytest.mark.parametrize("kind", ["package", "namespace", "module"])
+def test_what_has_the_same_name_hides_nothing(kind: str, project: Path) -> None:
+    if kind == "module":
+        (project / "datamodules.py").write_text("")
+    else:
+        (project / "datamodules").mkdir()
+        (project / "datamodules" / "mine.py").write_text("class Mine: ...")
+    if kind == "package":
+        (project / "datamodules" / "__init__.py").write_text("")
+    lines = beside.settle()
+    assert len(lines) == (kind != "namespace")  # which hides nothing
+    assert all("eenet.data.*" in line and ("my_file.MyClass" in line) == (kind == "package") for line in lines)
+    if kind != "module":
+        assert import_module("datamodules.mine").Mine.__module__ == "datamodules.mine"
+    assert import_module("datamodules").Digits is eenet.data.Digits
     assert eenet.data.Digits().num_classes == 10
     assert beside.settle() == []
+
+
+def test_python_keeps_a_package_of_that_name_that_was_imported_before(project: Path) -> None:
+    (project / "datamodules.py").write_text("MINE = 1")
+    assert import_module("datamodules").MINE == 1
+    with pytest.warns(UserWarning, match=r"eenet\.data\.\*; rename it"):
+        _ = eenet.open_run
+    assert import_module("datamodules").MINE == 1
+    assert eenet.data.Digits().num_classes == 10
 
 
 def test_aliases_are_the_classes() -> None:
