@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules.base import RunData, Split
-from eenet.errors import UserError
+from eenet.errors import UserError, said
 
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -164,6 +164,9 @@ class Pairs:
     Args:
         loader: Any iterable of batches.
         data: Says which keys are what.
+
+    Raises:
+        UserError: The loader or its data set raises, or a batch is no pair and cannot become one.
     """
 
     def __init__(self, loader: Any, data: OwnData) -> None:
@@ -174,4 +177,13 @@ class Pairs:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.data.pair, self.loader)
+        number = 1
+        try:
+            for batch in self.loader:
+                yield self.data.pair(batch)
+                number += 1
+        except (MemoryError, UserError):
+            raise
+        except Exception as error:
+            problem = f"its batch {number} cannot be read ({said(error)}); EENET_DEBUG=1 shows where"
+            raise UserError("data", self.data.name, problem) from error

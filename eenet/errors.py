@@ -58,7 +58,10 @@ def said(error: Exception, most: int = 300) -> str:
         'ValueError: two lines'
     """
     error = error.__cause__ if isinstance(error, DamagedError) and isinstance(error.__cause__, Exception) else error
-    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+    text = f"{type(error).__name__}: {error}"
+    if "Original Traceback" in text:  # of a loader's process, which ends in what was raised there
+        text = text.strip().splitlines()[-1]
+    return " ".join(text.split())[:most]
 
 
 class DamagedError(UserError, ValueError):

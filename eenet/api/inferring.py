@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from eenet.api.exporting import about_point, float_point
@@ -19,10 +20,12 @@ from eenet.api.opening import Chosen, Run, chosen_point, class_names, open_run, 
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
 from eenet.backbones.base import to_device
 from eenet.cluster import Cluster, exactly_once
-from eenet.errors import UserError
+from eenet.errors import UserError, said, some
 from eenet.files import sha256
 from eenet.progress import tracked
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
+
+WHERE = "EENET_DEBUG=1 shows where"
 
 
 @dataclass(frozen=True)
@@ -240,10 +243,15 @@ def write(route: Router, found: Iterable[list[Item]], collate: Callable[[list[An
         parts.drop()
         return Inferred(parts.output, route.point, None, [])
     samples = number = 0
-    for number, batch in enumerate(found, 1):
-        samples += len(batch)
-        if not parts.has(number - 1, [item.id for item in batch]):
-            parts.write(number - 1, route(batch, collate))
+    try:
+        for number, batch in enumerate(found, 1):
+            samples += len(batch)
+            if not parts.has(number - 1, [item.id for item in batch]):
+                parts.write(number - 1, route(batch, collate))
+    except UserError as error:
+        if error.field != "output":  # a source at fault is another job once it is mended
+            parts.drop()
+        raise
     unreadable = list(parts.problems(number))
     parts.join(number)
     return Inferred(parts.output, route.point, samples - len(unreadable), unreadable)
@@ -283,11 +291,15 @@ class Router:
             self.temperatures = chosen.point.own(chosen.temperatures, run.model.network)
         if runtime is not None and self.temperatures is not None:  # of int8 they are others
             self.temperatures = torch.tensor(runtime.manifest.point["temperatures"])
-        self.names = class_names(run.data)
+        self.names, self.known = class_names(run.data), set[str]()
         self.columns = QUANTIZED_COLUMNS if "bitops" in self.network.costs.columns else COLUMNS
 
     def __call__(self, batch: list[Item], collate: Callable[[list[Any]], Any]) -> list[Row]:
-        """A row per item, in their order."""
+        """A row per item, in their order.
+
+        Raises:
+            UserError: An item raises, or the items do not fit each other or the network.
+        """
         rows: list[Row] = []
         inputs = []
         for item in batch:
@@ -296,9 +308,29 @@ class Router:
                 inputs.append(item.read())
             except Unreadable as error:
                 rows[-1]["problem"] = str(error)
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                raise UserError("input", item.id, f"cannot be read ({said(error)}); {WHERE}") from error
         if inputs:
-            found = iter(self.route(collate(inputs)))
+            found = iter(self._fitting([item.id for item in batch], inputs, collate))
             rows = [row if "problem" in row else {**row, **next(found)} for row in rows]
+        return rows
+
+    def _fitting(self, ids: list[str], inputs: list[Any], collate: Callable[[list[Any]], Any]) -> list[Row]:
+        kinds = {
+            f"shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+            for leaf in pytree.tree_leaves(inputs)
+        }
+        try:
+            rows = self.route(collate(inputs))
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            unlike = sorted(kinds - self.known)
+            if not unlike or (not self.known and len(unlike) == 1):
+                raise
+            problem = f"cannot be routed with {some(unlike)}, unlike others before ({said(error)}); {WHERE}"
+            raise UserError("input", f"{ids[0]} to {ids[-1]}", problem) from error
+        self.known |= kinds
         return rows
 
     @torch.no_grad()

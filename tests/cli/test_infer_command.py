@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,13 @@ import torch
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
-from datamodules import Digits
+import eenet
+from datamodules import Digits, OwnData
 from eenet.api import inferring as command
 from eenet.api.inputs import Entry
-from eenet.api.opening import chosen_point, open_run
+from eenet.api.opening import Run, chosen_point, open_run
 from eenet.api.serving import of_run
 from eenet.cli.main import main
 from eenet.errors import UserError
@@ -355,3 +359,53 @@ def test_an_exported_folder_routes_in_the_networks_place(
     with pytest.raises(SystemExit):
         infer(run, "--input", images, "--output", tmp_path / "third.jsonl", "--exported", exported)
     assert f"holds point '{point}'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def opened(run: Path) -> Run:
+    return open_run(run)
+
+
+class Broken:
+    """Images whose last cannot be used."""
+
+    def __init__(self, last: Any) -> None:
+        self.last = last
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, row: int) -> Any:
+        if row == 4 and isinstance(self.last, Exception):
+            raise self.last
+        return (self.last if row == 4 else torch.zeros(1, 8, 8)), 0
+
+
+@pytest.mark.parametrize(
+    ("last", "match"),
+    [
+        (torch.zeros(1, 9, 9), r"cannot be routed with shape \(1, 9, 9\)"),
+        (OSError("gone"), "cannot be read .*gone"),
+        ("text", "must be pairs|cannot be routed with str"),
+    ],
+    ids=["shape", "raises", "text"],
+)
+@pytest.mark.parametrize("loader", [True, False])
+def test_a_later_batch_that_cannot_be_used_leaves_nothing(
+    opened: Run, tmp_path: Path, last: Any, match: str, loader: bool
+) -> None:
+    data: Any = OwnData(test=DataLoader(Broken(last), batch_size=2))  # type: ignore[arg-type]
+    if not loader:
+        data = SimpleNamespace(of_tokens=False, dataset=lambda split: Broken(last), fingerprint=lambda split: "known")
+    with pytest.raises(UserError, match=match):
+        eenet.predict(replace(opened, data=data), tmp_path / "rows.csv", batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_breaks_off_leaves_nothing(opened: Run, images: Path, tmp_path: Path) -> None:
+    names = [str(path) for path in sorted(images.rglob("*.png"))[:4]]
+    source, output = tmp_path / "in.csv", tmp_path / "rows.csv"
+    source.write_bytes("\n".join(["image", *names]).encode() + b"\n\xff\n")
+    with pytest.raises(UserError, match="is no CSV file in UTF-8"):
+        eenet.infer(opened, source, output, batch_size=2)
+    assert list(tmp_path.iterdir()) == [source]
