@@ -54,7 +54,7 @@ def recipe(
     found.prepare_data()
     folder = folder or f"runs/{found.name}_{name.partition('.')[0]}_{method}"
     size = image_size or usual_size(name)
-    trainer = {"max_epochs": epochs, "log_every_n_steps": 20}
+    trainer = {"max_epochs": epochs, "log_every_n_steps": 5}
     first = {
         "seed_everything": seed,
         "trainer": {"default_root_dir": folder if method == "backbone" else f"{folder}_backbone", **trainer},

@@ -1,6 +1,9 @@
 """`eenet fit`: train what a configuration describes, or `--model timm/NAME --data FOLDER --method jei_dnn`."""
 
 import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -44,16 +47,28 @@ def main(args: list[str]) -> None:
     folder, pretrained = given.pop("trainer.default_root_dir"), yaml.safe_load(given.pop("pretrained"))
     if not isinstance(pretrained, bool):
         raise UserError("pretrained", pretrained, "must be true or false")
-    *first, last = recipe(**given, folder=folder, pretrained=pretrained)
+    with unsaid():
+        *first, last = recipe(**given, folder=folder, pretrained=pretrained)
     common = [text for text in joined(rest) if not text.startswith("--ckpt_path")]
     shared = [text for text in common if not text.startswith("--model.")]
     for config in first:
         place = Path(config["trainer"]["default_root_dir"])
         if not RunFolder(place).finished:
-            EenetCLI(args=[f"--config={yaml.safe_dump(last)}", *common], run=False)  # refuses before any work is done
+            with unsaid():  # refuses before any work is done
+                EenetCLI(args=[f"--config={yaml.safe_dump(last)}", *common], run=False)
             print(f"training the backbone first: {place}")
             EenetCLI(args=["fit", f"--config={yaml.safe_dump(config)}", *shared, "--ckpt_path=auto"])
     EenetCLI(args=["fit", f"--config={yaml.safe_dump(last)}", *rest])
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Say nothing of data and seeds, which the training says."""
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def joined(args: list[str]) -> list[str]:

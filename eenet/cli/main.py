@@ -5,10 +5,11 @@ What nobody foresaw keeps its traceback; `EENET_DEBUG=1` shows that of a mistake
 
 import ast
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     for expected in (*EXPECTED, "LightningCLI's args parameter"):
         warnings.filterwarnings("ignore", expected)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(once())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks is spelled, as on stderr
     given = list(sys.argv[1:] if args is None else args)
@@ -106,6 +108,24 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"eenet: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def once() -> Callable[[logging.LogRecord], bool]:
+    """A filter of what a library says of a hub that does not answer: each thing once, and of trying again nothing.
+
+    Example:
+        >>> first, said = once(), ["no answer", "Retrying in 1s [Retry 1/5].", "no answer", "Retrying in 2s", "gone"]
+        >>> [text for text in said if first(logging.LogRecord("", 0, "", 0, text, None, None))]
+        ['no answer', 'gone']
+    """
+    heard = {""}
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text, known = record.getMessage(), len(heard)
+        heard.add("" if text.startswith("Retrying in") else text)
+        return len(heard) > known
+
+    return is_new
 
 
 def check_folder() -> None:
