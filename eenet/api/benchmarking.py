@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from eenet.api.clocks import Runtime, check_runtime, use_threads
+from eenet.api.clocks import Runtime, check_runtime, filled, use_threads
 from eenet.api.opening import Run, drawn, example, full_batches, opened
 from eenet.calibration import Calibration, OperatingPoint
 from eenet.calibration.points import CALIBRATION
@@ -45,7 +45,7 @@ class Benched:
 def bench(
     run: Run | str | Path,
     *,
-    batch_size: Sequence[int] = (1, 32, 256),
+    batch_size: Sequence[int] | None = None,
     threads: int | None = None,
     compile: bool = False,
     runtime: Runtime = "torch",
@@ -59,7 +59,7 @@ def bench(
 
     Args:
         run: The run, or its folder.
-        batch_size: Samples per batch, each size once.
+        batch_size: Samples per batch, each size once; `None` for those of 1, 32 and 256 that the samples fill.
         threads: Processor threads of an operator, which stay so; `None` for those of this process.
         compile: Compile what is timed, on a GPU.
         runtime: What runs all of them: `torch`, or `onnx` for ONNX Runtime.
@@ -75,8 +75,9 @@ def bench(
     for field, count in (("samples", samples), ("rounds", rounds)):
         if count < 1:
             raise UserError(field, count, "must be at least 1")
-    if not batch_size or min(batch_size) < 1 or len(set(batch_size)) < len(batch_size):
-        raise UserError("batch-size", list(batch_size), "must be different whole numbers from 1, as 1,32,256")
+    given = (1,) if batch_size is None else batch_size
+    if not given or min(given) < 1 or len(set(given)) < len(given):
+        raise UserError("batch-size", list(given), "must be different whole numbers from 1, as 1,32,256")
     check_runtime(runtime)
     if compile and runtime == "onnx":
         raise UserError("compile", True, "compiles torch's steps, which ONNX Runtime does not run; give one of the two")
@@ -94,7 +95,7 @@ def bench(
 
 def measure(
     run: Run,
-    sizes: Sequence[int],
+    sizes: Sequence[int] | None,
     compile: bool,
     names: str,
     samples: int,
@@ -105,7 +106,7 @@ def measure(
 
     Args:
         run: The run.
-        sizes: Samples per batch.
+        sizes: Samples per batch; `None` for the usual ones that the samples fill.
         compile: Compile the full network, the static exits and the routed network alike.
         names: Operating points, see `operating_points`.
         samples: Test samples of a round, as far as there are any.
@@ -121,6 +122,7 @@ def measure(
         raise UserError("run", str(run.folder), f"holds a {type(network).__name__}; only classifiers are timed")
     model.require_early_exits()
     rows = drawn(run.data, "test", samples)
+    sizes = filled(len(rows)) if sizes is None else sizes
     for size in sizes:
         if size > len(rows):
             raise UserError("batch-size", size, f"is more than the {len(rows)} samples; raise --samples or lower it")

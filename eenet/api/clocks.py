@@ -26,6 +26,9 @@ from eenet.runtime.contenders import device_name
 Runtime = Literal["torch", "onnx"]
 """What runs a network: torch, or ONNX Runtime."""
 
+SIZES = (1, 32, 256)
+"""Samples per batch where none are asked for."""
+
 BATCHES = 64
 """Of validation samples that a point is timed on, at most."""
 
@@ -69,7 +72,7 @@ class Profiled:
 def time_parts(
     run: Run | str | Path,
     *,
-    batch_size: Sequence[int] = (1, 32, 256),
+    batch_size: Sequence[int] | None = None,
     threads: int | None = None,
     runtime: Runtime = "torch",
     rounds: int = 5,
@@ -79,7 +82,7 @@ def time_parts(
 
     Args:
         run: The run, or its folder.
-        batch_size: Samples per batch.
+        batch_size: Samples per batch; `None` for those of 1, 32 and 256 that the validation samples fill.
         threads: Processor threads of an operator, which stay so; `None` for those of this process.
         runtime: What runs them.
         rounds: That count.
@@ -93,7 +96,18 @@ def time_parts(
         raise UserError("rounds", rounds, "must be at least 1")
     use_threads(threads)
     run = opened(run, checkpoint)
-    return Profiled([measure_profile(run, size, runtime, rounds) for size in batch_size], run.file(PROFILE))
+    sizes = filled(len(drawn(run.data, "val", max(SIZES)))) if batch_size is None else batch_size
+    return Profiled([measure_profile(run, size, runtime, rounds) for size in sizes], run.file(PROFILE))
+
+
+def filled(samples: int) -> list[int]:
+    """The usual sizes of batches that so many samples fill.
+
+    Example:
+        >>> filled(120)
+        [1, 32]
+    """
+    return [size for size in SIZES if size <= samples]
 
 
 def measure_profile(run: Run, batch_size: int, runtime: Runtime, rounds: int) -> Seconds:

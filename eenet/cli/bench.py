@@ -16,7 +16,7 @@ def main(args: list[str]) -> None:
         description="Time the full network, the static exits and the routed network in turns on test samples.",
     )
     add_run(parser)
-    parser.add_argument("--batch-size", type=str, default="1,32,256", help="samples per batch, as 1,32,256")
+    parser.add_argument("--batch-size", type=str, help="samples per batch; by default those of 1,32,256 that there are")
     parser.add_argument("--threads", type=int | None, help="processor threads of an operator")
     parser.add_argument("--compile", type=bool, nargs="?", const=True, default=False, help="on a GPU: compile all")
     parser.add_argument("--runtime", type=str, default="torch", help="torch, or onnx: ONNX Runtime for all of them")
@@ -31,7 +31,8 @@ def main(args: list[str]) -> None:
     from eenet.reporting import show
     from eenet.reporting.speed import profile_table, speed_table
 
-    run, checkpoint, sizes = options.pop("run"), options.pop("ckpt_path"), batch_sizes(options.pop("batch_size"))
+    run, checkpoint, given = options.pop("run"), options.pop("ckpt_path"), options.pop("batch_size")
+    sizes = None if given is None else batch_sizes(given)
     if options.pop("profile"):
         kept = {name: options[name] for name in ("threads", "runtime", "rounds")}
         timed = time_parts(run, batch_size=sizes, checkpoint=checkpoint, **kept)

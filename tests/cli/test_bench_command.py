@@ -102,6 +102,11 @@ def test_points_come_from_the_calibration(
     path.unlink()
 
 
+def test_sizes_that_nobody_asked_for_are_those_that_the_samples_fill(run: Path) -> None:
+    found = bench(run, "--samples", "40", "--rounds", "1")
+    assert [batch["batch_size"] for batch in found["batches"]] == [1, 32]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
