@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,13 +206,15 @@ class Joined:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"number": number, "task": pickle.dumps(task)} for number, task in tasks.items()]
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            perform_row,
-            fn_kwargs={"place": self.place, "work": work, "shared": shared},
-            num_cpus=self.cluster.cpus,
-            num_gpus=self.cluster.gpus,
-            max_retries=RETRIES,
-        )
+        with warnings.catch_warnings():  # until Ray 2.64 retries are limited so, and by nothing else
+            warnings.filterwarnings("ignore", ".*ray_remote_args")
+            found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                perform_row,
+                fn_kwargs={"place": self.place, "work": work, "shared": shared},
+                num_cpus=self.cluster.cpus,
+                num_gpus=self.cluster.gpus,
+                max_retries=RETRIES,
+            )
         with self._translated():
             for row in found.iter_rows():
                 yield row["number"], *result(*pickle.loads(row["result"]))
