@@ -3,8 +3,9 @@
 A family is imported when it is asked for: none needs the packages of another.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eenet.late import lazily
 
 if TYPE_CHECKING:
     from datamodules.base import RunData, Samples, Split, SplitData, SplitDataset
@@ -21,33 +22,6 @@ if TYPE_CHECKING:
     from datamodules.svhn import SVHN
     from datamodules.text import TextClassification, TextData, TextSplit
     from datamodules.texts import ContinuedTexts
-
-_HOMES = {
-    "BBCNews": "bbc",
-    "CIFAR10": "cifar",
-    "CIFAR100": "cifar",
-    "CIFAR100LT": "cifar",
-    "Continuations": "continuations",
-    "ContinuedTexts": "texts",
-    "Digits": "digits",
-    "FashionMNIST": "fashion_mnist",
-    "ImageData": "image",
-    "ImageFolder": "folder",
-    "ImageNet": "imagenet",
-    "ImageSplit": "image",
-    "OwnData": "own",
-    "PhotographData": "photographs",
-    "RunData": "base",
-    "SVHN": "svhn",
-    "Samples": "base",
-    "Split": "base",
-    "SplitData": "base",
-    "SplitDataset": "base",
-    "TextClassification": "text",
-    "TextData": "text",
-    "TextSplit": "text",
-    "TransformedImages": "image",
-}
 
 __all__ = [
     "CIFAR10",
@@ -75,9 +49,4 @@ __all__ = [
     "TextSplit",
     "TransformedImages",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__)

@@ -6,6 +6,8 @@ Each name of the library is imported when it is first used; `train` and `evaluat
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from eenet.late import lazily
+
 if TYPE_CHECKING:
     from eenet.api.benchmarking import bench
     from eenet.api.calibrating import calibrate
@@ -22,27 +24,6 @@ if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
     from eenet.runtime.load import load
     from lightning_modules.training import evaluate, train
-
-_HOMES = {
-    "EarlyExitNetwork": "eenet.network",
-    "Run": "eenet.api.opening",
-    "UserError": "eenet.errors",
-    "attach": "eenet.attaching",
-    "bench": "eenet.api.benchmarking",
-    "calibrate": "eenet.api.calibrating",
-    "compare": "eenet.api.comparing",
-    "evaluate": "lightning_modules.training",
-    "export": "eenet.api.exporting",
-    "generate": "eenet.api.generating",
-    "harness": "eenet.api.harness",
-    "infer": "eenet.api.inferring",
-    "load": "eenet.runtime.load",
-    "open_run": "eenet.api.opening",
-    "predict": "eenet.api.inferring",
-    "serve": "eenet.api.serving",
-    "time_parts": "eenet.api.clocks",
-    "train": "lightning_modules.training",
-}
 
 __version__ = "0.3.0"
 __all__ = [
@@ -65,11 +46,8 @@ __all__ = [
     "time_parts",
     "train",
 ]
+_named = lazily(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "lightning"):
-        return import_module(f"eenet.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return import_module(f"eenet.{name}") if name in ("data", "lightning") else _named(name)

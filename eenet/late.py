@@ -1,14 +1,17 @@
-"""Classes that get a base class when an object of theirs is made, and none where it would not be used.
+"""Names of a package that are imported when they are used, and classes that get a base when an object is made.
 
 What opens a run needs its network, its points and its data, and not what trains them, whose import takes seconds. So
 routines and data modules name Lightning's classes and become theirs when an object is made, but inside `without`.
 """
 
-from collections.abc import Iterator
+import ast
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 EXPECTED = (
@@ -20,6 +23,27 @@ EXPECTED = (
 """What Lightning warns of though it is as it should be."""
 
 _WITHOUT = ContextVar("without", default=False)
+
+
+def lazily(package: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package: a name comes from where the package's block for type checkers imports it.
+
+    Example:
+        >>> lazily("eenet")("load").__module__
+        'eenet.runtime.load'
+    """
+
+    @cache
+    def homes() -> dict[str, str | None]:
+        nodes = ast.walk(ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")))
+        return {alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+    def get(name: str) -> Any:
+        if name not in homes():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(str(homes()[name])), name)
+
+    return get
 
 
 class Late:

@@ -1,7 +1,8 @@
 """Routines: one file per way of training an early-exit network, imported when it is asked for."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eenet.late import lazily
 
 if TYPE_CHECKING:
     from lightning_modules.backbone import BackboneTraining
@@ -13,20 +14,6 @@ if TYPE_CHECKING:
     from lightning_modules.routine import ExitRoutine
     from lightning_modules.tuning import PlanTuning
     from lightning_modules.weighted import WeightedExits
-
-_HOMES = {
-    "BackboneTraining": "backbone",
-    "DecoderJointExits": "decoder",
-    "DecoderRoutine": "decoder",
-    "DecoderThresholds": "decoder",
-    "DecoupledExits": "decoupled",
-    "ExitRoutine": "routine",
-    "GateTraining": "gating",
-    "JointExits": "joint",
-    "PlanTuning": "tuning",
-    "QuEE": "quee",
-    "WeightedExits": "weighted",
-}
 
 __all__ = [
     "BackboneTraining",
@@ -41,9 +28,4 @@ __all__ = [
     "QuEE",
     "WeightedExits",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__)

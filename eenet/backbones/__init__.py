@@ -3,10 +3,10 @@
 A family is imported when it is asked for: the runtime needs the contract alone, and neither timm nor torchvision.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eenet.backbones.base import StagedBackbone, State, select
+from eenet.late import lazily
 
 if TYPE_CHECKING:
     from eenet.backbones.bert import Bert
@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from eenet.backbones.traced import Traced
     from eenet.backbones.vit import ViT
     from eenet.backbones.weights import load_weights
-
-_HOMES = {
-    "Bert": "bert",
-    "CifarResNet": "cifar_resnet",
-    "EfficientNetLite0": "efficientnet",
-    "Gpt": "gpt",
-    "ResNet": "resnet",
-    "TimmBackbone": "timm_generic",
-    "Traced": "traced",
-    "ViT": "vit",
-    "load_weights": "weights",
-}
 
 __all__ = [
     "Bert",
@@ -45,9 +33,4 @@ __all__ = [
     "load_weights",
     "select",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__)
