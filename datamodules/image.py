@@ -252,11 +252,7 @@ def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
 
 
 def fetch(download: Callable[[], object], root: Path) -> None:
-    """Run a download of torchvision's.
-
-    Raises:
-        UserError: If it fails.
-    """
+    """Run a download of torchvision's; a `UserError` where it fails."""
     try:
         download()
     except (OSError, RuntimeError) as error:

@@ -43,11 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a configuration.
-
-    Raises:
-        UserError: It is no YAML in UTF-8, or holds no keys and values.
-    """
+    """The keys and values of a configuration; a `UserError` where it is no YAML in UTF-8, or holds none."""
     text = read_text(path)
     try:
         values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

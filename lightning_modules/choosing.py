@@ -198,11 +198,7 @@ class ChoosesPoints(Module):
             raise UserError("point", name, f"is not chosen: {why}; {self.remedy(folder, checkpoint)}")
 
     def require_principal(self) -> None:
-        """Refuse to use the principal point where it is not chosen.
-
-        Raises:
-            UserError: It is not.
-        """
+        """Raise a `UserError` where the principal point is to be used and is not chosen."""
         name, point = next(iter(self.operating_points().items()))
         self.require_chosen(name, point, self.split, self.trainer.default_root_dir, self._tested)
 

@@ -99,11 +99,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
 
     def refuse_connections(self) -> None:
-        """Refuse connections between exits that have weights, which the routine does not train.
-
-        Raises:
-            UserError: The network has one.
-        """
+        """Raise a `UserError` for connections between exits with weights, which the routine does not train."""
         kind = type(self.network.connection).__name__
         if next(self.network.connection.parameters(), None) is not None:
             raise UserError("model.network.connection", kind, "is trained by lightning_modules.DecoupledExits")

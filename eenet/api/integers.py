@@ -121,11 +121,7 @@ def choose_integers(run: Run, chosen: Chosen, samples: int, held: ExitStack) -> 
 
 
 def wishes_of(point: OperatingPoint) -> Wishes | None:
-    """What a point was chosen for, to be asked again; `None` where nothing is known of that.
-
-    Raises:
-        UserError: It was chosen by the clock.
-    """
+    """What a point was chosen for, `None` where nothing is known of that; a `UserError` where it was by the clock."""
     wish = next((wish for wish in WISHES if wish in point.asked), None)
     if wish is None:
         return None

@@ -142,11 +142,7 @@ def build(values: dict[str, Any], trains: bool = False) -> Any:
 
 
 def device_of(trainer: dict[str, Any]) -> torch.device:
-    """Where a run's trainer would put it, on one device.
-
-    Raises:
-        UserError: There is no such device.
-    """
+    """Where a run's trainer would put it, on one device; a `UserError` where there is none such."""
     wanted = trainer.get("accelerator", "auto")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)

@@ -122,11 +122,7 @@ class Parts:
         return rows is not None
 
     def read(self, number: int) -> list[Row]:
-        """The rows of a batch.
-
-        Raises:
-            UserError: They are damaged or gone.
-        """
+        """The rows of a batch, or a `UserError` where they are damaged or gone."""
         rows = self._rows(number)
         if rows is None:
             raise UserError("output", str(self.part(number)), "was damaged while it was in use; run the command again")

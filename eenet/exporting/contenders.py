@@ -50,11 +50,7 @@ def onnx_contenders(
 
 
 def routed_network(network: EarlyExitNetwork, policy: Policy, example: Any) -> InParts:
-    """A network as `eenet export --format onnx --one` writes it, loaded again.
-
-    Raises:
-        UserError: As `export_network`.
-    """
+    """A network as `eenet export --format onnx --one` writes it, loaded again."""
     with TemporaryDirectory(prefix="eenet-") as folder:
         export_network(network, policy, Path(folder, "routed"), example, "onnx", one=True)
         return InParts(load(Path(folder, "routed")))

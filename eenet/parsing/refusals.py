@@ -58,11 +58,7 @@ class Refusals:
     """Mixin of a jsonargparse parser that raises a `UserError` where the parser would print its usage and exit."""
 
     def parse_args(self: Any, *given: Any, **options: Any) -> Any:
-        """Parse, and refuse what jsonargparse drops: a key that does not exist and holds an empty mapping.
-
-        Raises:
-            UserError: There is such a key.
-        """
+        """Parse; a `UserError` for what jsonargparse drops: a key that does not exist and holds an empty mapping."""
         config = super().parse_args(*given, **options)  # type: ignore[misc]
         own = config[config.subcommand] if config.get("subcommand") else config
         for key, value in leaves((given[0] if given else options.get("args")) or []):

@@ -282,11 +282,7 @@ class Twins(nn.Module):
         return [Weights(own.view(shape), *rest) for shape, own, *rest in zip(self._shapes, *parts, strict=True)]
 
     def twin(self, width: int) -> StagedBackbone:
-        """The backbone with its stages at a width.
-
-        Raises:
-            UserError: It is not calibrated.
-        """
+        """The backbone with its stages at a width; a `UserError` where it is not calibrated."""
         if width == FLOAT:
             return self.backbone
         key = width, self.native and width == NATIVE_WIDTH

@@ -314,11 +314,7 @@ def load_runs(paths: Sequence[str], checkpoint: str = "last") -> list[Run]:
 
 
 def leave_out_unchosen(run: Run) -> None:
-    """Take the points without figures out of a run's results, with a warning.
-
-    Raises:
-        UserError: None is left.
-    """
+    """Take the points without figures out of a run's results, with a warning; a `UserError` where none is left."""
     kept = chosen_rows(run.results)
     for line in not_chosen_lines(run.results["operating_points"]):
         if not kept:

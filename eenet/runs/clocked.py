@@ -35,11 +35,7 @@ def keep(path: Path, checkpoint: Path, found: Seconds) -> None:
 
 
 def find(path: Path, checkpoint: Path, runtime: str, threads: int, batch_size: int, device: str) -> Seconds:
-    """The profile of a run for these conditions.
-
-    Raises:
-        UserError: There is none: what `eenet bench` has to be told.
-    """
+    """The profile of a run for these conditions; a `UserError` that says what `eenet bench` has to be told."""
     for profile in _read(path, checkpoint):
         if profile.key == (device, runtime, threads, batch_size):
             return profile
