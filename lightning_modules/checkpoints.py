@@ -108,12 +108,7 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
 
 
 def warn_seen(data: Any, path: str) -> None:
-    """Warn where validation samples trained the backbone, as far as its run tells.
-
-    Args:
-        data: A data module, or `None`.
-        path: The backbone's run or checkpoint.
-    """
+    """Warn where validation samples trained the backbone, as far as the run tells that its path is in."""
     if not hasattr(data, "sample_ids"):
         return
     problem = seen_before(data, origins({"model": {"init_args": {"backbone_checkpoint": path}}}))

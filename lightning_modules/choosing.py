@@ -70,6 +70,22 @@ class ChoosesPoints(Module):
         return {}
 
     @property
+    def fitted(self) -> bool:
+        """Whether what decides at the own points needs no fitting to validation, or is fitted."""
+        return True
+
+    @property
+    def too_early(self) -> str | None:
+        """Why validations choose nothing yet, though they see the whole split; `None` where they do."""
+        return None
+
+    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
+        """The figures that stopping may watch: the principal point's; before it is fitted, all nodes' mean accuracy."""
+        if self.fitted and self.too_early is None:
+            return rows["operating_points"][0]
+        return {"accuracy": records["statistics"][..., 1].mean().item()}
+
+    @property
     def untrained(self) -> str | None:
         """What training left undone in the network's own gates, `None` where it left nothing."""
         return None

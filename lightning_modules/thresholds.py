@@ -1,6 +1,5 @@
 """What is shared by routines whose samples leave where the score of a gate reaches a threshold."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +18,6 @@ from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy, Threshold
-from eenet.reporting import Results
 from lightning_modules.routine import ExitRoutine
 
 BUDGETS = "budgets"
@@ -69,12 +67,6 @@ class ThresholdExits(ExitRoutine):
         self._never = set[str]()
         self._logits, self._validated = Records(["logits"]), torch.empty(0)
         self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
-
-    def setup(self, stage: str) -> None:
-        """Warn of budgets that even leaving at the first exit would break."""
-        super().setup(stage)
-        for name, why in self.unmet.items():
-            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
 
     @property
     def unmet(self) -> dict[str, str]:
@@ -159,12 +151,6 @@ class ThresholdExits(ExitRoutine):
         super().record(outputs, labels)
         if isinstance(self.network.gate, StoppingGate):
             self._logits.update(logits=outputs.logits)
-
-    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
-        """Before values are fitted, the mean accuracy of all exits."""
-        if self.fitted and self.too_early is None:
-            return super().watched(rows, records)
-        return {"accuracy": records["statistics"][..., 1].mean().item()}
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Keep the logits of all samples where values are to be fitted."""

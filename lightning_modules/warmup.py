@@ -47,12 +47,7 @@ class EarlyStopping:
         self.judged = False
 
     def restore(self, modules: Sequence[nn.Module], stopped_only: bool = False) -> None:
-        """Give modules their best weights, where there are any.
-
-        Args:
-            modules: One per exit.
-            stopped_only: Leave out those that still train.
-        """
+        """Give modules, one per exit, their best weights, where there are any, or those alone that have stopped."""
         for module, weights, stopped in zip(modules, self.weights, self.stopped, strict=True):
             if weights and (stopped or not stopped_only):
                 module.load_state_dict(weights)

@@ -257,15 +257,7 @@ def read_split(run: Run, split: str) -> Split:
 
 @torch.no_grad()
 def read_training(run: Run, most: int) -> Tensor:
-    """All nodes' logits on some of the training samples, see `SplitData.training_features`.
-
-    Args:
-        run: The run.
-        most: Samples at most.
-
-    Returns:
-        `(samples, nodes, classes)`.
-    """
+    """Logits of all nodes on at most so many training samples, `(samples, nodes, classes)`."""
     network = run.model.network
     features = run.data.training_features(network, run.model.features, most)
     return torch.cat([network.exit_logits(extracted).float().cpu() for extracted, _ in features])

@@ -83,11 +83,7 @@ def _widened(values: Tensor) -> Tensor:
 
 
 def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
-    """Warn of points that no sample leaves early at.
-
-    Args:
-        shares: Of the validation samples that leave at each exit, by the name of the point.
-    """
+    """Warn of points at which no validation sample leaves early, by the shares that leave at each exit."""
     for name, found in shares.items():
         if len(found) > 1 and found[-1] == 1:
             rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")

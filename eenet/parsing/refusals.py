@@ -274,9 +274,7 @@ def choice(cause: Cause, said: re.Match[str]) -> Explained:
 def no_import(cause: Cause, said: re.Match[str]) -> Explained | None:
     """A class that cannot be imported."""
     path = cause.path or said["name"]
-    if cause.path is None and re.search(
-        r"Subtypes: .*(?:Literal|'(?:int|float|bool|str|dict|list)'|list\[)", cause.text
-    ):
+    if cause.path is None and PLAIN.search(cause.text):
         return None  # it was meant to be something else
     module, _, name = path.rpartition(".")
     offered = {

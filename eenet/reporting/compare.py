@@ -181,11 +181,7 @@ class Group:
         return [run.results.get("seed") for run in self.runs]
 
     def points(self, kind: str) -> list[Point]:
-        """Mean and deviation over seeds of the rows of a kind, in their order.
-
-        Args:
-            kind: `operating_points`, `random_routing` or `static_exits`.
-        """
+        """Mean and deviation over seeds of `operating_points`, `random_routing` or `static_exits`, in their order."""
         return [make_point(rows) for rows in zip(*(rows[kind] for rows in self.rows), strict=True)]
 
 
