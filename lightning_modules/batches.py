@@ -99,15 +99,7 @@ class DataModel(Module):
     share: Tensor | None = None
 
     def meet(self, data: Any, saved: Mapping[str, Any] | None = None) -> None:
-        """Settle the data's preprocessing, and refuse data that the network cannot read.
-
-        Args:
-            data: A data module.
-            saved: The checkpoint that is continued or opened.
-
-        Raises:
-            UserError: It cannot, or the preprocessing is another than that of a checkpoint.
-        """
+        """Settle the preprocessing, as a checkpoint has it; a `UserError` for data that the network cannot read."""
         settle_preprocessing(self, data, saved)
         self.check_data(data)
 

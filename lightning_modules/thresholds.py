@@ -108,16 +108,7 @@ class ThresholdExits(ExitRoutine):
             fit_ensemble(self.ensemble, *(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     def training_data(self, field: str, needs: Any, most: int) -> Iterable[tuple[ExitFeatures, Tensor]]:
-        """Features and labels of some training samples, batch by batch.
-
-        Args:
-            field: Of the network, for the error.
-            needs: What is fitted to them.
-            most: Samples at most.
-
-        Raises:
-            UserError: The data give none.
-        """
+        """Features and labels of at most so many training samples, by batches; a `UserError` where data give none."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "training_features"):
             remedy = "is fitted to training samples, which only a `SplitData` gives"

@@ -26,13 +26,7 @@ class EarlyStopping:
         self.weights: list[dict[str, Tensor]] = [{} for _ in range(count)]
 
     def update(self, modules: Sequence[nn.Module], accuracies: Sequence[float], epoch: int) -> None:
-        """Keep the weights of the modules that still train and are better than before.
-
-        Args:
-            modules: One per exit.
-            accuracies: Their accuracies on the validation split.
-            epoch: The epoch of training, counted from 0.
-        """
+        """Keep the weights of the modules, one per exit, that still train and are more accurate than before."""
         self.judged = True
         for i, (module, accuracy) in enumerate(zip(modules, accuracies, strict=True)):
             if not self.stopped[i] and accuracy > self.best[i]:

@@ -156,13 +156,7 @@ def training_inputs(run: Run, samples: int) -> Any:
 
 
 def figures(correct: Tensor, nodes: Tensor, costs: Costs) -> dict[str, float]:
-    """What a policy that is kept gets on the validation split, as `eenet.calibration.chooser.Chooser` says it.
-
-    Args:
-        correct: Whether each node is right, bool `(samples, nodes)`.
-        nodes: Where each sample leaves.
-        costs: Of the nodes.
-    """
+    """What a policy that is kept gets on validation, as `Chooser` says it; `correct` is bool `(samples, nodes)`."""
     right = gather_exits(correct, nodes)
     found = {"accuracy": right.double().mean().item(), "accuracy_se": standard_error(right)}
     return found | {f"{unit}_fraction": cost_of(nodes, column.fractions()) for unit, column in costs.columns.items()}

@@ -107,15 +107,7 @@ class Parts:
         write_text(self.part(number), f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
     def has(self, number: int, ids: list[str]) -> bool:
-        """Whether a batch was written before; one that was damaged since counts as not.
-
-        Args:
-            number: The batch.
-            ids: Of its inputs.
-
-        Raises:
-            UserError: It was written of other inputs.
-        """
+        """Whether a batch was written before and is whole; a `UserError` where it was of other inputs."""
         rows = self._rows(number)
         if rows is not None and [row["id"] for row in rows] != ids:
             raise UserError("output", str(self.folder), "holds parts of other inputs; delete it")

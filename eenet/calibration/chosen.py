@@ -90,12 +90,7 @@ def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
 
 
 def warn_guessing(full: Mapping[str, Any], num_classes: int) -> None:
-    """Warn where a frozen network's own head is no better than guessing: its weights are not those that were meant.
-
-    Args:
-        full: Its row of results on validation samples.
-        num_classes: Of the data.
-    """
+    """Warn where a frozen network's own head does no better than guessing on validation: its weights are others."""
     samples, guess = sum(full["bins"]["count"]), 1 / num_classes
     if full["balanced_accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / samples):
         rank_zero_warn(

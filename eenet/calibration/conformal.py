@@ -244,14 +244,7 @@ def summarise_coverage(covered: Tensor, sizes: Tensor, exits: Tensor, num_exits:
 
 
 def coverage_rows(covered: Tensor, sizes: Tensor, groups: Tensor, count: int) -> list[dict[str, Any]]:
-    """`count`, `coverage` and `set_size` of the samples of each group, such as exits or classes.
-
-    Args:
-        covered: Whether the set holds the true class, `(samples,)`.
-        sizes: Classes in the set, `(samples,)`.
-        groups: Number of each sample's group, `(samples,)`.
-        count: Of groups.
-    """
+    """`count`, `coverage` and `set_size` of the samples of each of so many groups; all tensors are `(samples,)`."""
     rows: list[dict[str, Any]] = []
     for group in range(count):
         own = groups == group

@@ -58,11 +58,7 @@ def routed_network(network: EarlyExitNetwork, policy: Policy, example: Any) -> I
 
 @torch.no_grad()
 def full_network(network: EarlyExitNetwork, example: Any) -> InParts:
-    """The plain backbone on ONNX Runtime, by a session for any batch and one whose batch is fixed to 1.
-
-    Raises:
-        UserError: A package is missing, or it has no form in ONNX.
-    """
+    """The plain backbone on ONNX Runtime, a session for any batch and one for 1; a `UserError` without that form."""
     traced = trace_function(
         "full_network", network, None, lambda inputs: (network.backbone(inputs),), example, shortened(network, example)
     )

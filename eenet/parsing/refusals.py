@@ -187,14 +187,7 @@ def level(text: str) -> str:
 
 
 def refusal(message: str, args: Sequence[str], prog: str, options: Sequence[str] = ()) -> UserError:
-    """The user's mistake that a report of jsonargparse is about.
-
-    Args:
-        message: The report.
-        args: The arguments that were parsed.
-        prog: The command, as `eenet fit`.
-        options: Its options, whose spelling the field takes.
-    """
+    """The user's mistake that a report of jsonargparse is about, in the spelling of the command's options."""
     field, value, problem = explain(deepest(message, prog))
     if NEAREST not in message:  # else the spelling is what is refused
         field = next((name for name in options if plain(name) == plain(field)), field)

@@ -17,13 +17,7 @@ SCHEMA = 1
 
 
 def keep(path: Path, checkpoint: Path, found: Seconds) -> None:
-    """Add a profile to a run's file, where it replaces one of the same device, runtime, threads and batch size.
-
-    Args:
-        path: The file.
-        checkpoint: Whose network was measured; profiles of another one go.
-        found: The profile.
-    """
+    """Add a profile to a run's file, in place of one of the same conditions; those of another checkpoint go."""
     try:
         old = _read(path, checkpoint)
     except UserError:

@@ -42,11 +42,7 @@ class OnnxProgram:
         self.places = {name: int(name.removeprefix("input_")) for name in names}
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Run it; inputs are named by their place, and those that nothing reads are not given.
-
-        Raises:
-            UserError: ONNX Runtime refuses them.
-        """
+        """Run it, inputs by their place, but none that nothing reads; a `UserError` where ONNX Runtime refuses them."""
         try:
             given = {name: inputs[place].numpy() for name, place in self.places.items()}
             return [torch.from_numpy(result) for result in self.session.run(None, given)]
