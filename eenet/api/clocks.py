@@ -37,7 +37,7 @@ def check_runtime(runtime: str) -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let an operator take so many processor threads from here on, `None` as before; `UserError` for less than one."""
+    """Let an operator take so many processor threads from here on, as before for `None`; a `UserError` below 1."""
     if threads is None:
         return
     if threads < 1:

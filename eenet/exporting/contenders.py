@@ -18,7 +18,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
 from eenet.runtime.contenders import Contender, InParts
 from eenet.runtime.load import load
-from eenet.runtime.onnx_program import make_session
+from eenet.runtime.onnx_program import feed, make_session
 from eenet.runtime.trace import shortened, trace_function
 
 
@@ -70,7 +70,6 @@ def full_network(network: EarlyExitNetwork, example: Any) -> InParts:
 
     def run(inputs: Any) -> Tensor:
         tensors = pytree.tree_leaves(inputs)
-        given = {name: tensors[int(name.removeprefix("input_"))].numpy() for name in names}
-        return torch.from_numpy(sessions[len(tensors[0]) > 1].run(None, given)[0])
+        return torch.from_numpy(sessions[len(tensors[0]) > 1].run(None, feed(names, tensors))[0])
 
     return InParts(run)
