@@ -53,7 +53,7 @@ def write_config(folder: Path, method: str, gate: str, **arguments: Any) -> Path
 def write_run(folder: Path, method: str, values: dict[str, Any], data: dict[str, Any]) -> Path:
     """The configuration of a run in `folder/run` that trains for three epochs on the CPU and shows nothing."""
     trainer = {"max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     config = {
         "seed_everything": 0,
         "trainer": {"default_root_dir": str(folder / "run"), **trainer, **quiet},

@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("runs")
         for kind, arguments in KINDS.items():
             config = write_text_config(folder / kind, "PlanTuning", **arguments)
-            main(["fit", "--config", str(config), "--trainer.max_epochs=4", "--trainer.logger=true"])
+            main(["fit", "--config", str(config), "--trainer.max_epochs=4"])
         return {kind: folder / kind / "run" for kind in KINDS}
 
 
