@@ -155,11 +155,7 @@ class RunData(Described, DataModule, ABC):
         return self.split_record()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint made on another split.
-
-        Raises:
-            UserError: If the checkpoint's split record differs from this one.
-        """
+        """Raise a `UserError` for a checkpoint made on another split."""
         record = self.split_record()
         for key, value in record.items():
             if state_dict.get(key) != value and (key != "classes" or key in state_dict):  # records of before had none
@@ -383,10 +379,6 @@ class SplitData(RunData):
 
 
 def check_at_least(field: str, value: float, least: float) -> None:
-    """Refuse a value below the least that makes sense.
-
-    Raises:
-        UserError: If it is below.
-    """
+    """Raise a `UserError` where a value is below the least that makes sense."""
     if value < least:
         raise UserError(field, value, f"must be at least {least}")

@@ -106,11 +106,7 @@ def read_pair(images: Path, labels: Path) -> Samples:
 
 
 def read_idx(path: Path, parse: Callable[[str], Tensor]) -> Tensor:
-    """Read an IDX file, plain or gzipped, with torchvision's parser.
-
-    Raises:
-        UserError: If it is not a whole IDX file.
-    """
+    """Read an IDX file, plain or gzipped, with torchvision's parser; a `UserError` where it is not whole."""
     try:
         if path.suffix != ".gz":
             return parse(str(path))

@@ -144,12 +144,7 @@ def load_rows(data: SplitData, dataset: Dataset, rows: range) -> DataLoader:
 
 
 def load_whole(dataset: Dataset, **options: Any) -> Loader:
-    """A loader of a data set whose `__getitems__` gives a batch.
-
-    Args:
-        dataset: The data set.
-        options: As for `DataLoader`.
-    """
+    """A loader of a data set whose `__getitems__` gives a batch; options as for `DataLoader`."""
     return Loader(dataset, collate_fn=whole, pin_memory=torch.cuda.is_available(), **options)
 
 

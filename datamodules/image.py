@@ -229,15 +229,7 @@ class ImageData(TransformedImages):
 
 
 def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Refuse a folder in which one of torchvision's files is missing or damaged.
-
-    Args:
-        root: Folder of the data set.
-        files: Path below `root` and MD5 sum of each file.
-
-    Raises:
-        UserError: Naming the folder and the files.
-    """
+    """Raise a `UserError` that names the files below `root` that are missing or have another MD5 sum."""
     from torchvision.datasets.utils import check_integrity
 
     remedy = "set data.init_args.download: true"
@@ -252,11 +244,7 @@ def check_files(root: Path, files: Iterable[tuple[str, str]]) -> None:
 
 
 def fetch(download: Callable[[], object], root: Path) -> None:
-    """Run a download of torchvision's.
-
-    Raises:
-        UserError: If it fails.
-    """
+    """Run a download of torchvision's; a `UserError` where it fails."""
     try:
         download()
     except (OSError, RuntimeError) as error:

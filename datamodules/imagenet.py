@@ -72,11 +72,7 @@ class ImageNet(PhotographData):
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders, ascending.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Names of the class folders, ascending; a `UserError` where there is none."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not names:
         layout = "one folder per class (n01440764, n01443537, ...) with its images"

@@ -35,13 +35,7 @@ class Loader(DataLoader):
 
 
 def make_loader(dataset: Dataset, collate: Callable | None, **options: Any) -> Loader:
-    """A loader of a data set whose `__getitems__` gives a user's mistake instead of raising it.
-
-    Args:
-        dataset: The data set, or a subset of it.
-        collate: How items become a batch; `None` for torch's default.
-        options: As for `DataLoader`.
-    """
+    """A `DataLoader` of a data set whose `__getitems__` gives a user's mistake instead of raising it."""
     return Loader(dataset, collate_fn=partial(_collate, collate or default_collate), **options)
 
 

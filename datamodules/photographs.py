@@ -271,11 +271,7 @@ class PhotographData(TransformedImages):
         return {**super().split_record(), "preprocessing": self.preprocessing.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint made on another split or with other preprocessing.
-
-        Raises:
-            UserError: It was.
-        """
+        """Raise a `UserError` for a checkpoint made on another split or with other preprocessing."""
         own, recorded = self.preprocessing, state_dict.get("preprocessing", self.preprocessing.to_dict())
         for name in own.differences(Preprocessing.from_dict(recorded)):
             problem = f"the checkpoint was trained with {recorded[name]!r}"

@@ -117,16 +117,7 @@ def long_tailed(labels: Labels, ratio: float, seed: int) -> Rows:
 
 
 def check_labels(labels: Labels, num_classes: int, source: str) -> None:
-    """Refuse labels that are not classes `0 .. num_classes - 1`.
-
-    Args:
-        labels: Class of every sample, `(samples,)`.
-        num_classes: Number of classes.
-        source: The file or folder that the labels come from.
-
-    Raises:
-        UserError: If there is no sample, or a label is out of range.
-    """
+    """Raise a `UserError` where labels `(samples,)` of a source are none, or not of `0 .. num_classes - 1`."""
     if len(labels) == 0:
         raise UserError("data", source, "holds no samples")
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -137,16 +128,7 @@ def check_labels(labels: Labels, num_classes: int, source: str) -> None:
 
 
 def check_classes(labels: Labels, num_classes: int, source: str) -> None:
-    """Refuse to train on labels that leave a class without samples.
-
-    Args:
-        labels: Class of every training sample, `(samples,)`, in range.
-        num_classes: Number of classes.
-        source: The file or folder that the labels come from.
-
-    Raises:
-        UserError: Naming the class.
-    """
+    """Raise a `UserError` that names a class of which the training labels `(samples,)` of a source have no sample."""
     empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(empty):
         raise UserError("data", source, f"class {int(empty[0])} of {num_classes} has no training samples")

@@ -280,11 +280,7 @@ class TextClassification(TextData):
 
 
 def check_text_file(field: str, path: str | None) -> None:
-    """Refuse a path that is not an existing CSV, JSONL or Parquet file; `None` is no path.
-
-    Raises:
-        UserError: Naming the field.
-    """
+    """Raise a `UserError` where a path is no CSV, JSONL or Parquet file that is there; `None` is no path."""
     if path is None:
         return
     if Path(path).suffix not in READERS or not Path(path).is_file():
@@ -324,11 +320,7 @@ def hub(online: bool) -> Iterator[None]:
 
 
 def package_folder(package: str, *parts: str, field: str) -> Path:
-    """A folder inside an installed package, found without importing it.
-
-    Raises:
-        UserError: If the package is not installed.
-    """
+    """A folder inside an installed package, found without importing it; a `UserError` where it is not installed."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise UserError(field, None, f"needs the package {package}: pip install {package}")

@@ -155,11 +155,7 @@ def fill(made: Any, values: dict[str, Any], state: dict[str, torch.Tensor]) -> A
 
 
 def check_same(network: Any, other: Any) -> None:
-    """Refuse a network that has changed since it was made.
-
-    Raises:
-        UserError: What would be loaded is another.
-    """
+    """Raise a `UserError` where a network has changed since it was made: what would be loaded is another."""
     for field in ("exit_stages", "boosted", "gradient_rescaling"):
         if getattr(network, field) != getattr(other, field):
             problem = f"was made with {getattr(other, field)} and has changed since; make the network with it"

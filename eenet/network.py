@@ -157,11 +157,7 @@ class EarlyExitNetwork(Described, Pretrained, nn.Module):
         return self.backbone.prepare(inputs)
 
     def check(self, policy: Policy) -> None:
-        """Refuse a policy for another tree.
-
-        Raises:
-            UserError: It is made for another number of exits or other paths, or for a chain where the tree branches.
-        """
+        """Raise a `UserError` for a policy of other exits or paths, or of a chain where the tree branches."""
         kind = type(policy).__name__
         if policy.tree is None and self.tree.branches:
             remedy = "leaves or goes on, and the network's paths branch by width; take `network.along(path)`"

@@ -17,12 +17,7 @@ UNREADABLE = (
 
 
 def read_text(path: Path) -> str:
-    """The text in a file, which is in UTF-8 whatever the locale.
-
-    Raises:
-        OSError: It cannot be opened.
-        DamagedError: It is no text in UTF-8.
-    """
+    """The text in a file, in UTF-8 whatever the locale; an `OSError` or, where it is no such text, a `DamagedError`."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -30,12 +25,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        OSError: It cannot be opened.
-        DamagedError: It is no JSON in UTF-8, or nested deeper than anything that is written here.
-    """
+    """The value in a JSON file; an `OSError` or, for no JSON in UTF-8 or too deep nesting, a `DamagedError`."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -43,11 +33,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a configuration.
-
-    Raises:
-        UserError: It is no YAML in UTF-8, or holds no keys and values.
-    """
+    """The keys and values of a configuration; a `UserError` where it is no YAML in UTF-8, or holds none."""
     text = read_text(path)
     try:
         values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -99,15 +99,7 @@ class DataModel(Module):
     share: Tensor | None = None
 
     def meet(self, data: Any, saved: Mapping[str, Any] | None = None) -> None:
-        """Settle the data's preprocessing, and refuse data that the network cannot read.
-
-        Args:
-            data: A data module.
-            saved: The checkpoint that is continued or opened.
-
-        Raises:
-            UserError: It cannot, or the preprocessing is another than that of a checkpoint.
-        """
+        """Settle the preprocessing, as a checkpoint has it; a `UserError` for data that the network cannot read."""
         settle_preprocessing(self, data, saved)
         self.check_data(data)
 
@@ -128,11 +120,7 @@ class DataModel(Module):
         return str(self.trainer.precision).endswith("mixed")
 
     def weigh_classes(self, weights: ClassWeights) -> None:
-        """Take the weights that the user asks for.
-
-        Raises:
-            UserError: They cannot be used.
-        """
+        """Take the weights that the user asks for; a `UserError` where they cannot be used."""
         self.class_weights = check_class_weights(weights, self.network.backbone.num_classes)
 
     def on_fit_start(self) -> None:
@@ -197,11 +185,7 @@ class DataModel(Module):
         check_inputs(batch, self.network.backbone, self.mixed)
 
     def check_size(self, samples: int) -> None:
-        """Refuse a training batch of one sample where it is normalised over.
-
-        Raises:
-            UserError: There is a batch normalisation in training mode.
-        """
+        """Raise a `UserError` where a training batch of one sample is normalised over."""
         if samples == 1 and normalises_batches(self.network):
             problem = "training batches normalised over their samples need two or more; a loader with a last one of one"
             raise UserError("data.batch_size", samples, f"{problem} takes drop_last=True")

@@ -65,11 +65,7 @@ def check_identity(checkpoint: dict[str, Any], method: str, network: EarlyExitNe
 
 
 def check_epochs(checkpoint: dict[str, Any], max_epochs: int | None) -> None:
-    """Refuse to continue a run to an epoch that it has passed.
-
-    Raises:
-        UserError: It has.
-    """
+    """Raise a `UserError` where a run is to be continued to an epoch that it has passed."""
     done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs < done:
         raise UserError("trainer.max_epochs", max_epochs, f"the checkpoint has trained for {done} epochs already")
@@ -112,12 +108,7 @@ def load_backbone(backbone: StagedBackbone, path: str, field: str = "model.backb
 
 
 def warn_seen(data: Any, path: str) -> None:
-    """Warn where validation samples trained the backbone, as far as its run tells.
-
-    Args:
-        data: A data module, or `None`.
-        path: The backbone's run or checkpoint.
-    """
+    """Warn where validation samples trained the backbone, as far as the run tells that its path is in."""
     if not hasattr(data, "sample_ids"):
         return
     problem = seen_before(data, origins({"model": {"init_args": {"backbone_checkpoint": path}}}))

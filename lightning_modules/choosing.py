@@ -70,6 +70,22 @@ class ChoosesPoints(Module):
         return {}
 
     @property
+    def fitted(self) -> bool:
+        """Whether what decides at the own points needs no fitting to validation, or is fitted."""
+        return True
+
+    @property
+    def too_early(self) -> str | None:
+        """Why validations choose nothing yet, though they see the whole split; `None` where they do."""
+        return None
+
+    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
+        """The figures that stopping may watch: the principal point's; before it is fitted, all nodes' mean accuracy."""
+        if self.fitted and self.too_early is None:
+            return rows["operating_points"][0]
+        return {"accuracy": records["statistics"][..., 1].mean().item()}
+
+    @property
     def untrained(self) -> str | None:
         """What training left undone in the network's own gates, `None` where it left nothing."""
         return None
@@ -198,11 +214,7 @@ class ChoosesPoints(Module):
             raise UserError("point", name, f"is not chosen: {why}; {self.remedy(folder, checkpoint)}")
 
     def require_principal(self) -> None:
-        """Refuse to use the principal point where it is not chosen.
-
-        Raises:
-            UserError: It is not.
-        """
+        """Raise a `UserError` where the principal point is to be used and is not chosen."""
         name, point = next(iter(self.operating_points().items()))
         self.require_chosen(name, point, self.split, self.trainer.default_root_dir, self._tested)
 

@@ -107,11 +107,7 @@ class GateTraining(TextRoutine):
             save_gates(self.gates, self.base, self.base_digest, Path(self.run_folder) / FOLDER, {"price": self.price})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse gates of a decoder with other weights.
-
-        Raises:
-            UserError: They are.
-        """
+        """Raise a `UserError` for gates of a decoder with other weights."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["base_digest"] != self.base_digest:
             raise UserError(

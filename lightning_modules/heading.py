@@ -19,12 +19,7 @@ AT_TEST = re.compile(r"model\.(budgets|clip)")
 
 
 def heading(routine: Any, split: str) -> Results:
-    """The fields of `results.json` above the rows.
-
-    Args:
-        routine: The routine, with a trainer.
-        split: `val` or `test`.
-    """
+    """The fields of `results.json` above the rows, of a routine with a trainer and the split `val` or `test`."""
     trainer, backbone = routine.trainer, routine.network.backbone
     data, trained = trainer.datamodule, routine.trained or training_record(trainer)
     identity = identify(routine, data)

@@ -17,11 +17,7 @@ class LossLog:
         self._entries.append((phase, batch, loss.detach()))
 
     def flush(self) -> dict[str, Tensor]:
-        """Mean loss of each phase since the last flush.
-
-        Raises:
-            UserError: A loss was not finite; names the first one's phase and batch.
-        """
+        """Mean loss of each phase since the last flush; a `UserError` that names the first that was not finite."""
         entries, self._entries = self._entries, []
         if not entries:
             return {}

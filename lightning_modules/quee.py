@@ -1,6 +1,5 @@
 """QuEE: bit-widths and exits chosen per sample by predicted error and BitOPs (Regol et al., arXiv 2406.14404)."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -134,12 +133,6 @@ class QuEE(ExitRoutine):
         heads = [(network.tree.exit(node), network.tree.nodes[node][-1]) for node in range(network.tree.num_early)]
         self.register_buffer("weights", torch.tensor([1 / heads.count(head) for head in heads]), persistent=False)
 
-    def setup(self, stage: str) -> None:
-        """As every routine; budgets that even the cheapest path breaks are warned of."""
-        super().setup(stage)
-        for name, why in self.unmet.items():
-            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
-
     @property
     def figures(self) -> "Mapping[str, Callable[[Results], Figure]]":
         """As every routine's; where a point is chosen, and so predictors are fitted, those of paths too."""
@@ -267,12 +260,6 @@ class QuEE(ExitRoutine):
             known = self.network.known(ExitFeatures(list(features), log_p[:, -1]), log_p)
             self._nodes = Nodes(statistics[..., 1], statistics[..., 0], known, log_p, labels)
         return self._nodes
-
-    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
-        """Before the predictors are fitted, the mean accuracy of all nodes."""
-        if self.fitted and self.too_early is None:
-            return super().watched(rows, records)
-        return {"accuracy": records["statistics"][..., 1].mean().item()}
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Add the predicted errors of all samples: those of the folds where the predictors have learned from them."""

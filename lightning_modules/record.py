@@ -32,11 +32,7 @@ class SaveConfig(Callback):
 
 
 def run_config(trainer: Any, routine: LightningModule) -> dict[str, Any]:
-    """A run's configuration, from its objects.
-
-    Raises:
-        UserError: One of them has no form in a configuration.
-    """
+    """A run's configuration, from its objects; a `UserError` where one of them has no form in a configuration."""
     if trainer.datamodule is None:
         raise UserError("data", "DataLoader", "only a data module has a form in a file")
     trained = training_record(trainer)

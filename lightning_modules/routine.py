@@ -1,5 +1,6 @@
 """What all routines share: judging exits and operating points, reporting them, and checkpoint identity."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -99,11 +100,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             raise UserError("model.network.exits", self.network.exit_stages, "needs at least one early exit")
 
     def refuse_connections(self) -> None:
-        """Refuse connections between exits that have weights, which the routine does not train.
-
-        Raises:
-            UserError: The network has one.
-        """
+        """Raise a `UserError` for connections between exits with weights, which the routine does not train."""
         kind = type(self.network.connection).__name__
         if next(self.network.connection.parameters(), None) is not None:
             raise UserError("model.network.connection", kind, "is trained by lightning_modules.DecoupledExits")
@@ -125,7 +122,7 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
         return self
 
     def setup(self, stage: str) -> None:
-        """Count the costs and check the policies."""
+        """Count the costs, check the policies, and warn of budgets that cannot be met."""
         for policy in self.policies().values():
             self.network.check(policy)
         _ = self.network.costs
@@ -139,6 +136,8 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
             self.train()
             if self.trainer.strategy.restore_checkpoint_after_setup:
                 self._begin()  # before the weights are sharded, whose checkpoint comes too late to ask for
+        for name, why in self.unmet.items():
+            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
 
     def on_fit_start(self) -> None:
         """Before a new training, load the backbone and prepare the network; a continued one has been."""
@@ -266,15 +265,6 @@ class ExitRoutine(Described, DataModel, ChoosesPoints, Reports, ABC):
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Give the training what it learns from validation: `statistics`, `predictions` and `scores` of all samples."""
-
-    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
-        """The figures that stopping may watch: those of the principal point."""
-        return rows["operating_points"][0]
-
-    @property
-    def too_early(self) -> str | None:
-        """Why validations choose nothing yet, though they see the whole split; `None` where they do."""
-        return None
 
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Choose the operating points from `statistics`, `predictions` and `scores` of all samples."""

@@ -20,11 +20,7 @@ OptimizerCallable = Callable[[Iterable], Optimizer]
 
 
 def cosine(optimizer: Optimizer, final: float, trainer: Trainer) -> CosineAnnealingLR:
-    """A cosine per epoch from the optimizer's learning rate to a final one; `end_schedules` settles the last epoch.
-
-    Raises:
-        UserError: The training has no end.
-    """
+    """A cosine per epoch to a final learning rate, see `end_schedules`; a `UserError` where the training has no end."""
     return CosineAnnealingLR(optimizer, T_max=_epochs(trainer) or 1, eta_min=final)
 
 

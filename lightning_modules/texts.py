@@ -127,11 +127,7 @@ class TextRoutine(DecoderRoutine):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the trained weights of a checkpoint, no more and no fewer.
-
-        Raises:
-            KeyError: The checkpoint holds others.
-        """
+        """Load the trained weights of a checkpoint; a `KeyError` where it holds more or fewer."""
         if differing := sorted(self.trained_names() ^ set(state_dict)):
             raise KeyError(f"{differing[0]} is trained in one of checkpoint and configuration alone")
         return super().load_state_dict(state_dict, strict=False, assign=assign)

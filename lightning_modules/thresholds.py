@@ -1,6 +1,5 @@
 """What is shared by routines whose samples leave where the score of a gate reaches a threshold."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +18,6 @@ from eenet.gates import ConfidenceGate, StoppingGate
 from eenet.metrics import Records
 from eenet.network import EarlyExitNetwork, ExitFeatures, ExitOutputs
 from eenet.policies import Policy, Threshold
-from eenet.reporting import Results
 from lightning_modules.routine import ExitRoutine
 
 BUDGETS = "budgets"
@@ -70,12 +68,6 @@ class ThresholdExits(ExitRoutine):
         self._logits, self._validated = Records(["logits"]), torch.empty(0)
         self.register_buffer("thresholds", torch.full((len(self.budgets),), float("inf")))
 
-    def setup(self, stage: str) -> None:
-        """Warn of budgets that even leaving at the first exit would break."""
-        super().setup(stage)
-        for name, why in self.unmet.items():
-            warnings.warn(f"model.budgets: {name} {why}", stacklevel=2)
-
     @property
     def unmet(self) -> dict[str, str]:
         """Why budgets cannot be met, by the names of their points."""
@@ -116,16 +108,7 @@ class ThresholdExits(ExitRoutine):
             fit_ensemble(self.ensemble, *(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
     def training_data(self, field: str, needs: Any, most: int) -> Iterable[tuple[ExitFeatures, Tensor]]:
-        """Features and labels of some training samples, batch by batch.
-
-        Args:
-            field: Of the network, for the error.
-            needs: What is fitted to them.
-            most: Samples at most.
-
-        Raises:
-            UserError: The data give none.
-        """
+        """Features and labels of at most so many training samples, by batches; a `UserError` where data give none."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "training_features"):
             remedy = "is fitted to training samples, which only a `SplitData` gives"
@@ -159,12 +142,6 @@ class ThresholdExits(ExitRoutine):
         super().record(outputs, labels)
         if isinstance(self.network.gate, StoppingGate):
             self._logits.update(logits=outputs.logits)
-
-    def watched(self, rows: Results, records: dict[str, Tensor]) -> dict[str, Any]:
-        """Before values are fitted, the mean accuracy of all exits."""
-        if self.fitted and self.too_early is None:
-            return super().watched(rows, records)
-        return {"accuracy": records["statistics"][..., 1].mean().item()}
 
     def finish_validation(self, records: dict[str, Tensor]) -> None:
         """Keep the logits of all samples where values are to be fitted."""

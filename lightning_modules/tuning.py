@@ -144,11 +144,7 @@ class PlanTuning(TextRoutine):
         checkpoint["base_digest"] = self.tuned.base_digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were tuned on another base model.
-
-        Raises:
-            UserError: They were.
-        """
+        """Raise a `UserError` for weights that were tuned on another base model."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["base_digest"] != self.tuned.base_digest:
             problem = "is not what the checkpoint's weights were tuned on; take the model as it was"

@@ -26,13 +26,7 @@ class EarlyStopping:
         self.weights: list[dict[str, Tensor]] = [{} for _ in range(count)]
 
     def update(self, modules: Sequence[nn.Module], accuracies: Sequence[float], epoch: int) -> None:
-        """Keep the weights of the modules that still train and are better than before.
-
-        Args:
-            modules: One per exit.
-            accuracies: Their accuracies on the validation split.
-            epoch: The epoch of training, counted from 0.
-        """
+        """Keep the weights of the modules, one per exit, that still train and are more accurate than before."""
         self.judged = True
         for i, (module, accuracy) in enumerate(zip(modules, accuracies, strict=True)):
             if not self.stopped[i] and accuracy > self.best[i]:
@@ -47,12 +41,7 @@ class EarlyStopping:
         self.judged = False
 
     def restore(self, modules: Sequence[nn.Module], stopped_only: bool = False) -> None:
-        """Give modules their best weights, where there are any.
-
-        Args:
-            modules: One per exit.
-            stopped_only: Leave out those that still train.
-        """
+        """Give modules, one per exit, their best weights, where there are any, or those alone that have stopped."""
         for module, weights, stopped in zip(modules, self.weights, self.stopped, strict=True):
             if weights and (stopped or not stopped_only):
                 module.load_state_dict(weights)

@@ -34,21 +34,13 @@ BATCHES = 64
 
 
 def check_runtime(runtime: str) -> None:
-    """Refuse a runtime that is none.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Raise a `UserError` where a runtime is none."""
     if runtime not in get_args(Runtime):
         raise UserError("runtime", runtime, f"must be one of {', '.join(get_args(Runtime))}")
 
 
 def use_threads(threads: int | None) -> None:
-    """Let an operator take so many processor threads from here on; `None` changes nothing.
-
-    Raises:
-        UserError: None is left.
-    """
+    """Let an operator take so many processor threads from here on, as before for `None`; a `UserError` below 1."""
     if threads is None:
         return
     if threads < 1:
@@ -138,11 +130,7 @@ def measure_profile(run: Run, batch_size: int, runtime: Runtime, rounds: int) ->
 
 
 def clock_of(run: Run, batch_size: int, runtime: Runtime, threads: int | None = None) -> Clock:
-    """What meets budgets in milliseconds for a run.
-
-    Raises:
-        UserError: Its parts were not measured so.
-    """
+    """What meets budgets in milliseconds for a run; a `UserError` where its parts were not measured so."""
     check_runtime(runtime)
     use_threads(threads)
     device = device_name(torch.device("cpu"))
@@ -165,11 +153,7 @@ def clock_of(run: Run, batch_size: int, runtime: Runtime, threads: int | None = 
 
 
 def validation_batches(run: Run, size: int, most: int) -> list[Any]:
-    """Inputs of validation samples on the processor, in full batches, drawn once and for all.
-
-    Raises:
-        UserError: A batch needs more samples than there are.
-    """
+    """Inputs of validation samples on the processor, in full batches, drawn once; a `UserError` where they are few."""
     samples = drawn(run.data, "val", size * most)
     if not 1 <= size <= len(samples):
         total = len(samples.dataset)  # type: ignore[arg-type]

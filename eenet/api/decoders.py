@@ -86,11 +86,7 @@ def open_executor(
 
 
 def check_device(name: str) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        UserError: It has none of that name.
-    """
+    """A device of that name, or a `UserError` where this machine has none."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -112,11 +108,7 @@ def open_model(model: str, download: bool, device: torch.device, dtype: str) -> 
 
 
 def open_exits(folder: str, checkpoint: str) -> Any:
-    """A run that trained exits on a decoder.
-
-    Raises:
-        UserError: It trained none.
-    """
+    """A run that trained exits on a decoder, or a `UserError` where it trained none."""
     run = open_run(folder, read_data=False, checkpoint=checkpoint)
     if not isinstance(run.model.network, DecoderNetwork):
         raise UserError("model", folder, "is a run without a decoder; configs/bbc_headlines has some with one")

@@ -192,11 +192,7 @@ def generate(
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse no prompts, and empty ones.
-
-    Raises:
-        UserError: So it is.
-    """
+    """Raise a `UserError` where there are no prompts, or one is empty."""
     if empty := [number for number, text in enumerate(prompts, start=1) if not text.strip()]:
         raise UserError("prompt", "", f"prompt {empty[0]} of {len(prompts)} is empty; give at least one word")
     if not prompts:
@@ -204,11 +200,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    """Token numbers of a prompt.
-
-    Raises:
-        UserError: A chat is asked for and the tokenizer has no template.
-    """
+    """Token numbers of a prompt; a `UserError` where a chat is asked for and the tokenizer has no template."""
     if not chat:
         return tokenizer(text)["input_ids"]
     if tokenizer.chat_template is None:

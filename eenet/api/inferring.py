@@ -138,11 +138,7 @@ def spread(cluster: Cluster, files: Files, reader: Reader, parts: Parts) -> None
 
 
 def route_entries(files: Files, batch: list[Entry]) -> tuple[list[str], list[Row]]:
-    """Ids and rows of a batch, in a process of a cluster.
-
-    Raises:
-        UserError: It does not see the run or a file.
-    """
+    """Ids and rows of a batch, in a process of a cluster; a `UserError` where it does not see the run or a file."""
     for entry in batch:
         if isinstance(entry.what, Path) and not entry.what.exists():
             raise UserError("input", str(entry.what), "is not on every node, or was removed; all need one file system")
@@ -162,11 +158,7 @@ def _router(files: Files) -> tuple[Router, Reader]:
 
 
 def exported_of(run: Run, chosen: Chosen, folder: str | Path) -> ExportedRuntime | RoutedOnnx:
-    """An exported folder, if it is of a run at a point.
-
-    Raises:
-        UserError: It is of another one, or cannot be loaded.
-    """
+    """An exported folder, or a `UserError` where it is of another run or point, or cannot be loaded."""
     runtime = load(folder)
     if float_point(runtime.manifest.point) != json.loads(json.dumps(about_point(run, chosen))):
         name = runtime.manifest.point.get("name")
@@ -228,11 +220,7 @@ def numbered(data: Any, split: str, batch_size: int) -> Iterator[list[Item]]:
 
 
 def check_size(batch_size: int) -> None:
-    """Refuse an empty batch.
-
-    Raises:
-        UserError: It is.
-    """
+    """Raise a `UserError` where a batch would be empty."""
     if batch_size < 1:
         raise UserError("batch-size", batch_size, "must be at least 1")
 

@@ -121,11 +121,7 @@ def choose_integers(run: Run, chosen: Chosen, samples: int, held: ExitStack) -> 
 
 
 def wishes_of(point: OperatingPoint) -> Wishes | None:
-    """What a point was chosen for, to be asked again; `None` where nothing is known of that.
-
-    Raises:
-        UserError: It was chosen by the clock.
-    """
+    """What a point was chosen for, `None` where nothing is known of that; a `UserError` where it was by the clock."""
     wish = next((wish for wish in WISHES if wish in point.asked), None)
     if wish is None:
         return None
@@ -160,13 +156,7 @@ def training_inputs(run: Run, samples: int) -> Any:
 
 
 def figures(correct: Tensor, nodes: Tensor, costs: Costs) -> dict[str, float]:
-    """What a policy that is kept gets on the validation split, as `eenet.calibration.chooser.Chooser` says it.
-
-    Args:
-        correct: Whether each node is right, bool `(samples, nodes)`.
-        nodes: Where each sample leaves.
-        costs: Of the nodes.
-    """
+    """What a policy that is kept gets on validation, as `Chooser` says it; `correct` is bool `(samples, nodes)`."""
     right = gather_exits(correct, nodes)
     found = {"accuracy": right.double().mean().item(), "accuracy_se": standard_error(right)}
     return found | {f"{unit}_fraction": cost_of(nodes, column.fractions()) for unit, column in costs.columns.items()}

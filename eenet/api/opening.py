@@ -142,11 +142,7 @@ def build(values: dict[str, Any], trains: bool = False) -> Any:
 
 
 def device_of(trainer: dict[str, Any]) -> torch.device:
-    """Where a run's trainer would put it, on one device.
-
-    Raises:
-        UserError: There is no such device.
-    """
+    """Where a run's trainer would put it, on one device; a `UserError` where there is none such."""
     wanted = trainer.get("accelerator", "auto")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", 0)
@@ -261,15 +257,7 @@ def read_split(run: Run, split: str) -> Split:
 
 @torch.no_grad()
 def read_training(run: Run, most: int) -> Tensor:
-    """All nodes' logits on some of the training samples, see `SplitData.training_features`.
-
-    Args:
-        run: The run.
-        most: Samples at most.
-
-    Returns:
-        `(samples, nodes, classes)`.
-    """
+    """Logits of all nodes on at most so many training samples, `(samples, nodes, classes)`."""
     network = run.model.network
     features = run.data.training_features(network, run.model.features, most)
     return torch.cat([network.exit_logits(extracted).float().cpu() for extracted, _ in features])

@@ -107,26 +107,14 @@ class Parts:
         write_text(self.part(number), f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
     def has(self, number: int, ids: list[str]) -> bool:
-        """Whether a batch was written before; one that was damaged since counts as not.
-
-        Args:
-            number: The batch.
-            ids: Of its inputs.
-
-        Raises:
-            UserError: It was written of other inputs.
-        """
+        """Whether a batch was written before and is whole; a `UserError` where it was of other inputs."""
         rows = self._rows(number)
         if rows is not None and [row["id"] for row in rows] != ids:
             raise UserError("output", str(self.folder), "holds parts of other inputs; delete it")
         return rows is not None
 
     def read(self, number: int) -> list[Row]:
-        """The rows of a batch.
-
-        Raises:
-            UserError: They are damaged or gone.
-        """
+        """The rows of a batch, or a `UserError` where they are damaged or gone."""
         rows = self._rows(number)
         if rows is None:
             raise UserError("output", str(self.part(number)), "was damaged while it was in use; run the command again")

@@ -146,11 +146,7 @@ def serve(
 
 
 def check_place(host: str, port: int) -> None:
-    """Refuse a place that cannot be listened at.
-
-    Raises:
-        UserError: No such interface, a port out of range, or one in use.
-    """
+    """Raise a `UserError` where there is no such interface, or the port is out of range or in use."""
     if host not in HOSTS:
         raise UserError("host", host, f"must be one of {', '.join(HOSTS)}")
     if port not in PORTS:

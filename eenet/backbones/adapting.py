@@ -17,15 +17,7 @@ TIMM_FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretr
 
 
 def adapt(model: nn.Module, state: State) -> State:
-    """Adapt a state dict to a model, as far as it does not fit already.
-
-    Args:
-        model: Of timm, torchvision, transformers or one's own.
-        state: Tensors by name.
-
-    Returns:
-        Tensors by name; those that could not be adapted are as they were.
-    """
+    """Tensors by name, adapted to a model as far as they do not fit it already and can be."""
     own = model.state_dict()
     if misfits(own, state):
         other = _translated(model, state)

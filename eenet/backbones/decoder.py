@@ -224,11 +224,7 @@ class DecoderParts:
 
 
 def find_layers(model: Any) -> tuple[str, str]:
-    """Path of the module that owns a decoder's layers, and the name of the list there.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Path of the module that owns a decoder's layers, and the list's name there; a `UserError` where there is none."""
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
     for path, module in model.named_modules():

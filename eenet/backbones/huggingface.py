@@ -152,15 +152,7 @@ def trim_padding(state: dict[str, Tensor], keep_first: bool) -> State:
 
 
 def load_tokenizer(pretrained: str, download: bool = False) -> Any:
-    """The tokenizer of a pretrained model, padding on the left.
-
-    Args:
-        pretrained: As for `load_model`.
-        download: Whether a hub name that is not on this machine may be downloaded.
-
-    Raises:
-        UserError: A missing package, or no tokenizer there.
-    """
+    """The tokenizer of a model, as for `load_model`, padding on the left; a `UserError` where there is none."""
     if find_spec("transformers") is None:
         raise UserError("model", pretrained, "text models need transformers: pip install 'eenet[text]'")
     load = import_module("transformers").AutoTokenizer.from_pretrained

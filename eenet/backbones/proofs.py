@@ -110,11 +110,7 @@ def disturbed(backbone: StagedBackbone) -> StagedBackbone:
 
 
 def run_stages(backbone: StagedBackbone, inputs: Any) -> tuple[list[State], Tensor]:
-    """The states before the first stage and after each, and the logits.
-
-    Raises:
-        UserError: A part cannot be run.
-    """
+    """The states before the first stage and after each, and the logits; a `UserError` where a part cannot be run."""
     part, states = "embed", list[State]()
     try:
         states.append(backbone.embed(inputs))
@@ -130,11 +126,7 @@ def run_stages(backbone: StagedBackbone, inputs: Any) -> tuple[list[State], Tens
 
 
 def check_widths(backbone: StagedBackbone, states: list[State], logits: Tensor) -> None:
-    """Refuse features and logits of other widths than the backbone says.
-
-    Raises:
-        UserError: A width is wrong; says which.
-    """
+    """Raise a `UserError` that says which features or logits are of another width than the backbone says."""
     if len(backbone.feature_dims) != backbone.num_stages:
         problem = f"feature_dims has {len(backbone.feature_dims)} widths for {backbone.num_stages} stages"
         raise refusal(backbone, problem)
@@ -154,11 +146,7 @@ def check_widths(backbone: StagedBackbone, states: list[State], logits: Tensor) 
 
 
 def prove_rows(backbone: StagedBackbone, inputs: Any, states: list[State], logits: Tensor) -> None:
-    """Refuse stages in which samples depend on each other: change the others, and leave some out.
-
-    Raises:
-        UserError: They do; names the first stage.
-    """
+    """Raise a `UserError` at the first stage where a sample depends on others: change those, and leave some out."""
     changed = pytree.tree_map(lambda rows: torch.cat([rows[:1], rows[1:].roll(1, 0)]), inputs)
     others, other_logits = run_stages(backbone, changed)
     first = torch.zeros(1, dtype=torch.long)

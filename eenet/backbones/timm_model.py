@@ -18,11 +18,7 @@ def create_model(
     arguments: dict[str, Any],
     weights: Which = "ema",
 ) -> nn.Module:
-    """Make a timm model; `weights` as for `load_weights`.
-
-    Raises:
-        UserError: Unknown name, arguments that the model refuses, or weights that cannot be had.
-    """
+    """Make a timm model, `weights` as of `load_weights`; a `UserError` for what is not there or the model refuses."""
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise UserError("backbone.name", name, f"timm has no such model; near it: {near or 'none'}")

@@ -125,11 +125,7 @@ def add_adapter(model: Any, layers: Sequence[int], rank: int, alpha: int) -> Non
 
 
 def require_peft() -> None:
-    """Refuse to go on without peft.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Raise a `UserError` where peft is not installed."""
     if find_spec("peft") is None:
         raise UserError("tuning", "lora", "adapters need peft: pip install 'eenet[decoders]'")
 

@@ -80,11 +80,7 @@ def say_which(source: str | Path, weights: Which) -> None:
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The file, or the files of a folder that hold its model's weights.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The file, or the files of a folder that hold its model's weights; a `UserError` where there is none."""
     file = Path(path)
     found = [file] if file.is_file() else next(filter(None, (sorted(file.glob(name)) for name in IN_FOLDERS)), [])
     if not found:

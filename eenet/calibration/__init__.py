@@ -13,10 +13,9 @@ from eenet.calibration.conformal import (
     prediction_sets,
     set_size,
     summarise_coverage,
-    summarise_sets,
     true_class_scores,
 )
-from eenet.calibration.logits import KnownExits, LogitFile, Logits, read_exits
+from eenet.calibration.logits import LogitFile, read_exits
 from eenet.calibration.points import Calibration, OperatingPoint
 from eenet.calibration.risk import (
     betting_p_value,
@@ -32,7 +31,6 @@ from eenet.calibration.search import (
     Scored,
     Sweep,
     check_budget,
-    check_drop,
     cost_of,
     policy_for_accuracy,
     policy_for_budget,
@@ -47,9 +45,7 @@ __all__ = [
     "Calibration",
     "ChosenOn",
     "ConformalMode",
-    "KnownExits",
     "LogitFile",
-    "Logits",
     "OperatingPoint",
     "QuantileRule",
     "Quantiles",
@@ -61,7 +57,6 @@ __all__ = [
     "certify",
     "check_alpha",
     "check_budget",
-    "check_drop",
     "check_level",
     "check_samples",
     "conformal_quantile",
@@ -83,7 +78,6 @@ __all__ = [
     "set_size",
     "standard_error",
     "summarise_coverage",
-    "summarise_sets",
     "true_class_scores",
     "trust",
     "trust_records",

@@ -183,11 +183,7 @@ def stopping_candidates(network: EarlyExitNetwork, name: PolicyName, split: Spli
 
 
 def stopping_gate(network: EarlyExitNetwork, name: PolicyName) -> StoppingGate | TreeStoppingGate:
-    """The gate of one of `STOPPING`, before it is fitted.
-
-    Raises:
-        UserError: Something is to be remembered where the network's paths branch.
-    """
+    """The gate of one of `STOPPING`, not fitted; a `UserError` where it would remember something and paths branch."""
     tree, classes = network.tree, network.backbone.num_classes
     if not tree.branches:
         return StoppingGate(tree.num_early, classes, **STOPPING[name])

@@ -146,11 +146,7 @@ class Chooser:
         self.candidates = self._candidates("macs")
 
     def point(self, wish: str, value: float) -> OperatingPoint:
-        """The point that a wish asks for.
-
-        Raises:
-            UnmetError: No setting meets it.
-        """
+        """The point that a wish asks for; an `UnmetError` where no setting meets it."""
         if wish != "budget-ms":
             return self._point(wish, value, value)
         assert self.clock is not None
@@ -263,11 +259,7 @@ class Chooser:
         return value / self.candidates[0].costs.full if wish == "budget-macs" else value
 
     def setting(self, policy: Policy, scored: Scored, wish: str, value: float) -> Policy:
-        """The setting of a policy that meets a wish.
-
-        Raises:
-            UnmetError: None does.
-        """
+        """The setting of a policy that meets a wish; an `UnmetError` where none does."""
         if wish in BUDGETS:
             budget = self.budget(wish, value)
             if self.name == "geometric":

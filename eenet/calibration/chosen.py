@@ -83,23 +83,14 @@ def _widened(values: Tensor) -> Tensor:
 
 
 def warn_nobody_leaves(shares: Mapping[str, list[float]]) -> None:
-    """Warn of points that no sample leaves early at.
-
-    Args:
-        shares: Of the validation samples that leave at each exit, by the name of the point.
-    """
+    """Warn of points at which no validation sample leaves early, by the shares that leave at each exit."""
     for name, found in shares.items():
         if len(found) > 1 and found[-1] == 1:
             rank_zero_warn(f"at {name} no validation sample leaves early: it costs more than the full network")
 
 
 def warn_guessing(full: Mapping[str, Any], num_classes: int) -> None:
-    """Warn where a frozen network's own head is no better than guessing: its weights are not those that were meant.
-
-    Args:
-        full: Its row of results on validation samples.
-        num_classes: Of the data.
-    """
+    """Warn where a frozen network's own head does no better than guessing on validation: its weights are others."""
     samples, guess = sum(full["bins"]["count"]), 1 / num_classes
     if full["balanced_accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / samples):
         rank_zero_warn(

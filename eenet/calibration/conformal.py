@@ -227,53 +227,24 @@ def set_size(sets: Tensor) -> Tensor:
     return sets.sum(1).double().mean()
 
 
-def summarise_sets(
-    sets: Tensor, labels: Tensor, exits: Tensor, num_exits: int, per_class: bool = False
-) -> dict[str, Any]:
-    """Coverage and size of sets, of the routed network and of the samples of each exit, as plain values.
-
-    Args:
-        sets: `(samples, classes)`.
-        labels: `(samples,)`.
-        exits: Where samples left, `(samples,)`.
-        num_exits: Of the network.
-        per_class: Those of the samples of each class, too.
-
-    Returns:
-        `coverage`, `set_size` (mean number of classes), and `exits`, and `classes` where asked for: a row each with
-        `count`, `coverage` and `set_size`, the last two `None` where there is no sample.
-
-    Example:
-        >>> sets = torch.tensor([[True, False], [True, True]])
-        >>> summarise_sets(sets, torch.tensor([1, 1]), torch.tensor([1, 1]), num_exits=2)["exits"]
-        [{'count': 0, 'coverage': None, 'set_size': None}, {'count': 2, 'coverage': 0.5, 'set_size': 1.5}]
-    """
-    covered, sizes = sets.gather(1, labels[:, None]).squeeze(1), sets.sum(1)
-    found = summarise_coverage(covered, sizes, exits, num_exits)
-    return {**found, "classes": coverage_rows(covered, sizes, labels, sets.shape[1])} if per_class else found
-
-
 def summarise_coverage(covered: Tensor, sizes: Tensor, exits: Tensor, num_exits: int) -> dict[str, Any]:
-    """What `summarise_sets` gives, from two numbers per sample.
+    """Coverage and size of sets, of the routed network and of the samples of each exit, as plain values.
 
     Args:
         covered: Whether the set holds the true class, `(samples,)`.
         sizes: Classes in the set, `(samples,)`.
         exits: Where samples left, `(samples,)`.
         num_exits: Of the network.
+
+    Returns:
+        `coverage`, `set_size` (mean number of classes), and `exits`: a row each with `count`, `coverage` and
+        `set_size`, the last two `None` where there is no sample.
     """
     return {**_means(covered, sizes), "exits": coverage_rows(covered, sizes, exits, num_exits)}
 
 
 def coverage_rows(covered: Tensor, sizes: Tensor, groups: Tensor, count: int) -> list[dict[str, Any]]:
-    """`count`, `coverage` and `set_size` of the samples of each group, such as exits or classes.
-
-    Args:
-        covered: Whether the set holds the true class, `(samples,)`.
-        sizes: Classes in the set, `(samples,)`.
-        groups: Number of each sample's group, `(samples,)`.
-        count: Of groups.
-    """
+    """`count`, `coverage` and `set_size` of the samples of each of so many groups; all tensors are `(samples,)`."""
     rows: list[dict[str, Any]] = []
     for group in range(count):
         own = groups == group

@@ -13,11 +13,7 @@ PLACED = ("own", "max_probability", "entropy", "margin", "per_class", "patience"
 
 
 def check_placing(network: EarlyExitNetwork, name: str) -> None:
-    """Refuse to place exits where they depend on each other, before anything runs.
-
-    Raises:
-        UserError: They do, or there is but one.
-    """
+    """Raise a `UserError` where exits depend on each other, or there is but one: none can be dropped."""
     if name not in PLACED:
         raise UserError("place", True, f"leaves out exits one by one, for {', '.join(PLACED)} and not for {name}")
     if network.tree.num_early < 2:

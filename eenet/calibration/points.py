@@ -276,11 +276,7 @@ def point_name(policy: str, wish: str, value: float, placed: bool = False) -> st
 
 
 def check_names(values: Sequence[float], field: str) -> None:
-    """Refuse values whose points would have one name, so that one of them would be lost.
-
-    Raises:
-        UserError: Two are alike in the six digits of a name.
-    """
+    """Raise a `UserError` where two values are alike in the six digits of a point's name: one would be lost."""
     if len({f"{value:g}" for value in values}) < len(values):
         raise UserError(field, list(values), "two of them are one point's name, which has six digits; give one of them")
 

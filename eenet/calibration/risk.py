@@ -266,11 +266,7 @@ def samples_needed(risk: float, delta: float, p_value: Callable[[int, float, flo
 
 
 def check_level(risk: float, delta: float) -> None:
-    """Refuse a promise that makes no sense, before anything is computed.
-
-    Raises:
-        UserError: Risk or delta out of range.
-    """
+    """Raise a `UserError` for a promise that makes no sense: risk or delta out of range."""
     if not MIN_RISK <= risk < 1:
         raise UserError("risk", risk, f"is the excess error allowed, a fraction of at least {MIN_RISK} and below 1")
     if not 0 < delta < 1:
@@ -280,11 +276,7 @@ def check_level(risk: float, delta: float) -> None:
 def check_samples(
     risk: float, delta: float, samples: int, p_value: Callable[[int, float, float], float] = _without_losses
 ) -> None:
-    """Refuse a promise that so few samples cannot make whatever they say; see `samples_needed`.
-
-    Raises:
-        UnmetError: More samples are needed.
-    """
+    """Raise an `UnmetError` for a promise that so few samples cannot make whatever they say; see `samples_needed`."""
     needed = samples_needed(risk, delta, p_value)
     if samples < needed:
         raise UnmetError(

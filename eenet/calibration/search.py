@@ -227,11 +227,7 @@ def policy_for_budget(
 
 
 def within_budget(policy: Policy, scored: Scored, budget: float, field: str, dearest: bool = False) -> Policy:
-    """As `policy_for_budget`, for any budget: routing may cost more than the full network.
-
-    Raises:
-        UnmetError: The cheapest setting costs more.
-    """
+    """As `policy_for_budget`, for any budget: routing may cost more than the full network."""
     swept = sweep(policy, scored)
     kept = int((swept.costs <= budget).sum())
     if not kept:

@@ -83,21 +83,13 @@ class Wishes:
         return ((wish, value) for wish, values in self.values.items() for value in values)
 
     def require(self, known: Iterable[str], problem: str) -> None:
-        """Refuse all wishes but some.
-
-        Raises:
-            UserError: Another wish is there.
-        """
+        """Raise a `UserError` for all wishes but some."""
         for wish, values in self.values.items():
             if values and wish not in known:
                 raise UserError(wish, values, problem)
 
     def forbid(self, unknown: Iterable[str], problem: str) -> None:
-        """Refuse some wishes.
-
-        Raises:
-            UserError: One of them is there.
-        """
+        """Raise a `UserError` for some wishes."""
         self.require([wish for wish in self.values if wish not in unknown], problem)
 
     def asked(self, wish: str, value: float) -> dict[str, float]:

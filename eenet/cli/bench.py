@@ -6,11 +6,7 @@ from eenet.parsing.refusals import Parser
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet bench` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, or no run with early exits to time.
-    """
+    """Run `eenet bench` with some arguments; a `UserError` where there is no run with early exits to time."""
     parser = Parser(
         prog="eenet bench",
         description="Time the full network, the static exits and the routed network in turns on test samples.",

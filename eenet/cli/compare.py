@@ -7,11 +7,7 @@ from eenet.parsing.refusals import Parser
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet compare` with some arguments.
-
-    Raises:
-        UserError: A run cannot be read or compared, wrong budgets, or an output folder that holds a run.
-    """
+    """Run `eenet compare` with some arguments; a `UserError` where runs cannot be read or compared."""
     parser = Parser(
         prog="eenet compare",
         description="Compare tested runs: accuracy, calibration and cost, with mean and deviation over seeds.",

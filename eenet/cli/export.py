@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet export` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, no such run or point, or a network that has no form in the format.
-    """
+    """Run `eenet export` with some arguments; a `UserError` for what `eenet.export` refuses."""
     parser = Parser(prog="eenet export", description="Write a run as a folder of programs and weights.")
     add_run(parser)
     parser.add_argument("--out", type=str, required=True, help="new folder")

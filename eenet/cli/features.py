@@ -30,11 +30,7 @@ def main(args: list[str]) -> None:
 
 
 def extract(args: list[str]) -> None:
-    """Extract what a training of a configuration will read, here or on a Ray cluster.
-
-    Raises:
-        UserError: Wrong arguments, a backbone that is trained, or no such cluster.
-    """
+    """Extract what a training of a configuration will read, here or on a Ray cluster."""
     from eenet.late import Late, without
     from eenet.parsing.shipped import imports, with_own
 
@@ -124,11 +120,7 @@ def verify(key: str = "all", folder: str = "features") -> None:
 
 
 def find_stores(folder: str, key: str = "all") -> "list[FeatureStore]":
-    """The stores in a folder whose key begins so, by name.
-
-    Raises:
-        UserError: A store is asked for that is not there.
-    """
+    """The stores in a folder whose key begins so, by name; a `UserError` where one that is asked for is not there."""
     from eenet.features import FeatureStore
 
     stores = [FeatureStore.open(path.parent) for path in sorted(Path(folder).glob("*/manifest.json"))]

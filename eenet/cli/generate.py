@@ -12,11 +12,7 @@ PLAN = "full, strided:K, uniform:K, early:K, random:K:SEED, or layers from 0, as
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet generate` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, none or two sources of prompts, or what `eenet.generate` refuses.
-    """
+    """Run `eenet generate` with some arguments; a `UserError` for what it refuses."""
     description = "Continue prompts; what is not asked for is as in the model's generation_config.json."
     parser = Parser(prog="eenet generate", description=description)
     parser.add_argument("model", type=str, help=MODEL)
@@ -78,11 +74,7 @@ def drafting_line(figures: dict[str, Any], drafting: dict[str, Any]) -> str:
 
 
 def read_prompts(prompt: str | None, input: Path | None) -> list[str]:
-    """The prompts of the command line.
-
-    Raises:
-        UserError: None or two sources, or no such file.
-    """
+    """The prompts of the command line; a `UserError` where there are none or two sources, or no such file."""
     if (prompt is None) == (input is None):
         raise UserError("prompt", prompt, "give either a text with --prompt or a file with --input")
     if input is None:

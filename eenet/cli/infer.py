@@ -7,11 +7,7 @@ from eenet.parsing.refusals import Parser
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet infer` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, no such run, or an input or output that cannot be used.
-    """
+    """Run `eenet infer` with some arguments; a `UserError` for what `eenet.infer` refuses."""
     parser = Parser(prog="eenet infer", description="Route new inputs through a run, batch by batch.")
     add_run(parser)
     parser.add_argument("--input", type=str, required=True, help="folder of images or texts, or a .csv or .jsonl file")

@@ -9,11 +9,7 @@ from eenet.parsing.shipped import find_config
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet inspect` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, no such model, or one that cannot have exits.
-    """
+    """Run `eenet inspect` with some arguments; a `UserError` for no such model, or one that cannot have exits."""
     parser = Parser(prog="eenet inspect", description="Print where a model can have exits, before anything is trained.")
     parser.add_argument(
         "model", type=str, help="timm:NAME, torchvision:NAME, transformers:FOLDER, file.py:NAME, a config, a run"

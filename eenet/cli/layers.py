@@ -6,11 +6,7 @@ from eenet.parsing.refusals import Parser
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet layers` with some arguments.
-
-    Raises:
-        UserError: Wrong arguments, a model or data that cannot be used, or a folder that another study is using.
-    """
+    """Run `eenet layers` with some arguments; a `UserError` for what `study_layers` refuses."""
     parser = Parser(prog="eenet layers", description="Study layer selection in a decoder.")
     parser.add_argument("model", type=str, help="`smollm2`, or a model's folder or name")
     parser.add_argument(

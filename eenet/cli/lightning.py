@@ -133,11 +133,7 @@ class EenetCLI(LightningCLI):
         config.ckpt_path = None if checkpoint is None else str(checkpoint)
 
     def choose_points(self) -> None:
-        """Give the routine the operating points that are asked for.
-
-        Raises:
-            UserError: The run has no such points, or they were chosen for another checkpoint.
-        """
+        """Give the routine the points that are asked for; a `UserError` where the checkpoint has none such."""
         config = self.config[self.subcommand]
         self.model.per_class = config.per_class
         if config.point is None:

@@ -129,11 +129,7 @@ def once() -> Callable[[logging.LogRecord], bool]:
 
 
 def check_folder() -> None:
-    """Refuse to work in a folder that is not there any more, whose relative paths mean nothing.
-
-    Raises:
-        UserError: It was removed.
-    """
+    """Raise a `UserError` where the working folder was removed: relative paths mean nothing there."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
@@ -141,11 +137,7 @@ def check_folder() -> None:
 
 
 def run(args: list[str]) -> None:
-    """Hand the arguments to their command, which alone is imported.
-
-    Raises:
-        UserError: There is no such command.
-    """
+    """Hand the arguments to their command, which alone is imported; a `UserError` where there is none such."""
     args = without_trust(args)
     command = args[0] if args else "--help"
     if command in ("--help", "-h"):
@@ -200,11 +192,7 @@ def with_run(args: list[str]) -> list[str]:
 
 
 def without_trust(args: list[str]) -> list[str]:
-    """Arguments without `--trust NAME`, which every command takes; the names are trusted from here on.
-
-    Raises:
-        UserError: One has no name.
-    """
+    """Arguments without `--trust NAME`, whose names are trusted from here on; a `UserError` where one is no name."""
     kept, given = [], iter(args)
     for text in given:
         name, equals, value = text.partition("=")

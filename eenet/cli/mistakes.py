@@ -31,12 +31,7 @@ DEVICES = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "traine
 
 
 def users_mistake(error: BaseException, args: Sequence[str]) -> UserError | None:
-    """The user's mistake that caused an exception, if one did; jsonargparse wraps what a constructor raises.
-
-    Args:
-        error: The exception.
-        args: The arguments of `eenet`.
-    """
+    """The user's mistake that caused an exception, if one did; jsonargparse wraps what a constructor raises."""
     causes = list(causes_of(error))
     own = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if own is not None:

@@ -16,11 +16,7 @@ def add_run(parser: Parser) -> None:
 
 
 def numbers(field: str, text: str) -> list[float]:
-    """Numbers between commas.
-
-    Raises:
-        UserError: Something else is there.
-    """
+    """Numbers between commas; a `UserError` where something else is there."""
     try:
         return [float(part) for part in text.split(",") if part]
     except ValueError as error:
@@ -48,11 +44,7 @@ def add_ray(parser: Parser) -> None:
 
 
 def cluster_of(options: dict[str, Any]) -> "Cluster | None":
-    """The cluster that is asked for, `None` for this machine; takes the options away.
-
-    Raises:
-        UserError: Nobody answers there.
-    """
+    """The cluster that is asked for, `None` for this machine, its options taken away; a `UserError` if none answers."""
     from eenet.cluster import Cluster
 
     address, cpus, gpus = options.pop("ray"), options.pop("cpus"), options.pop("gpus")

@@ -12,11 +12,7 @@ BUDGETS = "0.4,0.5,0.6"
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet quickstart` with some arguments.
-
-    Raises:
-        UserError: No seeds, or the folder holds runs.
-    """
+    """Run `eenet quickstart` with some arguments; a `UserError` for no seeds, or a folder that holds runs."""
     parser = Parser(
         prog="eenet quickstart",
         description="Run the commands from a configuration to a comparison in one process, on images inside "

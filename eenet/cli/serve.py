@@ -12,11 +12,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(args: list[str]) -> None:
-    """Run `eenet serve` with some arguments, until Ctrl-C or SIGTERM.
-
-    Raises:
-        UserError: Wrong arguments, no such run, folder or point, a port in use, or no LitServe.
-    """
+    """Run `eenet serve` with some arguments, until Ctrl-C or SIGTERM; a `UserError` for what `eenet.serve` refuses."""
     parser = Parser(prog="eenet serve", description="Answer requests over HTTP, those that wait together in one batch.")
     parser.add_argument("source", type=str, help="run folder, or folder of `eenet export`")
     parser.add_argument("--ckpt_path", type=str, default="last", help="of a run: last, best or a file")

@@ -23,11 +23,7 @@ FRACTIONS = [0.25, 0.5, 0.75]
 
 
 def backbone_of(config: Path, weights: str | None) -> StagedBackbone:
-    """The backbone of a configuration.
-
-    Raises:
-        UserError: The configuration has none, or weights were given beside it.
-    """
+    """The backbone of a configuration; a `UserError` where it has none, or weights were given beside it."""
     from eenet.api.opening import build
     from eenet.runs import load_config
 

@@ -36,16 +36,7 @@ class Option(NamedTuple):
 
 
 def check_figure(figure: str, configs: Iterable[str], varied: Mapping[str, list[Any]]) -> None:
-    """Refuse what does not come from a validation, or is written nowhere, before anything is trained.
-
-    Args:
-        figure: Its name.
-        configs: Files, each laid over those before.
-        varied: Values by field.
-
-    Raises:
-        UserError: It is no figure of a validation, TensorBoard is off, or a file is no YAML of keys and values.
-    """
+    """Raise a `UserError` for what is no figure of a validation, or is written nowhere, before anything is trained."""
     if not figure.startswith("val/"):
         raise UserError("choose", figure, "must be a figure of the validation, such as val/accuracy or val/nll/exit_*")
     contents = [read_yaml(Path(config)) for config in configs]

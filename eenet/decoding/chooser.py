@@ -42,11 +42,7 @@ CANDIDATES = 10
 
 
 def check_token_wishes(name: str, wishes: Wishes) -> None:
-    """Refuse what cannot be asked of a decoder, before anything runs.
-
-    Raises:
-        UserError: A wish or policy for classifiers.
-    """
+    """Raise a `UserError` for what cannot be asked of a decoder, before anything runs."""
     if name not in POLICIES:
         raise UserError("policy", name, f"must be one of {', '.join(POLICIES)} for a decoder")
     wishes.require(DECODER_WISHES, f"is for classifiers; a decoder's exits take {', '.join(DECODER_WISHES)}")
@@ -123,11 +119,7 @@ class TokenChooser:
         self._full: list[Row] = []
 
     def point(self, wish: str, value: float) -> OperatingPoint:
-        """The point that a wish asks for.
-
-        Raises:
-            UnmetError: No setting meets it.
-        """
+        """The point that a wish asks for; an `UnmetError` where no setting meets it."""
         got: dict[str, float] = {}
         if wish == "budget":
             policy = policy_for_budget(self.policy, self.scored, value, dearest=self.wishes.dearest)

@@ -230,11 +230,7 @@ class Executor:
 
 
 def check_treatment(prompt: str, keys: str) -> None:
-    """Check how prompts and skipped layers are treated.
-
-    Raises:
-        UserError: An unknown option.
-    """
+    """Raise a `UserError` for an unknown treatment of prompts or skipped layers."""
     for field, value, known in (("prompt", prompt, Prompt), ("keys", keys, Keys)):
         if value not in get_args(known):
             raise UserError(field, value, f"must be {' or '.join(get_args(known))}")
@@ -327,11 +323,7 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> dict[str, Tens
 
 
 def check_prompts(real: Tensor) -> Tensor:
-    """Check that every prompt, bool `(batch, tokens)`, holds a token and ends with one.
-
-    Raises:
-        UserError: An empty prompt, or padding on the right.
-    """
+    """Raise a `UserError` where a prompt, bool `(batch, tokens)`, is empty or padded on the right."""
     if real.numel() == 0 or not bool(real.any(dim=1).all()):
         raise UserError("prompt", "", "is empty; give at least one token")
     if not bool(real[:, -1].all()):

@@ -87,14 +87,7 @@ class ExitingExecutor(Executor):
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token of every sequence until the rule lets it leave.
-
-        Args:
-            tokens: Token numbers, `(batch,)`.
-
-        Returns:
-            The hidden states that the tokens left with, before the final norm, `(batch, dim)`.
-        """
+        """Read one more token of every sequence until the rule lets it leave; see `Executor.step`."""
         hidden = self._append(tokens)
         inside, counts = set(range(len(tokens))), [0] * len(tokens)
         for layer, holders in self._holders.items():

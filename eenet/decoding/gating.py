@@ -145,14 +145,7 @@ class GatedExecutor(Executor):
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token of every sequence with the layers that its gates let run.
-
-        Args:
-            tokens: Token numbers, `(batch,)`.
-
-        Returns:
-            Hidden states before the final norm, `(batch, dim)`.
-        """
+        """Read one more token of every sequence with the layers that its gates let run; see `Executor.step`."""
         hidden, counts = self._append(tokens), [0] * len(tokens)
         for layer in range(self.gpt.num_stages):
             runs = self.gates.decide(layer, hidden[:, 0]).tolist()

@@ -74,11 +74,7 @@ GREEDY = Rules()
 
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    """Check values of `Rules.sampled`.
-
-    Raises:
-        UserError: A negative temperature, or `top_p` outside (0, 1].
-    """
+    """Raise a `UserError` for a negative temperature, or a `top_p` outside (0, 1]."""
     if temperature < 0:
         raise UserError("temperature", temperature, "must be at least 0; 0 picks the most likely token")
     if not 0 < top_p <= 1:

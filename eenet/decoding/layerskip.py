@@ -35,11 +35,7 @@ class ExitCurriculum:
 
     @classmethod
     def parse(cls, text: str, num_layers: int) -> "ExitCurriculum":
-        """Read `all`, `rotational:R` or `gradual`.
-
-        Raises:
-            UserError: Another text, or a number of which there is no exit.
-        """
+        """Read `all`, `rotational:R` or `gradual`; a `UserError` for another text, or an R without an exit."""
         name, _, number = text.partition(":")
         if name in ("all", "gradual") and not number:
             return cls(num_layers, gradual=name == "gradual")

@@ -42,11 +42,7 @@ class TokenProbes(nn.Module):
         self.probes = nn.ModuleList(nn.Sequential(*_layers(widths)) for _ in range(plans - 1))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits `(tokens, plans - 1)`.
-
-        Args:
-            states: What the probe of each plan reads, `(tokens, plans, dim)`; the last is not read.
-        """
+        """What the probe of each plan but the last reads, `(tokens, plans, dim)`, to logits `(tokens, plans - 1)`."""
         normed = F.layer_norm(states.float(), states.shape[-1:])
         return torch.cat([probe(normed[:, plan]) for plan, probe in enumerate(self.probes)], dim=1)
 

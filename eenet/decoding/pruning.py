@@ -26,12 +26,7 @@ def spread_out(logits: Tensor, candidates: Tensor, vocabulary: int) -> Tensor:
 
 
 def prune(logits: Tensor, size: int) -> Tensor:
-    """What all exits say when those behind the first choose among its candidates, `(tokens, exits, vocabulary)`.
-
-    Args:
-        logits: Of all exits, the last included, on the whole vocabulary.
-        size: Number of candidates.
-    """
+    """Logits `(tokens, exits, vocabulary)` when those behind the first exit choose among so many of its candidates."""
     kept = torch.zeros_like(logits[:, 0], dtype=torch.bool).scatter(1, candidates_of(logits[:, 0], size), True)
     pruned = torch.where(kept[:, None], logits[:, 1:], PRUNED)
     return torch.cat([logits[:, :1], pruned], dim=1)

@@ -86,15 +86,7 @@ class RowStore:
 
 
 def kept_table(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A table of tensors from a file, computed and written where it is not there yet.
-
-    Args:
-        path: A `.safetensors` file; whole or not there.
-        compute: Makes the table.
-
-    Raises:
-        DamagedError: The file is none.
-    """
+    """A table from a `.safetensors` file, computed and written where it is not there; `DamagedError` if it is none."""
     if not path.is_file():
         table = {name: value.cpu().contiguous() for name, value in compute().items()}
         with whole(path) as beside:

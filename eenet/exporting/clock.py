@@ -20,7 +20,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy
 from eenet.profile import Seconds
 from eenet.runtime.clock import medians
-from eenet.runtime.onnx_program import make_session
+from eenet.runtime.onnx_program import feed, make_session
 
 NOTHING = """<ir_version: 10, opset_import: ["": 20]> nothing (float[1] input_0) => (float[1] same) {
 same = Identity(input_0) }"""
@@ -99,8 +99,7 @@ class _Run:
 
     def __init__(self, model: Any, tensors: Sequence[Tensor]) -> None:
         self.session = make_session(model.SerializeToString())
-        names = [entry.name for entry in self.session.get_inputs()]
-        self.given = {name: tensors[int(name.removeprefix("input_"))].numpy() for name in names}
+        self.given = feed([entry.name for entry in self.session.get_inputs()], tensors)
 
     def __call__(self, _: Any) -> list[Tensor]:
         return [torch.from_numpy(result) for result in self.session.run(None, self.given)]

@@ -18,7 +18,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
 from eenet.runtime.contenders import Contender, InParts
 from eenet.runtime.load import load
-from eenet.runtime.onnx_program import make_session
+from eenet.runtime.onnx_program import feed, make_session
 from eenet.runtime.trace import shortened, trace_function
 
 
@@ -50,11 +50,7 @@ def onnx_contenders(
 
 
 def routed_network(network: EarlyExitNetwork, policy: Policy, example: Any) -> InParts:
-    """A network as `eenet export --format onnx --one` writes it, loaded again.
-
-    Raises:
-        UserError: As `export_network`.
-    """
+    """A network as `eenet export --format onnx --one` writes it, loaded again."""
     with TemporaryDirectory(prefix="eenet-") as folder:
         export_network(network, policy, Path(folder, "routed"), example, "onnx", one=True)
         return InParts(load(Path(folder, "routed")))
@@ -62,11 +58,7 @@ def routed_network(network: EarlyExitNetwork, policy: Policy, example: Any) -> I
 
 @torch.no_grad()
 def full_network(network: EarlyExitNetwork, example: Any) -> InParts:
-    """The plain backbone on ONNX Runtime, by a session for any batch and one whose batch is fixed to 1.
-
-    Raises:
-        UserError: A package is missing, or it has no form in ONNX.
-    """
+    """The plain backbone on ONNX Runtime, a session for any batch and one for 1; a `UserError` without that form."""
     traced = trace_function(
         "full_network", network, None, lambda inputs: (network.backbone(inputs),), example, shortened(network, example)
     )
@@ -78,7 +70,6 @@ def full_network(network: EarlyExitNetwork, example: Any) -> InParts:
 
     def run(inputs: Any) -> Tensor:
         tensors = pytree.tree_leaves(inputs)
-        given = {name: tensors[int(name.removeprefix("input_"))].numpy() for name in names}
-        return torch.from_numpy(sessions[len(tensors[0]) > 1].run(None, given)[0])
+        return torch.from_numpy(sessions[len(tensors[0]) > 1].run(None, feed(names, tensors))[0])
 
     return InParts(run)

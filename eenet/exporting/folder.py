@@ -207,11 +207,7 @@ def check_integers(network: EarlyExitNetwork, format: Format = "onnx") -> None:
 
 
 def to_integers(integers: Integers, steps: list[Any], beyond: bool) -> IntegerSteps:
-    """Steps with int8 arithmetic.
-
-    Raises:
-        UserError: Their weights are too large to be quantized as one graph, or none has int8 arithmetic.
-    """
+    """Steps with int8 arithmetic; a `UserError` where their weights are too large for one graph, or none has it."""
     if beyond:
         raise UserError("int8", True, f"is for networks of at most {LARGEST_INSIDE} bytes of weights; leave it out")
     return integers.convert(steps)
@@ -286,11 +282,7 @@ def compare(network: EarlyExitNetwork, policy: Policy, folder: Path, example: An
 def _compare_routed(
     network: EarlyExitNetwork, policy: Policy, folder: Path, example: Any, made: IntegerSteps | None
 ) -> None:
-    """Route the example through a file as through the network, its first row and all rows.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Route the example through a file and the network, its first row and all; a `UserError` where they differ."""
     runtime = load(folder)
     for inputs in (pytree.tree_map(lambda rows: rows[:1], example), example):
         found = runtime(inputs)

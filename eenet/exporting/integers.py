@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.errors import UserError, said
-from eenet.exporting.one_graph import cut_steps, heads_of, merge, place_of
+from eenet.exporting.one_graph import cut_steps, heads_of, merge
 from eenet.exporting.onnx_program import quiet
-from eenet.runtime.onnx_program import make_session
+from eenet.runtime.onnx_program import feed, make_session
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 """Operators whose second input are weights."""
@@ -74,7 +74,7 @@ class AllExits:
 
     def __call__(self, inputs: Any) -> Tensor:
         """Logits, `(batch, exits, classes)`."""
-        found = self.session.run(None, _feed(self.names, inputs))
+        found = self.session.run(None, feed(self.names, pytree.tree_leaves(inputs)))
         return torch.stack([torch.from_numpy(logits) for logits in found], dim=1)
 
 
@@ -149,9 +149,8 @@ class Integers:
 
     def _batches(self, model: Any) -> Iterator[dict[str, Any]]:
         names = [info.name for info in model.graph.input]
-        tensors, spec = pytree.tree_flatten(self.inputs)
-        for rows in zip(*(tensor.split(ROWS) for tensor in tensors), strict=True):
-            yield _feed(names, pytree.tree_unflatten(rows, spec))
+        for rows in zip(*(tensor.split(ROWS) for tensor in pytree.tree_leaves(self.inputs)), strict=True):
+            yield feed(names, rows)
 
 
 class _Reader:
@@ -237,8 +236,3 @@ def _floating(graph: Any, logits: Sequence[str]) -> set[str]:
             kept.add(node.name)
             behind |= set(node.output)
     return kept
-
-
-def _feed(names: Sequence[str], inputs: Any) -> dict[str, Any]:
-    tensors = pytree.tree_leaves(inputs)
-    return {name: tensors[place_of(name)].numpy() for name in names}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from eenet.exporting.onnx_program import OPSET
-from eenet.exporting.routed_onnx import BOOL, FLOAT, IR_VERSION
+from eenet.exporting.routed_onnx import BOOL, FLOAT, IR_VERSION, nodes_behind
+from eenet.runtime.onnx_program import place_of
 
 UINT8 = 2
 """Number of ONNX's type."""
@@ -58,8 +60,7 @@ def merge(steps: Sequence[Any]) -> Merged:
             return name and names.get(name, f"{prefix}{name}")
 
         for place, node in enumerate(graph.node):
-            copy = type(node)()
-            copy.CopyFrom(node)
+            copy = deepcopy(node)
             copy.name = f"{prefix}{place}"
             scopes[copy.name] = _scope(node)
             copy.ClearField("metadata_props")
@@ -69,8 +70,7 @@ def merge(steps: Sequence[Any]) -> Merged:
                 copy.output[list(node.output).index(answer)] = raw = f"{logits[-1]}_raw"
                 nodes.append(helper.make_node("Add", [raw, POISON], [logits[-1]], f"{prefix}{POISON}"))
         for weight in graph.initializer:
-            copy = type(weight)()
-            copy.CopyFrom(weight)
+            copy = deepcopy(weight)
             copy.name = renamed(weight.name)
             initializers.append(copy)
         found = [renamed(info.name) for info in graph.output]
@@ -101,7 +101,8 @@ def cut_steps(graph: Any, steps: Sequence[Any], ends: Sequence[Sequence[str]]) -
         end, before = ends[number], step.graph.output
         states = len(end) - (1 if number == last else 2)
         names = [codes.get(name, name) if place < states else name for place, name in enumerate(end)]
-        nodes, read = _between(graph, names, set(given))
+        found, read = nodes_behind(graph, names, set(given))
+        nodes = deepcopy(found)
         inputs = [info for name, info in given.items() if name in read]
         for node in nodes:
             node.input[:] = [given[name].name if name in given else name for name in node.input]
@@ -136,18 +137,6 @@ def _codes(graph: Any) -> dict[str, str]:
     }
 
 
-def _between(graph: Any, outputs: Sequence[str], given: set[str]) -> tuple[list[Any], set[str]]:
-    """Copies of the nodes that make outputs of what is given, in order, and all names that are read."""
-    read, kept = set(outputs), []
-    for node in reversed(graph.node):
-        if (read - given) & set(node.output):
-            copy = type(node)()
-            copy.CopyFrom(node)
-            kept.append(copy)
-            read |= set(node.input)
-    return kept[::-1], read
-
-
 def _poison(inputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
     """Nodes that make `POISON` of floating inputs, none where there are none, and their constants."""
     onnx, numpy = import_module("onnx"), import_module("numpy")
@@ -166,11 +155,6 @@ def _poison(inputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
     return [*nodes, onnx.helper.make_node("Sum", sums, [POISON], POISON)], constants
 
 
-def place_of(name: str) -> int:
-    """Place of an input that is called by it."""
-    return int(name.removeprefix("input_"))
-
-
 def _scope(node: Any) -> str:
     """Which module of the network a node belongs to."""
     found = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
@@ -181,7 +165,7 @@ def _scope(node: Any) -> str:
 def heads_of(model: Any, logits: Sequence[str]) -> Any:
     """A model that returns the logits alone."""
     graph = model.graph
-    nodes, read = _between(graph, logits, set())
+    nodes, read = nodes_behind(graph, logits)
     weights = [weight for weight in graph.initializer if weight.name in read]
     return _model(nodes, list(graph.input), [info for info in graph.output if info.name in logits], weights)
 

@@ -29,11 +29,7 @@ OPSET = 20
 
 
 def require_packages() -> None:
-    """Refuse to write ONNX without the packages that do.
-
-    Raises:
-        UserError: One is missing.
-    """
+    """Raise a `UserError` where a package that writes ONNX is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise UserError("format", "onnx", f"needs {package}: pip install 'eenet[export]'")
@@ -48,11 +44,7 @@ def remember_translations() -> None:
 
 
 def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
-    """A step as an ONNX model, and the weights that it reads.
-
-    Raises:
-        UserError: A package is missing, or the step has an operation that ONNX does not.
-    """
+    """A step as an ONNX model, and the weights that it reads; a `UserError` for an operation that ONNX lacks."""
     require_packages()
     remember_translations()
     names = [f"input_{place}" for place in range(len(step.tensors))]

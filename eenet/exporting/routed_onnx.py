@@ -15,7 +15,8 @@ For a batch of one nothing is picked or written in its place, and the `If`s are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import numpy as np
 from eenet.errors import UserError
 from eenet.exporting.onnx_program import OPSET
 from eenet.runtime.manifest import InputSpec
+from eenet.runtime.onnx_program import place_of
 from eenet.runtime.routed_onnx import COST, EXIT, INPUT, LOGITS, NAN_EXIT
 
 IR_VERSION = 10
@@ -210,7 +212,7 @@ class _Chain:
         """
         step, last = self.graphs[number], number == len(self.graphs) - 1
         prefix = f"step_{number}_"
-        names = {info.name: given[_place(info.name)] for info in step.input if _place(info.name) in given}
+        names = {info.name: given[place_of(info.name)] for info in step.input if place_of(info.name) in given}
 
         def renamed(name: str) -> str:
             return name and names.get(name, f"{prefix}{name}")
@@ -218,18 +220,16 @@ class _Chain:
         wanted = [step.output[place].name for place in self.needed[number]]
         logits = step.output[_logits(self.graphs, number)].name
         leave = [] if last else [step.output[-1].name]
-        kept, read = _alive(step, [*wanted, logits, *leave])
+        kept, read = nodes_behind(step, [*wanted, logits, *leave])
         for node in kept:
-            copy = type(node)()
-            copy.CopyFrom(node)
+            copy = deepcopy(node)
             for remark in ("name", "doc_string", "metadata_props"):  # the last has paths of this machine
                 copy.ClearField(remark)
             copy.input[:], copy.output[:] = map(renamed, node.input), map(renamed, node.output)
             graph.nodes.append(copy)
         for weight in step.initializer:
             if weight.name in read:
-                copy = type(weight)()
-                copy.CopyFrom(weight)
+                copy = deepcopy(weight)
                 copy.name = renamed(weight.name)
                 graph.initializers.append(copy)
         handed_on = {place: renamed(name) for place, name in zip(self.needed[number], wanted, strict=True)}
@@ -251,7 +251,7 @@ def cut(step: Any, places: Sequence[int] | None) -> Any:
     if places is None:
         return step
     outputs = [step.graph.output[place] for place in places]
-    nodes, read = _alive(step.graph, [info.name for info in outputs])
+    nodes, read = nodes_behind(step.graph, [info.name for info in outputs])
     inputs = [info for info in step.graph.input if info.name in read]
     weights = [weight for weight in step.graph.initializer if weight.name in read]
     graph = _helper().make_graph(nodes, "part", inputs, outputs, weights)
@@ -262,8 +262,7 @@ def never(steps: Sequence[Any]) -> list[Any]:
     """The same steps, whose gates are computed and let nobody leave."""
     found = []
     for step in steps[:-1]:
-        copy = type(step)()
-        copy.CopyFrom(step)
+        copy = deepcopy(step)
         name = copy.graph.output[-1].name
         off = import_module("onnx").numpy_helper.from_array(np.array(False), f"{name}_off")
         copy.graph.initializer.append(off)
@@ -302,16 +301,16 @@ def _needed(graphs: Sequence[Any]) -> list[list[int]]:
     for number in range(len(graphs) - 1, 0, -1):
         graph, last = graphs[number], number == len(graphs) - 1
         ends = [_logits(graphs, number), *([] if last else [len(graph.output) - 1]), *needed[number]]
-        _, read = _alive(graph, [graph.output[place].name for place in ends])
-        needed[number - 1] = sorted(_place(info.name) for info in graph.input if info.name in read)
+        _, read = nodes_behind(graph, [graph.output[place].name for place in ends])
+        needed[number - 1] = sorted(place_of(info.name) for info in graph.input if info.name in read)
     return needed
 
 
-def _alive(graph: Any, outputs: Sequence[str]) -> tuple[list[Any], set[str]]:
-    """The nodes on which some outputs depend, in order, and the names that are read."""
+def nodes_behind(graph: Any, outputs: Sequence[str], given: Set[str] = frozenset()) -> tuple[list[Any], set[str]]:
+    """The nodes that make some outputs of what is given, in order, and the names that are read."""
     read, kept = set(outputs), []
     for node in reversed(graph.node):
-        if read & set(node.output):
+        if (read - given) & set(node.output):
             kept.append(node)
             read |= set(node.input)
     return kept[::-1], read
@@ -325,10 +324,6 @@ def _logits(graphs: Sequence[Any], number: int) -> int:
 def _places(graph: Builder, stay: str) -> str:
     """Places of those that stay, `(staying, 1)`."""
     return graph.op("Transpose", graph.op("NonZero", stay), perm=[1, 0])
-
-
-def _place(name: str) -> int:
-    return int(name.removeprefix("input_"))
 
 
 def _kind(info: Any) -> Kind:

@@ -22,11 +22,7 @@ PYTHON = {
 
 
 def encode(step: Traced) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A step's JSON values, and the weights that it reads.
-
-    Raises:
-        UserError: It needs an operation that exported programs may not use.
-    """
+    """A step's JSON values, and the weights that it reads; a `UserError` for an operation that none may use."""
     program, graph = step.program, step.program.graph
     if program.graph_signature.buffers_to_mutate:
         raise UserError("backbone", type(step.module.network.backbone).__name__, "changes its buffers as it runs")

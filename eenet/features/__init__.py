@@ -1,15 +1,14 @@
 """Features once: what the exits of a frozen backbone read, computed one time per sample and kept."""
 
-from eenet.features.extraction import Source, extract_rows
+from eenet.features.extraction import Source
 from eenet.features.key import feature_key
-from eenet.features.layout import DTYPES, Layout
+from eenet.features.layout import Layout
 from eenet.features.memory import memory_table
 from eenet.features.options import FeatureOptions, Features, feature_options
 from eenet.features.store import FeatureStore, disk_table
 from eenet.features.table import FeatureTable
 
 __all__ = [
-    "DTYPES",
     "FeatureOptions",
     "FeatureStore",
     "FeatureTable",
@@ -17,7 +16,6 @@ __all__ = [
     "Layout",
     "Source",
     "disk_table",
-    "extract_rows",
     "feature_key",
     "feature_options",
     "memory_table",

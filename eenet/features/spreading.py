@@ -16,18 +16,7 @@ from eenet.late import without
 def spread(
     source: Source, layout: Layout, ranges: Mapping[int, range], folder: Path, cluster: Cluster
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The arrays of shards by their numbers, as they come.
-
-    Args:
-        source: What to extract from, which is sent to the nodes with its network.
-        layout: Of one sample.
-        ranges: Samples of each shard.
-        folder: Of the store.
-        cluster: Where to extract.
-
-    Raises:
-        UserError: There is no such cluster, or a shard does not come once with its samples.
-    """
+    """The arrays of shards by number, as they come from a cluster; a `UserError` if one does not come once."""
     asked = {number: source.ids[rows.start : rows.stop].tolist() for number, rows in ranges.items()}
     with cluster.joined(folder) as nodes:
         shared = nodes.ray.cloudpickle.dumps((source, layout, "cuda" if cluster.gpus else "cpu"))

@@ -98,11 +98,7 @@ class FeatureStore:
             yield name, self.folder / f"{name}.bin", dtype.itemsize * torch.Size(shape).numel()
 
     def check_space(self) -> None:
-        """Refuse a disk on which the store does not fit.
-
-        Raises:
-            UserError: Naming what is needed and what is free.
-        """
+        """Raise a `UserError` that names what is needed and what is free where the store does not fit on the disk."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         taken = sum(path.stat().st_blocks * 512 for _, path, _ in self.files if path.exists())
         needed, free = self.num_bytes - taken, shutil.disk_usage(self.folder.parent).free

@@ -1,9 +1,9 @@
 """Objectives: pure functions from logits, labels and exit probabilities to losses and gate targets."""
 
 from eenet.objectives.boosting import boost
-from eenet.objectives.classes import ClassWeights, balanced_weights, batch_mean, check_class_weights
+from eenet.objectives.classes import ClassWeights, balanced_weights, check_class_weights
 from eenet.objectives.gates import GateObjective, best_exits, gate_loss, gate_targets, positive_weights
-from eenet.objectives.gradients import fork, scale_gradient
+from eenet.objectives.gradients import fork
 from eenet.objectives.losses import cross_entropies, exit_weighted_loss, warmup_weights, weighted_sum_loss
 from eenet.objectives.supervision import (
     DeepSupervision,
@@ -30,7 +30,6 @@ __all__ = [
     "assign_exits",
     "assigned_loss",
     "balanced_weights",
-    "batch_mean",
     "best_exits",
     "boost",
     "centred_weights",
@@ -44,7 +43,6 @@ __all__ = [
     "geometric_shares",
     "linear_weights",
     "positive_weights",
-    "scale_gradient",
     "warmup_weights",
     "weighted_sum_loss",
 ]

@@ -58,11 +58,7 @@ class Refusals:
     """Mixin of a jsonargparse parser that raises a `UserError` where the parser would print its usage and exit."""
 
     def parse_args(self: Any, *given: Any, **options: Any) -> Any:
-        """Parse, and refuse what jsonargparse drops: a key that does not exist and holds an empty mapping.
-
-        Raises:
-            UserError: There is such a key.
-        """
+        """Parse; a `UserError` for what jsonargparse drops: a key that does not exist and holds an empty mapping."""
         config = super().parse_args(*given, **options)  # type: ignore[misc]
         own = config[config.subcommand] if config.get("subcommand") else config
         for key, value in leaves((given[0] if given else options.get("args")) or []):
@@ -191,14 +187,7 @@ def level(text: str) -> str:
 
 
 def refusal(message: str, args: Sequence[str], prog: str, options: Sequence[str] = ()) -> UserError:
-    """The user's mistake that a report of jsonargparse is about.
-
-    Args:
-        message: The report.
-        args: The arguments that were parsed.
-        prog: The command, as `eenet fit`.
-        options: Its options, whose spelling the field takes.
-    """
+    """The user's mistake that a report of jsonargparse is about, in the spelling of the command's options."""
     field, value, problem = explain(deepest(message, prog))
     if NEAREST not in message:  # else the spelling is what is refused
         field = next((name for name in options if plain(name) == plain(field)), field)
@@ -278,9 +267,7 @@ def choice(cause: Cause, said: re.Match[str]) -> Explained:
 def no_import(cause: Cause, said: re.Match[str]) -> Explained | None:
     """A class that cannot be imported."""
     path = cause.path or said["name"]
-    if cause.path is None and re.search(
-        r"Subtypes: .*(?:Literal|'(?:int|float|bool|str|dict|list)'|list\[)", cause.text
-    ):
+    if cause.path is None and PLAIN.search(cause.text):
         return None  # it was meant to be something else
     module, _, name = path.rpartition(".")
     offered = {

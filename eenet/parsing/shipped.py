@@ -46,11 +46,7 @@ def find_config(text: str) -> Path | None:
 
 
 def with_paths(args: list[str]) -> list[str]:
-    """Arguments of a command, with the paths of the configurations that they name.
-
-    Raises:
-        UserError: A configuration is neither a file nor shipped.
-    """
+    """Arguments with the paths of the configurations that they name; a `UserError` where one is not there."""
     return list(_with_paths(args))
 
 

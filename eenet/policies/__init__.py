@@ -7,7 +7,7 @@ from eenet.policies.fixed import FixedExit
 from eenet.policies.patience import Patience
 from eenet.policies.predicted_errors import PredictedErrors
 from eenet.policies.random import RandomExits
-from eenet.policies.sequential import SequentialGates, conditional_exit_probabilities, exit_distribution
+from eenet.policies.sequential import SequentialGates, exit_distribution
 from eenet.policies.threshold import Threshold
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "RandomExits",
     "SequentialGates",
     "Threshold",
-    "conditional_exit_probabilities",
     "exit_distribution",
 ]

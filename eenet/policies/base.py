@@ -30,11 +30,7 @@ class Policy(nn.Module, ABC):
         return {}
 
     def check(self, num_exits: int) -> None:
-        """Refuse a network with the wrong number of exits.
-
-        Raises:
-            UserError: The policy is made for another number of exits.
-        """
+        """Raise a `UserError` where the policy is made for another number of exits than the network has."""
 
     def keeping(self, exits: Sequence[int]) -> "Policy":
         """The policy for a network with only some of the early exits; the same unless it has a part for each."""

@@ -32,25 +32,6 @@ def exit_distribution(gate_logits: Tensor) -> Tensor:
     return torch.cat([early, last], dim=-1)
 
 
-def conditional_exit_probabilities(distribution: Tensor) -> Tensor:
-    """Probability of leaving at each exit given that the sample has reached it: `P_l / (1 - sum_{i<l} P_i)`.
-
-    This is `P_l / prod_{i<l} (1 - cond_i)` of the paper, the product telescoping. Where nothing is left it is 1.
-
-    Args:
-        distribution: Rows summing to 1, `(batch, exits)`.
-
-    Returns:
-        `(batch, exits)`.
-
-    Example:
-        >>> conditional_exit_probabilities(torch.tensor([[0.25, 0.375, 0.375]])).tolist()
-        [[0.25, 0.5, 1.0]]
-    """
-    reach = 1 - (distribution.cumsum(-1) - distribution)
-    return torch.where(reach > 0, distribution / reach.clamp_min(torch.finfo(reach.dtype).tiny), 1.0).clamp(0, 1)
-
-
 class SequentialGates(Policy):
     """Leave at the first exit whose conditional exit probability is at least one half (JEI-DNN, section 4.1).
 

@@ -100,11 +100,7 @@ class NativeLinear(nn.Module):
             self.scales = self.scales * rounding.scale
 
     def forward(self, values: Tensor) -> Tensor:
-        """`(..., inputs)` to `(..., outputs)`.
-
-        Raises:
-            UserError: A value is no number, which has no code.
-        """
+        """`(..., inputs)` to `(..., outputs)`; a `UserError` where a value is no number, which has no code."""
         if isinstance(self.rounding, Grid):
             sums = self.products(codes_of(values, self.rounding).flatten(0, -2))
         else:
@@ -145,20 +141,12 @@ class NativeConv2d(NativeLinear):
 
 
 def codes_of(values: Tensor, grid: Grid) -> Tensor:
-    """The int8 codes of a layer's input.
-
-    Raises:
-        UserError: A value is no number.
-    """
+    """The int8 codes of a layer's input; a `UserError` where a value is no number."""
     return activation_codes(check_numbers(values).to(torch.promote_types(values.dtype, torch.float32)), grid)
 
 
 def check_numbers(values: Tensor) -> Tensor:
-    """Values that are all numbers; an exported program does not look.
-
-    Raises:
-        UserError: One is not.
-    """
+    """Values that are all numbers, else a `UserError`; an exported program does not look."""
     if not torch.compiler.is_exporting() and values.detach().sum().isnan():
         raise UserError("inputs", "nan", "an input of a layer on integers is not a number, which has no code")
     return values

@@ -23,11 +23,7 @@ REST_WIDTHS = (8, 4, FLOAT)
 
 
 def check_rest(width: int, field: str) -> int:
-    """Bits of what is in no segment's layers.
-
-    Raises:
-        UserError: There is no such grid.
-    """
+    """Bits of what is in no segment's layers; a `UserError` where there is no such grid."""
     if width not in REST_WIDTHS:
         raise UserError(field, width, "must be 8, 4 or 32 bits")
     return width

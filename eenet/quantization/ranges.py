@@ -42,11 +42,7 @@ class Observed(NamedTuple):
     by_rows: bool
 
     def range(self, width: int) -> list[float]:
-        """Lowest and highest value of the grid with the least squared error.
-
-        Args:
-            width: Of the layer.
-        """
+        """Lowest and highest value of the grid with the least squared error at a width."""
         errors, (low, high) = list[Tensor](), self.extremes
         shares = torch.linspace(1.0, 0.1, SHARES).tolist()
         for share in shares:

@@ -81,11 +81,7 @@ class Parts(NamedTuple):
 
 
 def stage_layers(backbone: StagedBackbone) -> list[StageLayers]:
-    """The layers that each stage really calls, found by running one example input; each call counts.
-
-    Args:
-        backbone: The float backbone.
-    """
+    """The layers that each stage of a float backbone calls on one example input; each call counts."""
     return count_parts(backbone).stages
 
 

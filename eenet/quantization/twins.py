@@ -176,15 +176,7 @@ class Twins(nn.Module):
         return found
 
     def take_ranges(self, inputs: Callable[[str, int], Iterable[Any]], batches: int) -> list[Tensor]:
-        """Calibrate with batches of training inputs, and choose among ranges on as many validation inputs.
-
-        Args:
-            inputs: Gives so many batches of a split.
-            batches: Of each split.
-
-        Returns:
-            The buffers that were set.
-        """
+        """Calibrate on training batches, and choose ranges on as many of validation; the buffers that were set."""
         self.calibrate(inputs("train", batches), inputs("val", batches))
         weights = [getattr(self, f"{kind}_{width}") for width in self.quantized_widths for kind in KINDS]
         return [self.ranges, self.range_methods, *weights]
@@ -282,11 +274,7 @@ class Twins(nn.Module):
         return [Weights(own.view(shape), *rest) for shape, own, *rest in zip(self._shapes, *parts, strict=True)]
 
     def twin(self, width: int) -> StagedBackbone:
-        """The backbone with its stages at a width.
-
-        Raises:
-            UserError: It is not calibrated.
-        """
+        """The backbone with its stages at a width; a `UserError` where it is not calibrated."""
         if width == FLOAT:
             return self.backbone
         key = width, self.native and width == NATIVE_WIDTH

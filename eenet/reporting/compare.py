@@ -181,11 +181,7 @@ class Group:
         return [run.results.get("seed") for run in self.runs]
 
     def points(self, kind: str) -> list[Point]:
-        """Mean and deviation over seeds of the rows of a kind, in their order.
-
-        Args:
-            kind: `operating_points`, `random_routing` or `static_exits`.
-        """
+        """Mean and deviation over seeds of `operating_points`, `random_routing` or `static_exits`, in their order."""
         return [make_point(rows) for rows in zip(*(rows[kind] for rows in self.rows), strict=True)]
 
 
@@ -314,11 +310,7 @@ def load_runs(paths: Sequence[str], checkpoint: str = "last") -> list[Run]:
 
 
 def leave_out_unchosen(run: Run) -> None:
-    """Take the points without figures out of a run's results, with a warning.
-
-    Raises:
-        UserError: None is left.
-    """
+    """Take the points without figures out of a run's results, with a warning; a `UserError` where none is left."""
     kept = chosen_rows(run.results)
     for line in not_chosen_lines(run.results["operating_points"]):
         if not kept:

@@ -175,11 +175,7 @@ def read_results(path: Path) -> Results:
 
 
 def check_weights(run: str, results: Path, checkpoint: Path) -> None:
-    """Refuse results of a checkpoint that a continued training has replaced; a run may have lost its checkpoint.
-
-    Raises:
-        UserError: The results are of other weights.
-    """
+    """Raise a `UserError` for results of a checkpoint that a continued training has replaced; a run may have none."""
     found = read_results(results).get("checkpoint_digest")
     if found is not None and checkpoint.is_file() and found != sha256(checkpoint):
         again = shlex.join(["eenet", "test", "--config", str(results.parent / "config.yaml")])

@@ -25,11 +25,7 @@ FIELDS = {"device", "threads", "dtype", "torch", "runtime", "compiled", "batches
 
 
 def read_bench(path: Path) -> Bench | None:
-    """What `eenet bench` wrote, `None` where it was not run.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """What `eenet bench` wrote, `None` where it was not run; a `UserError` where the file is damaged."""
     if not path.is_file():
         return None
     try:

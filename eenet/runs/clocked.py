@@ -17,13 +17,7 @@ SCHEMA = 1
 
 
 def keep(path: Path, checkpoint: Path, found: Seconds) -> None:
-    """Add a profile to a run's file, where it replaces one of the same device, runtime, threads and batch size.
-
-    Args:
-        path: The file.
-        checkpoint: Whose network was measured; profiles of another one go.
-        found: The profile.
-    """
+    """Add a profile to a run's file, in place of one of the same conditions; those of another checkpoint go."""
     try:
         old = _read(path, checkpoint)
     except UserError:
@@ -35,11 +29,7 @@ def keep(path: Path, checkpoint: Path, found: Seconds) -> None:
 
 
 def find(path: Path, checkpoint: Path, runtime: str, threads: int, batch_size: int, device: str) -> Seconds:
-    """The profile of a run for these conditions.
-
-    Raises:
-        UserError: There is none: what `eenet bench` has to be told.
-    """
+    """The profile of a run for these conditions; a `UserError` that says what `eenet bench` has to be told."""
     for profile in _read(path, checkpoint):
         if profile.key == (device, runtime, threads, batch_size):
             return profile

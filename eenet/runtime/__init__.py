@@ -4,7 +4,7 @@ Here live the module that deploys a routed network, the one that runs an exporte
 them.
 """
 
-from eenet.routing import ALWAYS, Carried, Compaction, Routed, Step, make_steps, route
+from eenet.routing import ALWAYS, Compaction, Routed, route
 from eenet.runtime.deployed import EarlyExitRuntime
 from eenet.runtime.exported import ExportedRuntime
 from eenet.runtime.load import load
@@ -13,16 +13,13 @@ from eenet.runtime.stopwatch import Times, speed_row, time_rounds
 
 __all__ = [
     "ALWAYS",
-    "Carried",
     "Compaction",
     "EarlyExitRuntime",
     "ExportedRuntime",
     "Routed",
     "RoutedOnnx",
-    "Step",
     "Times",
     "load",
-    "make_steps",
     "route",
     "speed_row",
     "time_rounds",

@@ -123,11 +123,7 @@ def static_networks(network: EarlyExitNetwork, compile: bool = False) -> list[Co
 
 
 def routed_network(name: str, network: EarlyExitNetwork, policy: Policy, compile: bool = False) -> Contender:
-    """The network routed by a policy.
-
-    Raises:
-        UserError: The policy is made for another network, or the steps cannot be compiled.
-    """
+    """The network routed by a policy; a `UserError` for one of another network, or steps that cannot be compiled."""
     policy = policy.to(next(network.parameters()).device)
     return Contender(f"routed, {name}", "routed", EarlyExitRuntime(network, policy, compile))
 

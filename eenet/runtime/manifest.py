@@ -148,11 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A plain file of the folder.
-
-    Raises:
-        UserError: It is not there, or leads out of the folder.
-    """
+    """A plain file of the folder; a `UserError` where it is not there, or leads out of the folder."""
     path = folder / name
     if not path.is_file():
         raise UserError("export", str(path), "is missing; export the run again")
@@ -162,11 +158,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """A JSON file of the folder.
-
-    Raises:
-        UserError: It is missing, too large, or no JSON.
-    """
+    """A JSON file of the folder; a `UserError` where it is missing, too large, or no JSON."""
     path = inside(folder, name)
     if path.stat().st_size > LARGEST_JSON:
         raise UserError("export", str(path), f"is larger than {LARGEST_JSON} bytes; no export is")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,24 +34,27 @@ class OnnxProgram:
     def __init__(self, path: Path) -> None:
         check(path)
         self.session = make_session(path)
-        self.source, names = str(path), [entry.name for entry in self.session.get_inputs()]
-        if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in names):
-            raise UserError(
-                "export", str(path), f"has the inputs {', '.join(names)}; they must be input_0, input_1, ..."
-            )
-        self.places = {name: int(name.removeprefix("input_")) for name in names}
+        self.source, self.names = str(path), [entry.name for entry in self.session.get_inputs()]
+        if not all(re.fullmatch(r"input_[0-9]{1,4}", name) for name in self.names):
+            problem = f"has the inputs {', '.join(self.names)}; they must be input_0, input_1, ..."
+            raise UserError("export", str(path), problem)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Run it; inputs are named by their place, and those that nothing reads are not given.
-
-        Raises:
-            UserError: ONNX Runtime refuses them.
-        """
+        """Run it, inputs by their place, but none that nothing reads; a `UserError` where ONNX Runtime refuses them."""
         try:
-            given = {name: inputs[place].numpy() for name, place in self.places.items()}
-            return [torch.from_numpy(result) for result in self.session.run(None, given)]
+            return [torch.from_numpy(result) for result in self.session.run(None, feed(self.names, inputs))]
         except Exception as error:
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
+
+
+def place_of(name: str) -> int:
+    """Place of an input that is called by it, as `input_0`."""
+    return int(name.removeprefix("input_"))
+
+
+def feed(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """What a session with inputs of these names is given."""
+    return {name: tensors[place_of(name)].numpy() for name in names}
 
 
 def make_session(model: Path | bytes, sizes: Mapping[str, int] | None = None) -> Any:

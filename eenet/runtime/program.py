@@ -83,11 +83,7 @@ class Program:
         self.operations = _with_lifetimes(operations, self.outputs, known)
 
     def __call__(self, *inputs: Tensor) -> list[Any]:
-        """Run it.
-
-        Raises:
-            UserError: An operation refuses its arguments.
-        """
+        """Run it; a `UserError` where an operation refuses its arguments."""
         values: list[Any] = [*inputs, *self.weights]
         if len(inputs) != self.inputs:
             raise UserError("export", self.source, f"takes {self.inputs} tensors and is given {len(inputs)}")

@@ -102,12 +102,7 @@ class RoutedOnnx(Exported):
 
 
 def flat_branches(graph: Any, count: int) -> str:
-    """What is wrong with the control flow of a file for any batch: so many `If`s, one after another.
-
-    Args:
-        graph: Of the file.
-        count: Of its exits but the first.
-    """
+    """What is wrong with the control flow of a file for any batch: `count` `If`s, one after another."""
     branches = _branches(graph)
     if len(branches) != count:
         return f"has {len(branches)} branches where {count} exits follow the first"

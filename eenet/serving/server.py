@@ -154,13 +154,7 @@ def end_with_parent() -> None:
 
 
 def make_server(worker: Worker, offer: Offer, timeout: float) -> LitServer:
-    """A server that was not started.
-
-    Args:
-        worker: Routes; on which device, it knows itself.
-        offer: What is served.
-        timeout: Seconds after which a request that still waits is given up, with status 504.
-    """
+    """A server that was not started; a request that still waits after the timeout, in seconds, gets status 504."""
     server = LitServer(worker, accelerator="cpu", model_metadata=offer.about, timeout=timeout)
     server.app.state.offer = offer
     return server

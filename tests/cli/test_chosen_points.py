@@ -24,7 +24,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny(folder.parent / "t.yaml", "DecoupledExits", folder, budgets=BUDGETS)
     network = "--model.init_args.network.init_args"
     thresholds = [f"{network}.gate=eenet.gates.ConfidenceGate", f"{network}.exits=[0]"]
-    main(["fit", "--config", str(config), *thresholds, "--trainer.overfit_batches=2", *QUIET])
+    main(["fit", "--config", str(config), *thresholds, "--trainer.overfit_batches=2", "--trainer.logger=true", *QUIET])
     return folder
 
 

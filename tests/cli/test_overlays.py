@@ -30,7 +30,12 @@ def test_every_overlay_sets_its_keys(overlay: str, capsys: pytest.CaptureFixture
 
 def overfit(config: Path, folder: Path, *args: str) -> dict[str, float]:
     """The last validation accuracies of a run under the overlay, by the name of exit or operating point."""
-    more = [f"--trainer.default_root_dir={folder}", "--trainer.enable_checkpointing=false", *args]
+    more = [
+        f"--trainer.default_root_dir={folder}",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.logger=true",
+        *args,
+    ]
     main(["fit", "--config", str(config), "--config", "overlays/overfit", *QUIET, *more])
     events = EventAccumulator(str(folder)).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("val/accuracy/")]

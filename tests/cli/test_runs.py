@@ -132,7 +132,7 @@ def test_a_refused_fit_leaves_nothing(
     option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write(tmp_path / "e.yaml", str(tmp_path / "runs" / "deep" / "new"))
-    assert message in mistake(capsys, "fit", "--config", str(config), option)
+    assert message in mistake(capsys, "fit", "--config", str(config), "--trainer.logger=true", option)
     assert [path.name for path in tmp_path.iterdir()] == ["e.yaml"]
 
 

@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, _blank_figures: Callable[...,
         with pytest.MonkeyPatch.context() as patch:
             if name == "joint":
                 patch.setattr(Figure, "draw", _blank_figures)
-            main(["fit", "--config", str(config), *QUIET])
+            main(["fit", "--config", str(config), "--trainer.logger=true", *QUIET])
             main(["test", "--config", str(folder / name / "config.yaml"), *QUIET])
     return folder
 

@@ -17,9 +17,10 @@ from eenet.calibration import (
     coverage,
     prediction_sets,
     set_size,
-    summarise_sets,
+    summarise_coverage,
     true_class_scores,
 )
+from eenet.calibration.conformal import coverage_rows
 from eenet.errors import UnmetError, UserError
 
 EXITS, CLASSES, RESPLITS = 3, 6, 100
@@ -224,8 +225,9 @@ def test_set_statistics_against_loops() -> None:
         {c for c in range(CLASSES) if 1 - pool.probabilities[i, exits[i], c] <= quantiles[exits[i]]} for i in range(60)
     ]
     hits = [int(pool.labels[i]) in found for i, found in enumerate(expected)]
-    found = summarise_sets(sets, pool.labels, exits, EXITS, per_class=True)
-    for label, row in enumerate(found["classes"]):
+    covered, sizes = sets.gather(1, pool.labels[:, None])[:, 0], sets.sum(1)
+    found = summarise_coverage(covered, sizes, exits, EXITS)
+    for label, row in enumerate(coverage_rows(covered, sizes, pool.labels, CLASSES)):
         own = [i for i in range(60) if pool.labels[i] == label]
         assert row["count"] == len(own)
         assert row["coverage"] == pytest.approx(np.mean([hits[i] for i in own]))

@@ -11,7 +11,7 @@ from eenet.calibration import (
     OperatingPoint,
     Quantiles,
     prediction_sets,
-    summarise_sets,
+    summarise_coverage,
     trust,
     trust_records,
 )
@@ -131,7 +131,8 @@ def test_records_of_batches_are_those_of_all_samples() -> None:
     row = trust(point, **records, exits=exits, labels=labels, num_exits=3)
     probabilities = logits.softmax(-1)
     for found, chosen in zip(row["conformal"], quantiles.values(), strict=True):
-        expected = summarise_sets(prediction_sets(probabilities, exits, chosen.values), labels, exits, 3)
+        sets = prediction_sets(probabilities, exits, chosen.values)
+        expected = summarise_coverage(sets.gather(1, labels[:, None])[:, 0], sets.sum(1), exits, 3)
         assert {key: found[key] for key in expected} == expected
 
 

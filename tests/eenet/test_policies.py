@@ -17,7 +17,6 @@ from eenet.policies import (
     RandomExits,
     SequentialGates,
     Threshold,
-    conditional_exit_probabilities,
     exit_distribution,
 )
 
@@ -66,14 +65,6 @@ def test_hard_decision_follows_the_conditional_probabilities(logits: torch.Tenso
             staying *= 1 - min(conditionals[-1], 1.0)
         if all(abs(value - 0.5) > 1e-6 for value in conditionals):
             assert exit == next((i for i, value in enumerate(conditionals) if value >= 0.5), len(gates))
-
-
-@given(gate_logits)
-def test_conditional_probabilities_rebuild_the_distribution(logits: torch.Tensor) -> None:
-    distribution = exit_distribution(logits.double())
-    conditional = conditional_exit_probabilities(distribution)
-    reach = torch.cat([torch.ones(len(logits), 1), (1 - conditional[:, :-1]).cumprod(1)], dim=1)
-    torch.testing.assert_close(reach * conditional, distribution, atol=1e-6, rtol=0)
 
 
 @given(gate_logits)

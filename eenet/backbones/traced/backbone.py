@@ -237,11 +237,7 @@ def original(backbone: Traced, inputs: Any) -> Tensor:
 
 
 def prove_training(backbone: Traced, inputs: Any) -> None:
-    """Refuse stages that train otherwise than the model, drawing the same random numbers.
-
-    Raises:
-        UserError: Logits or buffers differ.
-    """
+    """Raise a `UserError` where stages train otherwise than the model, drawing the same random numbers."""
     staged, plain = deepcopy(backbone).train(), deepcopy(backbone).train()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)

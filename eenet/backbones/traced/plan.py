@@ -200,11 +200,7 @@ def by_name(places: Places, name: str, last: Cut) -> Cut:
 
 
 def aligned(places: Places, points: Sequence[Point]) -> list[Cut]:
-    """The cuts of another graph of the same model at the same points.
-
-    Raises:
-        UserError: The graphs differ there.
-    """
+    """The cuts of another graph of the same model at the same points; a `UserError` where the graphs differ there."""
     found = []
     for wanted in points:
         begin, end = places.after(wanted.after)
@@ -257,11 +253,7 @@ class Plan:
 
 
 def make_plan(places: Places, cuts: Sequence[Cut], channels: Channels, mask: bool, label: str) -> Plan:
-    """Cuts as a plan.
-
-    Raises:
-        UserError: It is not known where the channels are, or the model gives no logits.
-    """
+    """Cuts as a plan; a `UserError` where it is not known where channels are, or the model gives no logits."""
     reads = tuple(read(places, cut, channels) for cut in cuts)
     ends: dict[str, int] = {}
     for stage, cut in enumerate(cuts):
@@ -288,11 +280,7 @@ def read(places: Places, cut: Cut, channels: Channels) -> Read:
 
 
 def classes(node: fx.Node, label: str) -> int:
-    """Width of the logits.
-
-    Raises:
-        UserError: They are no `(batch, classes)`.
-    """
+    """Width of the logits; a `UserError` where they are no `(batch, classes)`."""
     shape = node.meta["val"].shape
     if len(shape) != 2 or isinstance(shape[1], torch.SymInt):
         said = ["n" if isinstance(size, torch.SymInt) else size for size in shape]
