@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from eenet.errors import UserError
 from eenet.runtime.manifest import WEIGHTS
@@ -48,6 +49,7 @@ def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
     require_packages()
     remember_translations()
     names = [f"input_{place}" for place in range(len(step.tensors))]
+    rewrite(step.program.graph_module)
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -64,6 +66,39 @@ def translate(step: Traced) -> tuple[Any, dict[str, Tensor]]:
         if value.const_value is not None and value.const_value.nbytes > LARGEST_CONSTANT
     }
     return model, weights
+
+
+def rewrite(module: GraphModule) -> None:
+    """Put what the exporter does not take into other words, in place: the values stay what they are.
+
+    A view of what attention returns is refused, as attention is taken apart into parts that lie otherwise in memory;
+    so is attention over more or fewer axes than four.
+
+    Args:
+        module: A step's graph; its nodes say what tensors they give.
+    """
+    aten = torch.ops.aten
+    for node in module.graph.nodes:
+        if node.target in (aten.view.default, aten.reshape.default):
+            with module.graph.inserting_before(node):
+                copy = module.graph.call_function(aten.clone.default, (node.args[0],))
+                copy.kwargs = {"memory_format": torch.contiguous_format}
+                node.update_arg(0, copy)
+        elif node.target is aten.scaled_dot_product_attention.default:
+            shapes = [tensor.meta["val"].shape for tensor in (node, *node.args[:3])]
+            masked = len(node.args) > 3 or "attn_mask" in node.kwargs
+            known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
+            if len(shapes[0]) == 4 or masked or not known:
+                continue
+            with module.graph.inserting_before(node):
+                for place, shape in enumerate(shapes[1:]):
+                    sizes = (1, *shape[1:])[-3:]
+                    flat = module.graph.call_function(aten.reshape.default, (node.args[place], [-1, *sizes]))
+                    node.update_arg(place, flat)
+            with module.graph.inserting_after(node):
+                back = module.graph.call_function(aten.reshape.default, (node, [-1, *shapes[0][1:]]))
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+    module.recompile()
 
 
 def save(step: str, model: Any, folder: Path, path: Path) -> None:

@@ -10,7 +10,8 @@ The form, chosen by the clock of ONNX Runtime:
 * where nobody stays, empty states are handed on (`ConstantOfShape`, for which no runtime forgets the rank);
 * whoever does not show that it leaves stays: a NaN goes to the last exit and is marked there.
 
-For a batch of one nothing is picked or written in its place, and the `If`s are nested: each reads a state and a result.
+For a batch of one nothing is picked or written in its place, and the `If`s are nested: each reads a state and returns
+logits and the exit. Every kind of operator that is not there counts: behind a stage none of them is in the cache.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def compose(
         raise UserError("format", "onnx", "writes networks in single precision; use onnx-steps")
     top, chain = Builder("top_"), _Chain(graphs, _needed(graphs))
     names = {place: spec.name or INPUT for place, spec in enumerate(inputs)}
-    result = chain.nested(top, 0, names) if one else chain.in_turn(top, names)
-    outputs = _answer(top, result, chain.classes, macs, sets or {})
+    logits, exit = chain.nested(top, 0, names) if one else chain.in_turn(top, names)
+    outputs = _answer(top, logits, exit, chain.classes, macs, sets or {})
     batch = 1 if one and sized else "batch"
     given = []
     for place, spec in enumerate(inputs):
@@ -166,8 +167,8 @@ class _Chain:
         assert width is not None
         return width
 
-    def in_turn(self, top: Builder, given: dict[int, str]) -> str:
-        """All steps for any batch; the name of `(batch, classes + 1)`: logits, and beside them the exit's number."""
+    def in_turn(self, top: Builder, given: dict[int, str]) -> tuple[str, str]:
+        """All steps for any batch; the names of the logits, and of the exits, `(batch,)`."""
         step = self.inline(top, 0, given)
         result, rows = self.numbered(top, 0, step.logits), ""
         for number in range(1, len(self.graphs)):
@@ -190,17 +191,20 @@ class _Chain:
             if not last:
                 rows, leave, *states = more
                 step = _Step(dict(zip(step.handed_on, states, strict=True)), "", leave)
-        return result
+        logits, column = top.ops("Split", 2, result, top.constant([self.classes, 1]), axis=1)
+        return logits, top.op("Cast", top.op("Reshape", column, top.constant([-1])), to=INT64)
 
-    def nested(self, graph: Builder, number: int, given: dict[int, str]) -> str:
-        """The steps from a number on for a batch of one; the name of its `(1, classes + 1)`."""
+    def nested(self, graph: Builder, number: int, given: dict[int, str]) -> tuple[str, str]:
+        """The steps from a number on for a batch of one; the names of its logits, and of its exit, `(1,)`."""
         step = self.inline(graph, number, given)
-        result = self.numbered(graph, number, step.logits)
         if number == len(self.graphs) - 1:
-            return result
+            return step.logits, self.ended(graph, number, step.logits, INT64)
         then, other = Builder(f"then_{number}_"), Builder(f"else_{number}_")
-        answers = (then, [then.op("Identity", result)]), (other, [self.nested(other, number + 1, step.handed_on)])
-        return graph.branch(step.leave, *answers, [Kind(FLOAT, (self.classes + 1,))])[0]
+        left = [then.op("Identity", name) for name in (step.logits, then.constant([number]))]
+        stayed = list(self.nested(other, number + 1, step.handed_on))
+        kinds = [Kind(FLOAT, (self.classes,)), Kind(INT64, ())]
+        logits, exit = graph.branch(step.leave, (then, left), (other, stayed), kinds)
+        return logits, exit
 
     def inline(self, graph: Builder, number: int, given: Mapping[int, str]) -> _Step:
         """Put what is needed of a step into a graph.
@@ -236,14 +240,19 @@ class _Chain:
         return _Step(handed_on, renamed(logits), "" if last else renamed(leave[0]))
 
     def numbered(self, graph: Builder, number: int, logits: str) -> str:
-        """Logits with the exit's number beside them; at the last exit the mark of a NaN where they are none."""
+        """Logits with the exit's number beside them, `(batch, classes + 1)`."""
         if number < len(self.graphs) - 1:
             return graph.op("Pad", logits, graph.constant([0, 0, 0, 1]), graph.constant(number, np.float32))
+        return graph.op("Concat", logits, self.ended(graph, number, logits, FLOAT), axis=1)
+
+    def ended(self, graph: Builder, number: int, logits: str, kind: int) -> str:
+        """The last exit's number, or the mark of a NaN: floats, `(batch, 1)`, or whole numbers, `(batch,)`."""
         # A sum would call infinities of both signs no number.
-        unknown = graph.op("Cast", graph.op("IsNaN", logits), to=FLOAT)
-        missing = graph.op("ReduceMax", unknown, graph.constant([1]))
-        marks = [graph.constant(value, np.float32) for value in (NAN_EXIT - number, number)]
-        return graph.op("Concat", logits, graph.op("Add", graph.op("Mul", missing, marks[0]), marks[1]), axis=1)
+        unknown = graph.op("Cast", graph.op("IsNaN", logits), to=kind)
+        missing = graph.op("ReduceMax", unknown, graph.constant([1]), keepdims=int(kind == FLOAT))
+        dtype = np.float32 if kind == FLOAT else np.int64
+        marks = [graph.constant(value, dtype) for value in (NAN_EXIT - number, number)]
+        return graph.op("Add", graph.op("Mul", missing, marks[0]), marks[1])
 
 
 def cut(step: Any, places: Sequence[int] | None) -> Any:
@@ -272,10 +281,10 @@ def never(steps: Sequence[Any]) -> list[Any]:
     return [*found, steps[-1]]
 
 
-def _answer(top: Builder, result: str, classes: int, macs: Sequence[int], sets: Mapping[str, SetRule]) -> list[Any]:
+def _answer(
+    top: Builder, logits: str, exit: str, classes: int, macs: Sequence[int], sets: Mapping[str, SetRule]
+) -> list[Any]:
     """Add what is returned, and say what it is."""
-    logits, column = top.ops("Split", 2, result, top.constant([classes, 1]), axis=1)
-    exit = top.op("Cast", top.op("Reshape", column, top.constant([-1])), to=INT64)
     found = {LOGITS: (logits, FLOAT, classes), EXIT: (exit, INT64, None)}
     found[COST] = top.op("Gather", top.constant(macs), exit), INT64, None
     for name, rule in sets.items():

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eenet.errors import UserError, said
-from eenet.routing.route import Routed, routed
+from eenet.routing.route import Routed
 from eenet.runtime.exported import Exported, ExportedNetwork
 from eenet.runtime.manifest import ROUTED, ROUTED_ONE, Manifest, inside
 from eenet.runtime.onnx_program import check, make_session
@@ -47,6 +48,9 @@ class RoutedOnnx(Exported):
         self.network, self.source = ExportedNetwork(manifest, [torch.empty(0)]), str(folder)
         behind = manifest.costs.num_exits - 1
         self._inputs = [spec.name or INPUT for spec in manifest.inputs]
+        columns = manifest.costs.columns
+        self._macs = list(columns["macs"].routed)
+        self._bitops = torch.tensor(columns["bitops"].routed) if "bitops" in columns else None
         self._any = self._one = self._open(inside(folder, ROUTED), lambda graph: flat_branches(graph, behind))
         self.outputs = [entry.name for entry in self._any.get_outputs()]
         if ROUTED_ONE in manifest.files:
@@ -68,9 +72,11 @@ class RoutedOnnx(Exported):
         Raises:
             UserError: The inputs are of another kind, dtype or shape.
         """
-        found = self.run(inputs)
-        last = self.manifest.costs.num_exits - 1
-        return routed(self.manifest.costs, found[LOGITS], torch.where(found[EXIT] == NAN_EXIT, last, found[EXIT]))
+        results = self._results(inputs)
+        logits, exits, macs = map(torch.from_numpy, results[:3])
+        if NAN_EXIT in exits.tolist():
+            exits[exits == NAN_EXIT] = self.network.num_exits - 1
+        return Routed(logits, exits, macs, exits, None if self._bitops is None else self._bitops[exits])
 
     def run(self, inputs: Any) -> dict[str, Tensor]:
         """What the file returns, by name.
@@ -85,20 +91,35 @@ class RoutedOnnx(Exported):
         Raises:
             UserError: The inputs are of another kind, dtype or shape.
         """
-        self._check(inputs)
-        tensors = self._tensors(inputs)
-        session = self._one if len(tensors[0]) == 1 else self._any
+        return dict(zip(self.outputs, map(torch.from_numpy, self._results(inputs)), strict=True))
+
+    def _results(self, inputs: Any) -> list[np.ndarray]:
+        """What the file returns, in the order of `outputs`.
+
+        For one row of a small network all that is done here costs as much as an exit, so that ONNX Runtime checks a
+        tensor, and what it returns is looked at by Python, whose operations are quicker than numpy's or torch's.
+        """
         try:
-            given = {name: tensor.numpy() for name, tensor in zip(self._inputs, tensors, strict=True)}
-            results = session.run(self.outputs, given)
+            if isinstance(inputs, Tensor):
+                given = {INPUT: inputs.numpy()}
+            else:
+                self._check(inputs)
+                given = {name: inputs[name].numpy() for name in self._inputs}
+            batch = len(given[self._inputs[0]])
+            results: list[np.ndarray] = (self._one if batch == 1 else self._any).run(self.outputs, given)
+        except UserError:
+            raise
         except Exception as error:  # its exceptions have no common class
+            self._check(inputs)
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
-        found = {name: torch.from_numpy(result) for name, result in zip(self.outputs, results, strict=True)}
-        shape, exits = (len(tensors[0]), self.manifest.num_classes), found[EXIT]
-        known = exits.shape == shape[:1] and ((exits >= NAN_EXIT) & (exits < self.manifest.costs.num_exits)).all()
-        if found[LOGITS].shape != shape or not known:
-            raise UserError("export", self.source, f"does not return {shape[1]} logits and an exit per sample")
-        return found
+        logits, exits, macs, *_ = results
+        classes, numbers, count = self.manifest.num_classes, exits.tolist(), self.network.num_exits
+        known = exits.shape == (batch,) and all(NAN_EXIT <= number < count for number in numbers)
+        if logits.shape != (batch, classes) or not known:
+            raise UserError("export", self.source, f"does not return {classes} logits and an exit per sample")
+        if macs.tolist() != [self._macs[number] for number in numbers]:
+            raise UserError("export", self.source, "does not cost what its manifest says")
+        return results
 
 
 def flat_branches(graph: Any, count: int) -> str:
@@ -118,7 +139,7 @@ def nested_branches(graph: Any, count: int) -> str:
         if len(branches) != min(left, 1):
             return f"has {len(branches)} branches in one graph"
         if branches:
-            if [node.op_type for node in branches[0]["then_branch"].node] != ["Identity"]:
+            if {node.op_type for node in branches[0]["then_branch"].node} != {"Identity"}:
                 return "computes where a sample has left"
             graph = branches[0]["else_branch"]
     return ""

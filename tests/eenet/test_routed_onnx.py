@@ -191,6 +191,21 @@ def test_a_changed_file_is_refused(exported: Path, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_file_of_other_costs_is_refused(exported: Path, tmp_path: Path, batch: int) -> None:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    name = "model_one.onnx" if batch == 1 else "model.onnx"
+    model = onnx.load(tmp_path / name)
+    table = next(node.input[0] for node in model.graph.node if "cost" in node.output)
+    costs = next(weight for weight in model.graph.initializer if weight.name == table)
+    costs.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(costs) + 1, table))
+    (tmp_path / name).write_bytes(model.SerializeToString())
+    set_digests(tmp_path)
+    with pytest.raises(UserError, match="does not cost what its manifest says"):
+        load(tmp_path)(digits()[:batch])
+
+
 @torch.no_grad()
 def test_fast_gates_decide_as_the_gates_they_stand_for() -> None:
     torch.manual_seed(0)
