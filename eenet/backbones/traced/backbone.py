@@ -245,7 +245,8 @@ def prove_training(backbone: Traced, inputs: Any) -> None:
         torch.manual_seed(0)
         found = staged(inputs)
     if not close(expected, found) or not close(dict(plain.named_buffers()), dict(staged.named_buffers())):
-        raise refusal(backbone, "in training its stages are not the model; it may draw random numbers outside of torch")
+        reasons = "it may draw random numbers outside of torch, or have auxiliary heads, which have to be off"
+        raise refusal(backbone, f"in training its stages are not the model; {reasons}")
 
 
 def _label(model: nn.Module) -> str:

@@ -106,11 +106,22 @@ def _torchvision(wish: Wish) -> Made:
     model = _called(models.get_model, wish.name, **(published or classes), **wish.arguments)
     if published and classes:
         state, model = model.state_dict(), _called(models.get_model, wish.name, **classes, **wish.arguments)
+        _without_auxiliaries(model)
         load_state(model, state, f"torchvision's {wish.name}")
     if not published:
         _load(model, wish)
+    _without_auxiliaries(model)
     size = 299 if wish.name == "inception_v3" else wish.arguments.get("image_size", 224)
     return Made(model, wish.input_shape or (3, size, size))
+
+
+def _without_auxiliaries(model: Any) -> None:
+    """Drop auxiliary classifiers, in whose place exits come, as torchvision does where it loads weights."""
+    if getattr(model, "aux_logits", False):
+        model.aux_logits = False
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(model, name):
+                setattr(model, name, None)
 
 
 def _transformers(wish: Wish) -> Made:

@@ -13,6 +13,7 @@ import eenet
 from eenet.backbones import StagedBackbone, Traced
 from eenet.backbones.base import select
 from eenet.backbones.proofs import guard
+from eenet.backbones.traced.models import Wish, make_model
 from eenet.costs import count_macs
 from eenet.errors import UserError
 from eenet.gates import ConfidenceGate
@@ -367,3 +368,10 @@ def test_a_number_of_exits_is_at_equal_distances_and_none_is_refused() -> None:
     assert network.costs.stages == given.costs.stages
     with pytest.raises(UserError, match="must be at least 1"):
         eenet.attach(Net(), IMAGES, exits=0)
+
+
+def test_auxiliary_classifiers_make_way_for_exits() -> None:
+    wish = Wish("googlenet", 5, None, False, {"init_weights": False}, 16)
+    model = make_model("torchvision:googlenet", wish).model.train()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    assert not [name for name, _ in model.named_parameters() if name.startswith("aux")]
