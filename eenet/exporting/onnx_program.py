@@ -72,7 +72,7 @@ def rewrite(module: GraphModule) -> None:
     """Put what the exporter does not take into other words, in place: the values stay what they are.
 
     A view of what attention returns is refused, as attention is taken apart into parts that lie otherwise in memory;
-    so is attention over more or fewer axes than four.
+    so is attention over more or fewer axes than four, and a tensor that is taken from a number of another type.
 
     Args:
         module: A step's graph; its nodes say what tensors they give.
@@ -84,19 +84,24 @@ def rewrite(module: GraphModule) -> None:
                 copy = module.graph.call_function(aten.clone.default, (node.args[0],))
                 copy.kwargs = {"memory_format": torch.contiguous_format}
                 node.update_arg(0, copy)
+        elif node.target is aten.rsub.Scalar and len(node.args) == 2:
+            with module.graph.inserting_before(node):
+                opposite = module.graph.call_function(aten.neg.default, (node.args[0],))
+            node.target, node.args = aten.add.Tensor, (opposite, node.args[1])
         elif node.target is aten.scaled_dot_product_attention.default:
-            shapes = [tensor.meta["val"].shape for tensor in (node, *node.args[:3])]
-            masked = len(node.args) > 3 or "attn_mask" in node.kwargs
-            known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
-            if len(shapes[0]) == 4 or masked or not known:
+            tensors = [argument for argument in node.args[:4] if argument is not None]
+            shape, *shapes = (tensor.meta["val"].shape for tensor in (node, *tensors))
+            masked = len(tensors) > 3 or "attn_mask" in node.kwargs
+            known = all(isinstance(size, int) for sizes in (shape, *shapes) for size in sizes[1:])
+            # Rows of a mask are those of the queries where there are three axes of each.
+            if len(shape) == 4 or (masked and {len(sizes) for sizes in shapes} != {3}) or not known:
                 continue
             with module.graph.inserting_before(node):
-                for place, shape in enumerate(shapes[1:]):
-                    sizes = (1, *shape[1:])[-3:]
-                    flat = module.graph.call_function(aten.reshape.default, (node.args[place], [-1, *sizes]))
-                    node.update_arg(place, flat)
+                for place, sizes in enumerate(shapes):
+                    wanted = [-1, *(1, *sizes[1:])[-3:]]
+                    node.update_arg(place, module.graph.call_function(aten.reshape.default, (tensors[place], wanted)))
             with module.graph.inserting_after(node):
-                back = module.graph.call_function(aten.reshape.default, (node, [-1, *shapes[0][1:]]))
+                back = module.graph.call_function(aten.reshape.default, (node, [-1, *shape[1:]]))
             node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
     module.recompile()
 

@@ -244,7 +244,7 @@ def prove_training(backbone: Traced, inputs: Any) -> None:
         expected = original(plain, inputs)
         torch.manual_seed(0)
         found = staged(inputs)
-    if not close(expected, found) or not close(dict(plain.named_buffers()), dict(staged.named_buffers())):
+    if not close(expected, found) or not close(plain.state_dict(), staged.state_dict()):
         reasons = "it may draw random numbers outside of torch, or have auxiliary heads, which have to be off"
         raise refusal(backbone, f"in training its stages are not the model; {reasons}")
 
