@@ -73,7 +73,7 @@ def thresholds_near(network: EarlyExitNetwork, data: SplitData, budget: float, b
     """Thresholds that let the same share of those still there leave at every exit, so large that the budget is kept."""
     scores = torch.cat([network(inputs).scores for inputs, _ in islice(data.loader("val"), batches)])
     fractions, predictions = network.costs.fractions(), torch.zeros(len(scores), network.num_exits)
-    low, high = 0.0, 0.6
+    low, high = 0.0, 1.0
     for _ in range(30):
         share = (low + high) / 2
         policy = Threshold(equal_shares(scores, share))
@@ -152,6 +152,7 @@ def onnx(
     budget: float = 0.6,
     samples: int = 256,
     rounds: int = 15,
+    in_a_row: int = 1,
     compile: bool = False,
     output: Path | None = None,
 ) -> None:
@@ -164,6 +165,7 @@ def onnx(
         budget: As for `speed`.
         samples: Test samples of a round.
         rounds: Interleaved rounds.
+        in_a_row: Batches of a turn: with 1 everyone's weights are driven from the caches by the others'.
         compile: Time the full and the routed network as torch compiles them, too.
         output: JSON file.
     """
@@ -180,10 +182,11 @@ def onnx(
             contenders += [routed_network("torch", network, policy, True)]
         found[name] = {"exits": network.exit_stages}
         for size in batches or [1, 32, 256]:
-            timed = race(contenders, batched(data, rows, size), size, rounds, CPU)
+            timed = race(contenders, batched(data, rows, size), size, rounds, CPU, in_a_row)
             parts = [getattr(one.run, "length", size) for one in contenders]
             found[name][f"batch_{size}"] = [{**row, "part": part} for row, part in zip(timed, parts, strict=True)]
     conditions = {"device": device_name(CPU), "budget": budget, "rounds": rounds, "samples": samples}
+    conditions["in_a_row"] = in_a_row
     finish({**conditions, "onnxruntime": version("onnxruntime"), "networks": found}, output)
 
 

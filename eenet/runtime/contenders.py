@@ -166,7 +166,12 @@ def _compiled(name: str, network: EarlyExitNetwork, function: Callable[[Any], Te
 
 
 def race(
-    contenders: Sequence[Contender], batches: Sequence[Any], batch_size: int, rounds: int, device: torch.device
+    contenders: Sequence[Contender],
+    batches: Sequence[Any],
+    batch_size: int,
+    rounds: int,
+    device: torch.device,
+    in_a_row: int = 1,
 ) -> list[dict[str, Any]]:
     """Time contenders on the same batches, after one round that does not count.
 
@@ -176,6 +181,7 @@ def race(
         batch_size: Samples in each of them.
         rounds: That count.
         device: That everything runs on.
+        in_a_row: Batches of a contender's turn; see `time_rounds`.
 
     Returns:
         For each contender `kind`, the values of `eenet.runtime.speed_row` and, where something is quantized,
@@ -185,7 +191,8 @@ def race(
         if isinstance(contender.run, InParts):
             contender.run.tune(batches[0])
     costs = [contender.mean_costs(batches) for contender in contenders]
-    times = time_rounds({contender.name: contender.run for contender in contenders}, batches, rounds, device)
+    runs = {contender.name: contender.run for contender in contenders}
+    times = time_rounds(runs, batches, rounds, device, in_a_row=in_a_row)
     full = times[contenders[0].name]
     rows = []
     for one, mean in zip(contenders, costs, strict=True):

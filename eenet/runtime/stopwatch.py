@@ -27,31 +27,35 @@ def time_rounds(
     rounds: int,
     device: torch.device,
     warm_up: int = 1,
+    in_a_row: int = 1,
 ) -> dict[str, Times]:
     """Time contenders on the same batches.
 
     Args:
         contenders: What is timed, by name.
-        batches: Each is run once per round by everyone, in an order that turns by one from batch to batch.
+        batches: Each is run once per round by everyone, in an order that turns by one from turn to turn.
         rounds: Rounds that count.
         device: Waited for before a clock is read.
         warm_up: Rounds before them that do not count.
+        in_a_row: Batches of a turn. At one, everyone finds the caches full of the others' weights, which tells where a
+            batch is one sample; a service of one network does not.
 
     Returns:
         Times by name.
     """
     names = list(contenders)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    turns = [batch for _ in range(warm_up + rounds) for batch in batches]
-    for number, batch in enumerate(turns):
+    turns = [batches[first : first + in_a_row] for first in range(0, len(batches), in_a_row)]
+    for number, some in enumerate(turns * (warm_up + rounds)):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            synchronise(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            contenders[name](batch)
-            synchronise(device)
-            if number >= warm_up * len(batches):
-                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            for batch in some:
+                synchronise(device)
+                wall, cpu = time.perf_counter(), time.process_time()
+                contenders[name](batch)
+                synchronise(device)
+                if number >= warm_up * len(turns):
+                    seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     shaped = {name: np.array(values).reshape(rounds, len(batches), 2) for name, values in seconds.items()}
     return {name: Times(values[..., 0], values[..., 1]) for name, values in shaped.items()}
 

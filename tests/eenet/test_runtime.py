@@ -186,6 +186,14 @@ def test_rounds_are_interleaved_paired_and_warmed_up() -> None:
     )
 
 
+def test_a_turn_may_be_of_several_batches() -> None:
+    calls: list[str] = []
+    contenders = {name: lambda batch, name=name: calls.append(f"{name}{batch}") for name in "ab"}
+    times = time_rounds(contenders, [1, 2, 3], 1, torch.device("cpu"), warm_up=1, in_a_row=2)
+    assert " ".join(calls) == "a1 a2 b1 b2 b3 a3 a1 a2 b1 b2 b3 a3"
+    assert {found.wall.shape for found in times.values()} == {(1, 3)}
+
+
 @pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
