@@ -86,7 +86,8 @@ def rewrite(module: GraphModule) -> None:
                 node.update_arg(0, copy)
         elif node.target is aten.scaled_dot_product_attention.default:
             shapes = [tensor.meta["val"].shape for tensor in (node, *node.args[:3])]
-            masked = len(node.args) > 3 or "attn_mask" in node.kwargs
+            mask = (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
+            masked = mask is not None and mask.meta["val"].ndim > 2
             known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
             if len(shapes[0]) == 4 or masked or not known:
                 continue
@@ -97,6 +98,7 @@ def rewrite(module: GraphModule) -> None:
                     node.update_arg(place, flat)
             with module.graph.inserting_after(node):
                 back = module.graph.call_function(aten.reshape.default, (node, [-1, *shapes[0][1:]]))
+                back.meta["val"] = node.meta["val"]  # what it stood for; the next attention asks
             node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
     module.recompile()
 

@@ -20,10 +20,13 @@ for _package in ("onnx", "onnxscript"):
 
 
 class Windows(nn.Module):
-    """Attention within the windows of an image."""
+    """Attention within the windows of an image, and causal and masked attention to what it returns."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(x, x.flip(-1), x + 1).transpose(-2, -1)
+        first = F.scaled_dot_product_attention(x, x.flip(-1), x + 1)
+        mask = torch.ones(x.shape[-2], x.shape[-2]).triu()
+        second = F.scaled_dot_product_attention(first, x, x, attn_mask=mask)
+        return F.scaled_dot_product_attention(second, x, first, is_causal=True).transpose(-2, -1)
 
 
 @pytest.mark.slow
