@@ -77,15 +77,24 @@ class Exported:
         found = {None: inputs} if isinstance(inputs, Tensor) else inputs
         if not isinstance(found, Mapping) or set(found) != names:
             wanted = "a tensor" if None in names else f"a dict of {', '.join(sorted(map(str, names)))}"
-            raise UserError("inputs", sorted(found) if isinstance(found, Mapping) else type(found).__name__, wanted)
+            given: Any = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise UserError("inputs", given, f"must be {wanted}")
+        rows = None
         for spec in specs:
-            tensor, sizes = found[spec.name], ("batch", *("any" if size is None else size for size in spec.shape))
+            tensor, field = found[spec.name], f"inputs.{spec.name or ''}".rstrip(".")
+            sizes = ("batch", *("any" if size is None else size for size in spec.shape))
+            if not isinstance(tensor, Tensor):
+                raise UserError(field, type(tensor).__name__, f"must be a tensor of {spec.dtype}, of shape {sizes}")
+            given = (str(tensor.dtype), *tensor.shape)
             fits = tensor.ndim == len(sizes) and all(
                 size in (None, length) for size, length in zip(spec.shape, tensor.shape[1:], strict=True)
             )
             if not fits or len(tensor) < self.fewest or tensor.dtype != DTYPES[spec.dtype]:
                 problem = f"must be {spec.dtype} of shape {sizes} with at least {self.fewest} rows"
-                raise UserError(f"inputs.{spec.name or ''}".rstrip("."), (str(tensor.dtype), *tensor.shape), problem)
+                raise UserError(field, given, problem)
+            rows = len(tensor) if rows is None else rows
+            if len(tensor) != rows:
+                raise UserError(field, given, f"must have {rows} rows, as what is before it")
 
 
 class ExportedRuntime(Exported):

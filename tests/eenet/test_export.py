@@ -157,8 +157,18 @@ def test_texts_of_any_length_are_routed_alike(tmp_path: Path) -> None:
         expected, routed = network.route(inputs, SequentialGates(-0.1)), runtime(inputs)
         assert torch.equal(routed.exits, expected.exits)
         torch.testing.assert_close(routed.logits, expected.logits, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="inputs"):
-        runtime({"input_ids": texts(3)["input_ids"]})
+    known = texts(3, 2)
+    for wrong, problem in (
+        ({"input_ids": known["input_ids"]}, r"inputs = \['input_ids'\]: must be a dict of attention_mask, input_ids"),
+        ({**known, None: 1}, "inputs = .*'None', 'attention_mask'.*must be a dict"),
+        (
+            {**known, "attention_mask": [[1, 1, 1], [1, 1, 0]]},
+            "_mask = 'list': must be a tensor of int64",
+        ),
+        ({**known, "attention_mask": known["attention_mask"][:1]}, r"inputs.attention_mask = .*1, 3.*must have 2 rows"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            runtime(wrong)
 
 
 def test_the_folder_says_what_it_is(network: EarlyExitNetwork, policy: Policy, exported: Path) -> None:

@@ -20,11 +20,16 @@ for _package in ("onnx", "onnxscript"):
 
 
 class Windows(nn.Module):
-    """Attention within the windows of an image."""
+    """Attention within the windows of an image, and masked and causal attention to what it returns."""
 
     def forward(self, x: Tensor) -> Tensor:
+        first = F.scaled_dot_product_attention(x, x.flip(-1), x + 1)
+        mask = torch.ones(x.shape[-2], x.shape[-2]).triu()
+        second = F.scaled_dot_product_attention(first, x, x, attn_mask=mask)
         bias = x @ x.transpose(-2, -1) if x.ndim == 3 else None
-        return 1.0 - (9 * F.scaled_dot_product_attention(x, x.flip(-1), x + 1, bias)).transpose(-2, -1).long()
+        third = F.scaled_dot_product_attention(x, x, second, bias)
+        fourth = F.scaled_dot_product_attention(third, x, first, is_causal=True)
+        return (1.0 - x.long() + fourth).transpose(-2, -1)
 
 
 @pytest.mark.slow
