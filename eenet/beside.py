@@ -47,5 +47,6 @@ def own_package(name: str) -> ModuleType:
     module = sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     for key, value in vars(found).items() if found is not None else ():
-        vars(module).setdefault(key, value)
+        if key not in module.__all__:  # of which not all are there before they are used
+            vars(module).setdefault(key, value)
     return module

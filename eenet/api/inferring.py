@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, count, islice
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from eenet.api.exporting import about_point, float_point
@@ -306,17 +305,15 @@ class Router:
         return rows
 
     def _fitting(self, ids: list[str], inputs: list[Any], collate: Callable[[list[Any]], Any]) -> list[Row]:
-        kinds = {
-            f"shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else type(leaf).__name__
-            for leaf in pytree.tree_leaves(inputs)
-        }
+        kinds = set[str]().union(*map(parts_of, inputs))
         try:
             rows = self.route(collate(inputs))
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             unlike = sorted(kinds - self.known)
             if not unlike or (not self.known and len(unlike) == 1):
                 raise
-            problem = f"cannot be routed with {some(unlike)}, unlike others before ({said(error)}); {WHERE}"
+            before = ", unlike others before" if self.known else ""
+            problem = f"cannot be routed with {some(unlike)}{before} ({said(error)}); {WHERE}"
             raise UserError("input", f"{ids[0]} to {ids[-1]}", problem) from error
         self.known |= kinds
         return rows
@@ -329,3 +326,19 @@ class Router:
         else:
             routed = self.network.route(to_device(inputs, self.network), self.policy)
         return rows_of(routed, self.names, self.temperatures, self.network.tree)
+
+
+def parts_of(item: Any) -> set[str]:
+    """What an item is made of, in words.
+
+    Example:
+        >>> sorted(parts_of((torch.zeros(2), {"label": 1})))
+        ['dict of label', 'int', 'shape (2,) of float32', 'tuple of 2']
+    """
+    if isinstance(item, torch.Tensor):
+        return {f"shape {tuple(item.shape)} of {str(item.dtype).removeprefix('torch.')}"}
+    if isinstance(item, Mapping):
+        return {f"dict of {', '.join(map(str, item))}"}.union(*map(parts_of, item.values()))
+    if isinstance(item, list | tuple):
+        return {f"{type(item).__name__} of {len(item)}"}.union(*map(parts_of, item))
+    return {type(item).__name__}

@@ -27,7 +27,7 @@ def main(args: list[str]) -> None:
     """
     from eenet.api.recipe import recipe
 
-    parser = argparse.ArgumentParser(prog="eenet fit", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="eenet fit", allow_abbrev=False, exit_on_error=False)
     for name, kind, default in (
         ("--model", str, None),
         ("--data", str, None),
@@ -39,7 +39,11 @@ def main(args: list[str]) -> None:
         ("--pretrained", str, "true"),
     ):
         parser.add_argument(name, type=kind, default=default)
-    options, rest = parser.parse_known_args(args)
+    try:
+        options, rest = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        problem, _, value = error.message.partition(" value: ")
+        raise UserError(str(error.argument_name).lstrip("-"), value.strip("'") or None, problem) from error
     given = vars(options)
     for field in ("model", "data"):
         if given[field] is None:

@@ -385,10 +385,12 @@ class Broken:
     ("last", "match"),
     [
         (torch.zeros(1, 9, 9), r"cannot be routed with shape \(1, 9, 9\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"cannot be routed with shape \(1, 8, 8\) of uint8"),
+        ({"pixels": torch.zeros(1, 8, 8)}, "cannot be read|cannot be routed with dict of pixels"),
         (OSError("gone"), "cannot be read .*gone"),
         ("text", "must be pairs|cannot be routed with str"),
     ],
-    ids=["shape", "raises", "text"],
+    ids=["shape", "bytes", "dict", "raises", "text"],
 )
 @pytest.mark.parametrize("loader", [True, False])
 def test_a_later_batch_that_cannot_be_used_leaves_nothing(

@@ -51,6 +51,7 @@ def test_no_file_is_written_by_hand(images: Path, tmp_path: Path, monkeypatch: p
         (["--model", "timm/resnet18", "--data", "nowhere"], "data.root = 'nowhere'"),
         (["--model", "timm/resnet18"], "data = None: must be given"),
         (["--model", "timm/resnet18", "--data", "DATA", "--epochs", "0"], "epochs = 0: must be at least 1"),
+        (["--model", "timm/resnet18", "--data", "DATA", "--epochs", "x"], "epochs = 'x': invalid int"),
         (
             ["--model", "timm/resnet18", "--data", "DATA", "--model.init_args.tradeof=1"],
             "tradeof = '1': is no argument",

@@ -70,7 +70,7 @@ def test_what_has_the_same_name_hides_nothing(kind: str, project: Path) -> None:
 
 
 def test_python_keeps_a_package_of_that_name_that_was_imported_before(project: Path) -> None:
-    (project / "datamodules.py").write_text("MINE = 1")
+    (project / "datamodules.py").write_text("MINE = 1\nclass Digits: ...")
     assert import_module("datamodules").MINE == 1
     with pytest.warns(UserWarning, match=r"eenet\.data\.\*; rename it"):
         _ = eenet.open_run
