@@ -236,7 +236,8 @@ def write(route: Router, found: Iterable[list[Item]], collate: Callable[[list[An
             if not parts.has(number - 1, [item.id for item in batch]):
                 parts.write(number - 1, route(batch, collate))
     except UserError as error:
-        if error.field != "output":  # a source at fault is another job once it is mended
+        # A source at fault is another job once it is mended; a disk may be there again at the next call.
+        if error.field != "output" and not isinstance(error.__cause__, OSError):
             parts.drop()
         raise
     unreadable = list(parts.problems(number))

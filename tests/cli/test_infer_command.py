@@ -387,7 +387,7 @@ class Broken:
         (torch.zeros(1, 9, 9), r"cannot be routed with shape \(1, 9, 9\)"),
         (torch.zeros(1, 8, 8, dtype=torch.uint8), r"cannot be routed with shape \(1, 8, 8\) of uint8"),
         ({"pixels": torch.zeros(1, 8, 8)}, "cannot be read|cannot be routed with dict of pixels"),
-        (OSError("gone"), "cannot be read .*gone"),
+        (RuntimeError("odd"), "cannot be read .*odd"),
         ("text", "must be pairs|cannot be routed with str"),
     ],
     ids=["shape", "bytes", "dict", "raises", "text"],
@@ -402,6 +402,19 @@ def test_a_later_batch_that_cannot_be_used_leaves_nothing(
     with pytest.raises(UserError, match=match):
         eenet.predict(replace(opened, data=data), tmp_path / "rows.csv", batch_size=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_gone_for_a_while_costs_no_rows(opened: Run, tmp_path: Path) -> None:
+    broken = Broken(OSError("gone"))  # type: ignore[arg-type]
+    data: Any = SimpleNamespace(of_tokens=False, dataset=lambda split: broken, fingerprint=lambda split: "known")
+    run, output = replace(opened, data=data), tmp_path / "rows.csv"
+    with pytest.raises(UserError, match=r"cannot be read .*gone"):
+        eenet.predict(run, output, batch_size=2)
+    assert not output.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    broken.last = torch.zeros(1, 8, 8)
+    eenet.predict(run, output, batch_size=2)
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_a_table_that_breaks_off_leaves_nothing(opened: Run, images: Path, tmp_path: Path) -> None:
