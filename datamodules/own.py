@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from datamodules.base import RunData, Split
-from eenet.errors import UserError, said
+from eenet.errors import WHERE, UserError, said
 
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -185,5 +185,5 @@ class Pairs:
         except (MemoryError, UserError):
             raise
         except Exception as error:
-            problem = f"its batch {number} cannot be read ({said(error)}); EENET_DEBUG=1 shows where"
+            problem = f"its batch {number} cannot be read ({said(error)}); {WHERE}"
             raise UserError("data", self.data.name, problem) from error

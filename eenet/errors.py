@@ -6,6 +6,9 @@ from collections.abc import Iterable
 NOT_MET = "eenet: not met: "
 """What a line begins with that says which wish could not be met."""
 
+WHERE = "EENET_DEBUG=1 shows where"
+"""How a line ends that stands for an error of somebody's code."""
+
 
 class UserError(Exception):
     """A value that cannot be used: says which field, what it holds and what would be right.

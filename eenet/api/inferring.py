@@ -19,12 +19,10 @@ from eenet.api.opening import Chosen, Run, chosen_point, class_names, open_run, 
 from eenet.api.outputs import COLUMNS, QUANTIZED_COLUMNS, Parts, Row, rows_of
 from eenet.backbones.base import to_device
 from eenet.cluster import Cluster, exactly_once
-from eenet.errors import UserError, said, some
+from eenet.errors import WHERE, UserError, said, some
 from eenet.files import sha256
 from eenet.progress import tracked
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
-
-WHERE = "EENET_DEBUG=1 shows where"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule
 from torch.fx.node import map_arg
 
 from eenet.errors import UserError
@@ -90,26 +90,31 @@ def rewrite(module: GraphModule) -> None:
                 opposite = module.graph.call_function(aten.neg.default, (node.args[0],))
             node.target, node.args = aten.add.Tensor, (opposite, node.args[1])
         elif node.target is aten.scaled_dot_product_attention.default:
-            shape, sizes = node.meta["val"].shape, [given.meta["val"].shape for given in node.all_input_nodes]
-            mask = (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
-            # Rows of a larger mask are those of the queries where there are three axes of each.
-            fits = mask is None or mask.meta["val"].ndim < 3 or {len(one) for one in sizes} == {3}
-            known = all(isinstance(size, int) for one in (shape, *sizes) for size in one[1:])
-            if len(shape) == 4 or not fits or not known:
-                continue
-
-            def flat(given: Node) -> Node:
-                sizes = given.meta["val"].shape
-                wanted = [-1, *(1, *sizes[1:])[-3:]]
-                return given if len(sizes) < 3 else module.graph.call_function(aten.reshape.default, (given, wanted))
-
-            with module.graph.inserting_before(node):
-                node.args, node.kwargs = map_arg(node.args, flat), map_arg(node.kwargs, flat)
-            with module.graph.inserting_after(node):
-                back = module.graph.call_function(aten.reshape.default, (node, [-1, *shape[1:]]))
-                back.meta["val"] = node.meta["val"]  # what it stood for; the next attention asks
-            node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+            _over_four_axes(module.graph, node)
     module.recompile()
+
+
+def _over_four_axes(graph: Graph, node: Any) -> None:
+    """Let attention over other than four axes join or add axes before, and undo it behind."""
+    reshape = torch.ops.aten.reshape.default
+    shape, sizes = node.meta["val"].shape, [given.meta["val"].shape for given in node.all_input_nodes]
+    mask = (*node.args[3:4], node.kwargs.get("attn_mask"))[0]
+    # Rows of a larger mask are those of the queries where there are three axes of each.
+    fits = mask is None or mask.meta["val"].ndim < 3 or {len(one) for one in sizes} == {3}
+    known = all(isinstance(size, int) for one in (shape, *sizes) for size in one[1:])
+    if len(shape) == 4 or not fits or not known:
+        return
+
+    def flat(given: Any) -> Any:
+        sizes = given.meta["val"].shape
+        return given if len(sizes) < 3 else graph.call_function(reshape, (given, [-1, *(1, *sizes[1:])[-3:]]))
+
+    with graph.inserting_before(node):
+        node.args, node.kwargs = map_arg(node.args, flat), map_arg(node.kwargs, flat)
+    with graph.inserting_after(node):
+        back = graph.call_function(reshape, (node, [-1, *shape[1:]]))
+        back.meta["val"] = node.meta["val"]  # what it stood for; the next attention asks
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
 
 
 def save(step: str, model: Any, folder: Path, path: Path) -> None:

@@ -67,10 +67,6 @@ class Exported:
             )
         return self.manifest.preprocessing.read
 
-    def _tensors(self, inputs: Any) -> list[Tensor]:
-        names = [spec.name for spec in self.manifest.inputs]
-        return [inputs] if names == [None] else [inputs[name] for name in names]
-
     def _check(self, inputs: Any) -> None:
         specs = self.manifest.inputs
         names = {spec.name for spec in specs}
@@ -137,6 +133,10 @@ class ExportedRuntime(Exported):
         """
         self._check(inputs)
         return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
+
+    def _tensors(self, inputs: Any) -> list[Tensor]:
+        names = [spec.name for spec in self.manifest.inputs]
+        return [inputs] if names == [None] else [inputs[name] for name in names]
 
     def _step(self, program: Any, first: bool, last: bool, answers: Tensor | None, given: Any) -> Result:
         tensors = self._tensors(given) if first else given

@@ -99,16 +99,13 @@ class RoutedOnnx(Exported):
         For one row of a small network all that is done here costs as much as an exit, so that ONNX Runtime checks a
         tensor, and what it returns is looked at by Python, whose operations are quicker than numpy's or torch's.
         """
+        if not isinstance(inputs, Tensor):
+            self._check(inputs)
         try:
-            if isinstance(inputs, Tensor):
-                given = {INPUT: inputs.numpy()}
-            else:
-                self._check(inputs)
-                given = {name: inputs[name].numpy() for name in self._inputs}
+            named = {INPUT: inputs} if isinstance(inputs, Tensor) else inputs
+            given = {name: named[name].numpy() for name in self._inputs}
             batch = len(given[self._inputs[0]])
             results: list[np.ndarray] = (self._one if batch == 1 else self._any).run(self.outputs, given)
-        except UserError:
-            raise
         except Exception as error:  # its exceptions have no common class
             self._check(inputs)
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
