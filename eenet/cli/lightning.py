@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -52,6 +53,10 @@ class LightningParser(Refusals, LightningArgumentParser):
         if subclass_mode:
             return self.add_subclass_arguments(cls, key, fail_untyped=False, required=required)
         return super().add_lightning_class_args(cls, key, required=required)
+
+
+_MADE: dict[str, tuple[LightningArgumentParser, list[str]]] = {}
+"""Parsers of commands, and which of their arguments are the trainer's method's."""
 
 
 class EenetCLI(LightningCLI):
@@ -105,6 +110,24 @@ class EenetCLI(LightningCLI):
         every = LightningCLI.subcommands()
         del every["predict"]  # writes what `infer` does and needs no trainer
         return {self.asked: every[self.asked]} if self.asked in every else every
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The parser of a command, which is made once in a process."""
+        if subcommand not in _MADE:
+            made = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            _MADE[subcommand] = made, self._subcommand_method_arguments[subcommand]
+        made, self._subcommand_method_arguments[subcommand] = _MADE[subcommand]
+        return made
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Let the command's own parser do all of it, whose result the one around it would parse and check again."""
+        if self.asked not in getattr(self, "_subcommand_parsers", {}):
+            return super().parse_arguments(parser, args)
+        own = self._subcommand_parsers[self.asked]
+        for name in ("parent_parser", "print_config"):  # who would print the configuration; what was refused before it
+            vars(own).pop(name, None)
+        self.config = Namespace(subcommand=self.asked, **{self.asked: own.parse_args(args[1:])})
+        return None
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint: those of eenet have none, and others' are refused."""
