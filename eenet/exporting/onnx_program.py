@@ -39,7 +39,7 @@ def require_packages() -> None:
 
 @cache
 def remember_translations() -> None:
-    """Let torch get onnxscript's 1,500 translations and what they take once, not for every step: a third of its time."""
+    """Let torch get onnxscript's 1,500 translations and what they take once: it is a third of a step's time."""
     with suppress(ImportError, AttributeError):  # torch's own affair, which may move
         registration = import_module("torch.onnx._internal.exporter._registration")
         for module, name in (
