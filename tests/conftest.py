@@ -58,7 +58,7 @@ def _blank_figures() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _unsynced() -> Iterator[None]:
-    """Nobody waits for the disk: what tests write need not outlive the machine, and a tiny run syncs dozens of files."""
+    """Nobody waits for the disk: what tests write need not outlive the machine, and a tiny run waits eight times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
