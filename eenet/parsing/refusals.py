@@ -37,7 +37,7 @@ MARKER = re.compile(
 
 UNKNOWN = re.compile(
     r"unrecognized arguments: (?P<argument>[^\s;]+)"
-    r"|(?:Option|Subcommand '\w+' does not accept option|Group '\S+' does not accept option) '(?P<key>\S+)'"
+    r"|(?:Option|Subcommand '\w+' does not accept option|Group '(?P<group>\S+)' does not accept option) '(?P<key>\S+)'"
     r"(?: is not accepted before subcommand '(?P<command>\w+)')?"
 )
 """How jsonargparse refuses a key or an option that does not exist."""
@@ -128,9 +128,19 @@ def with_nearest(message: str, known: Sequence[str]) -> str:
     unknown = UNKNOWN.match(message)
     if not unknown:
         return message
-    name = (unknown["argument"] or unknown["key"]).lstrip("-").partition("=")[0]
+    name = refused(unknown).lstrip("-").partition("=")[0]
     near = get_close_matches(name, known, n=1)
     return f"{message}{NEAREST}{near[0]}?" if near else message
+
+
+def refused(unknown: re.Match[str]) -> str:
+    """The argument or the key that a match of `UNKNOWN` is about.
+
+    Example:
+        >>> refused(UNKNOWN.match("Group 'trainer' does not accept option 'epochs'"))
+        'trainer.epochs'
+    """
+    return unknown["argument"] or ".".join(filter(None, (unknown["group"], unknown["key"])))
 
 
 class Cause(NamedTuple):
@@ -234,7 +244,7 @@ def unknown_name(cause: Cause, said: re.Match[str]) -> Explained:
     if said["command"]:
         return "command", None, f"must come first, as in {command(said['command'], '--config', 'CONFIG')}"
     near = re.search(rf"{NEAREST}\S+\?", cause.text)
-    name, _, value = (said["argument"] or said["key"]).partition("=")
+    name, _, value = refused(said).partition("=")
     if said["argument"] and not name.startswith("-"):
         return "arguments", name, f"is one too many; see {asked(cause, '--help')}"
     owner = f"argument of {cause.path}" if cause.path else f"option of {asked(cause)}"
