@@ -4,12 +4,14 @@ What nobody foresaw keeps its traceback; `EENET_DEBUG=1` shows that of a mistake
 """
 
 import ast
+import gc
 import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -128,6 +130,18 @@ def once() -> Callable[[logging.LogRecord], bool]:
     return is_new
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without searches for garbage, of which imports make little: they take a sixth of Lightning's import."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def check_folder() -> None:
     """Raise a `UserError` where the working folder was removed: relative paths mean nothing there."""
     try:
@@ -153,9 +167,11 @@ def run(args: list[str]) -> None:
         args = ["--help" if text == "--help_all" else text for text in args]
         args = with_paths(with_run(args))
         if any(text.partition("=")[0] == "--method" for text in args):
-            return import_module("eenet.cli.fit").main(args[1:])
-        from eenet.cli.lightning import EenetCLI
-
+            with uncollected():
+                fit = import_module("eenet.cli.fit")
+            return fit.main(args[1:])
+        with uncollected():
+            from eenet.cli.lightning import EenetCLI
         args, allowed = with_own(args)
         with imports(allowed):
             EenetCLI(args=args)
