@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """One thread, and fewer examples of each property where slow tests are left out, in a process that runs tests."""
     if config.option.dist != "no":
         return
+    gc.disable()  # until all is imported
     import torch
     from hypothesis import settings
 
@@ -39,6 +40,7 @@ def pytest_collection_finish() -> None:
     """Leave what was imported to itself, and walk less often: going through its million objects takes long."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
 
 
