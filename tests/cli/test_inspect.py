@@ -9,6 +9,8 @@ from torch import nn
 from eenet import attach
 from eenet.cli.main import main
 from eenet.cli.stages import exportable
+from eenet.errors import UserError
+from eenet.runtime.trace import Traced
 
 MODEL = """
 import torch
@@ -84,12 +86,18 @@ def test_a_configuration_is_inspected_before_its_run_exists(here: Path, capsys: 
 def test_a_format_says_whether_it_takes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
     network = attach(nn.Sequential(*layers), torch.randn(4, 8), exits=["0"]).eval()
-    assert exportable(network, torch.randn(3, 8)) == {"torch": "", "onnx": ""}
-    monkeypatch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
-    problems = exportable(network, torch.randn(3, 8))
+    with monkeypatch.context() as patch:
+        patch.setattr("eenet.exporting.torch_program.OPERATORS", frozenset({"aten.linear.default"}))
+        problems = exportable(network, torch.randn(3, 8))
     assert "aten.relu.default" in problems["torch"]
     assert "--format onnx" in problems["torch"]
     assert problems["onnx"] == ""
+
+    def refuse(step: Traced) -> None:
+        raise UserError("format", "onnx", f"has no {step.name}")
+
+    monkeypatch.setattr("eenet.exporting.onnx_program.translate", refuse)
+    assert exportable(network, torch.randn(3, 8)) == {"torch": "", "onnx": "has no exit_0"}
 
 
 @pytest.mark.parametrize(
