@@ -132,7 +132,15 @@ def once() -> Callable[[logging.LogRecord], bool]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import without searches for garbage, of which imports make little: they take a sixth of Lightning's import."""
+    """Import without searches for garbage, of which imports make little: they take a fifth of Lightning's import.
+
+    Example:
+        >>> with uncollected():
+        ...     gc.isenabled()
+        False
+        >>> gc.isenabled()
+        True
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
