@@ -121,9 +121,9 @@ class EenetCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let the command's own parser do all of it, whose result the one around it would parse and check again."""
-        if self.asked not in getattr(self, "_subcommand_parsers", {}):
+        own = getattr(self, "_subcommand_parsers", {}).get(self.asked)
+        if own is None or self.asked is None:
             return super().parse_arguments(parser, args)
-        own = self._subcommand_parsers[self.asked]
         for name in ("parent_parser", "print_config"):  # who would print the configuration; what was refused before it
             vars(own).pop(name, None)
         self.config = Namespace(subcommand=self.asked, **{self.asked: own.parse_args(args[1:])})
