@@ -2,10 +2,10 @@
 
     python benchmarks/integers.py --networks '[cifar_resnet_14]'
 
-Prints JSON; `--output` writes it, too. Weights are random but for MiniLM's backbone, and exits are every second stage:
-what is timed depends on where samples leave, not on whether they are right. Thresholds of the float and of the int8
-network are set each on its own scores of validation samples, to the same mean MACs. One thread; contenders take turns
-on the same test samples, in processor time, and a ratio is the median of the rounds' ratios to the full float network.
+Prints JSON; `--output` writes it, too. Weights are random but for MiniLM's backbone: what is timed depends on where
+samples leave, not on whether they are right. Thresholds of the float and of the int8 network are set each on its own
+scores of validation samples, to the same mean MACs. One thread; contenders take turns on the same test samples, in
+processor time, and a ratio is the median of the rounds' ratios to the full float network.
 """
 
 import warnings
@@ -71,28 +71,32 @@ class Last:
 @torch.no_grad()
 def integers(
     networks: list[str] | None = None,
+    exits: list[int] | None = None,
     batches: list[int] | None = None,
     budget: float = 0.6,
     samples: int = 256,
     calibrating: int = 256,
     rounds: int = 9,
+    in_a_row: int = 1,
     output: Path | None = None,
 ) -> None:
     """Time the full network and the routed one, in floating point and in int8.
 
     Args:
         networks: Of `benchmarks/runtime.py`; its ViT-8, its ResNet-14 and MiniLM by default.
+        exits: Stages after which an exit reads; every second by default.
         batches: Batch sizes, 1, 32 and 256 by default.
         budget: Mean MACs of both routed networks, as a fraction of the full network's.
         samples: Test samples of a round, and validation samples that thresholds are set on.
         calibrating: Training samples that ranges are taken from.
         rounds: Interleaved rounds.
+        in_a_row: Batches of a turn: with 1 everyone's weights are driven from the caches by the others'.
         output: JSON file.
     """
     torch.set_num_threads(1)
     found = {}
     for name in networks or [name for name in BACKBONES if "tiny" not in name]:
-        network, policy, data = prepare(name, budget, "second", ConfidenceGate)
+        network, policy, data = prepare(name, budget, exits or "second", ConfidenceGate)
         example = pytree.tree_map(lambda leaf: leaf[:3], inputs_of(data, "val", 3))
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
@@ -117,18 +121,22 @@ def integers(
             timed = {}
             for size in batches or [1, 32, 256]:
                 given = batched(data, rows, size)
-                exits = torch.cat([routed_int8(batch).exits for batch in given])
+                left = torch.cat([routed_int8(batch).exits for batch in given])
                 expected = torch.cat([choose_exits(network, coarse, whole(batch))[0] for batch in given])
                 keys = ("name", "p50_ms", "cpu_speedup", "theoretical_speedup")
                 timed[f"batch_{size}"] = {
-                    "other_exits": int((exits != expected).sum()),
-                    "rows": [{key: row[key] for key in keys} for row in race(contenders, given, size, rounds, CPU)],
+                    "other_exits": int((left != expected).sum()),
+                    "rows": [
+                        {key: row[key] for key in keys} for row in race(contenders, given, size, rounds, CPU, in_a_row)
+                    ],
                 }
             logits = [run(inputs_of(data, "test", samples))[:, -1] for run in (plain, whole)]
             agree = (logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item()
-            found[name] = {"layers": made.layers, "left": made.left, "same_class": agree, **timed}
+            layers = {"layers": made.layers, "left": made.left, "same_class": agree}
+            found[name] = {"exits": network.exit_stages, **layers, **timed}
     about = {"device": device_name(CPU), "budget": budget, "samples": samples, "calibrating": calibrating}
-    finish({**about, "rounds": rounds, "onnxruntime": version("onnxruntime"), "networks": found}, output)
+    about |= {"rounds": rounds, "in_a_row": in_a_row}
+    finish({**about, "onnxruntime": version("onnxruntime"), "networks": found}, output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from eenet.backbones import CifarResNet
 from eenet.calibration import Scored, policy_for_budget
 from eenet.calibration.candidates import STOPPING, Split, stopping_gate
 from eenet.calibration.chooser import Chooser
+from eenet.calibration.conformal import coverage, prediction_sets, set_size
 from eenet.calibration.stopping import find_judge, fit_stopping, leaving_losses
 from eenet.calibration.wishes import Wishes, grant
 from eenet.features import feature_options
@@ -40,6 +41,7 @@ from eenet.policies import Policy, SequentialGates, Threshold
 from eenet.reporting import gather_exits
 
 BUDGETS = [0.15, 0.2, 0.25, 0.35, 0.5]
+ALPHA = 0.05  # share of test samples that conformal sets may miss
 POLICIES = [
     "max_probability",
     "cut",
@@ -84,13 +86,13 @@ def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> It
     if not names:
         return
     train, val, test = (read(run, split) for split in ("train", "val", "test"))
-    split, wishes = Split(*val, training=train[0]), Wishes({"budget": BUDGETS}, alphas=[])
+    split, wishes = Split(*val, training=train[0]), Wishes({"budget": BUDGETS}, alphas=[ALPHA], modes=("common",))
     for name in names:
         row: dict[str, Any] = {"run": str(folder), "policy": name, "points": {}}
         start = time.process_time()
         if name == "clairvoyant":
             fractions = network.costs.fractions()
-            judging = find_judge((val[0].argmax(-1) == val[1].unsqueeze(1)).double().mean(0))
+            judging = find_judge(val[0].argmax(-1) == val[1].unsqueeze(1))
             for budget in BUDGETS:
                 prices = torch.logspace(-4, 1, 100).tolist()
                 kept = [p for p in prices if fractions[clairvoyant(val[0], judging, fractions, p)].mean() <= budget]
@@ -110,7 +112,11 @@ def rows_of(folder: Path, policies: list[str], done: set[tuple[str, str]]) -> It
                 scores, answers = gate(early), torch.cat([gate.answers(early), test[0][:, -1:]], dim=1)
             exits = point.policy.exits(answers.argmax(-1), scores)
             fractions = point.network(network).costs.fractions()
-            row["points"][point.asked["budget"]] = judge(answers, test[1], exits, fractions)
+            sets = prediction_sets(
+                gather_exits(answers.softmax(-1), exits), exits, point.conformal["common", ALPHA].values
+            )
+            sized = {"set_size": set_size(sets).item(), "coverage": coverage(sets, test[1]).item()}
+            row["points"][point.asked["budget"]] = judge(answers, test[1], exits, fractions) | sized
         row["seconds"] = time.process_time() - start
         if name == "stopping":
             start = time.process_time()
@@ -124,7 +130,7 @@ def cut_thresholds(
 ) -> dict[float, dict[str, float]]:
     """Thresholds of the maximum probability on the network cut at the exit that is most accurate on validation."""
     correct = val[0].argmax(-1) == val[1].unsqueeze(1)
-    exits, found = find_judge(correct.double().mean(0)) + 1, {}
+    exits, found = find_judge(correct) + 1, {}
     scores = [confidence(logits[:, : exits - 1]) for logits, _ in (val, test)]
     scored = Scored(val[0].argmax(-1)[:, :exits], scores[0], correct[:, :exits], fractions[:exits])
     for budget in (budget for budget in BUDGETS if budget >= fractions[0]):
@@ -165,32 +171,47 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
         method, seed = re.split(r"[_,/]seed=?(?=\d+$)", row["run"])
         groups[method][row["policy"]][seed] = row["points"]
     for method, policies in groups.items():
-        yield f"\n{method}: accuracy % (cost %), NLL"
-        yield "| policy | " + " | ".join(f"{budget:g}" for budget in BUDGETS) + " |"
-        yield "| --- |" + " --- |" * len(BUDGETS)
+        asked = [budget for budget in BUDGETS if any(str(budget) in p for s in policies.values() for p in s.values())]
+        heads = [f"at {budget:g}" for budget in asked]
+        heads += [f"{name} at {budget:g}" for name in ("NLL", "ECE %", "set size") for budget in (0.25, 0.5)]
+        yield f"\n{method}\n"
+        yield "| policy | " + " | ".join(heads) + " |"
+        yield "| --- |" + " --- |" * len(heads)
         for name, seeds in policies.items():
-            cells = []
-            for budget in map(str, BUDGETS):
-                points = [points[budget] for points in seeds.values() if budget in points]
-                cells.append(cell(points) if points else "cannot be met")
+            cells = [accuracy(seeds.values(), budget) for budget in asked]
+            for key, form in (("nll", "{:.3f}"), ("ece", "{:.2%}"), ("set_size", "{:.2f}")):
+                cells += [mean(seeds.values(), budget, key, form).rstrip("%") for budget in (0.25, 0.5)]
             yield f"| {name} | " + " | ".join(cells) + " |"
+        yield ""
         for rival in ("max_probability", "cut", "entropy", "margin", "own"):
             for name in STOPPING:
                 if rival in policies and name in policies:
-                    yield f"{name} less {rival}: " + "; ".join(difference(policies, name, rival, b) for b in BUDGETS)
+                    yield f"{name} less {rival}: " + "; ".join(difference(policies, name, rival, b) for b in asked)
 
 
-def cell(points: list[dict[str, float]]) -> str:
-    """Mean and standard deviation over seeds."""
-    accuracy = [100 * point["accuracy"] for point in points]
-    spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
-    mean = {key: statistics.mean(point[key] for point in points) for key in ("cost", "nll", "ece")}
-    return f"{statistics.mean(accuracy):.2f}{spread} ({100 * mean['cost']:.1f}), {mean['nll']:.3f}"
+def accuracy(seeds: Iterable[dict[str, Any]], budget: float) -> str:
+    """Mean and standard deviation over seeds of the accuracy in %, and the cost where it is not the budget."""
+    points = [points[str(budget)] for points in seeds if str(budget) in points]
+    if not points:
+        return "cannot be met"
+    found = [100 * point["accuracy"] for point in points]
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    cost = statistics.mean(point["cost"] for point in points)
+    return f"{statistics.mean(found):.2f}{spread}" + (f" (costs {cost:.2f})" if abs(cost - budget) > 0.01 else "")
+
+
+def mean(seeds: Iterable[dict[str, Any]], budget: float, key: str, form: str) -> str:
+    """Mean over seeds of another figure, empty where it was not measured."""
+    found = [points[str(budget)][key] for points in seeds if key in points.get(str(budget), {})]
+    return form.format(statistics.mean(found)) if found else ""
 
 
 def difference(policies: dict[str, dict[str, Any]], name: str, rival: str, budget: float) -> str:
     """Points of accuracy and NLL between two policies, with the 95 % interval of the mean over seeds."""
-    said, seeds = [], [seed for seed in policies[name] if seed in policies[rival]]
+    said, both = [], (policies[name], policies[rival])
+    seeds = [seed for seed in both[0] if all(str(budget) in policy.get(seed, {}) for policy in both)]
+    if len(seeds) < 2:
+        return f"{budget:g}: no pairs"
     for key, scale in (("accuracy", 100), ("nll", 1)):
         values = [
             scale * (policies[name][seed][str(budget)][key] - policies[rival][seed][str(budget)][key]) for seed in seeds

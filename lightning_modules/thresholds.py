@@ -175,7 +175,7 @@ class ThresholdExits(ExitRoutine):
     def choose_points(self, records: dict[str, Tensor]) -> None:
         """Fit the values where the gate has some, and choose the thresholds."""
         if isinstance(self.network.gate, StoppingGate) and self.trial() is None:
-            judge = find_judge(records["statistics"][..., 1].double().mean(0))
+            judge = find_judge(records["statistics"][..., 1] > 0)
             records["scores"] = self.fit_values(self.network.gate, self._validated, judge)
         if not self.fitted:
             return

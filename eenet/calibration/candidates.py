@@ -166,15 +166,16 @@ def stopping_candidates(network: EarlyExitNetwork, name: PolicyName, split: Spli
     assert split.training is not None
     gate, tree, labels = stopping_gate(network, name), network.tree, split.labels
     costs = network.with_gate(gate).costs
-    accuracies = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)).predictions == labels.unsqueeze(1)
-    judge = find_judge(accuracies.double().mean(0))
+    right = read_exits(split.logits, labels, ConfidenceGate(tree.num_early)).predictions == labels.unsqueeze(1)
+    full = tree.index[tree.full[0]]
+    judge = find_judge(right, full)
     values = fit_stopping(gate, split.training, costs.fractions(unit), judge=judge)
     known = read_exits(split.logits, labels, values)
     correct, found = known.predictions == labels.unsqueeze(1), []
     policies: list[Policy] = [Threshold([0.0] * tree.num_early)]
     if tree.branches:
         policies = [BestWay(width, 0.0, tree.nodes) for width in dict.fromkeys(path[0] for path in tree.nodes)]
-    reference = correct[:, tree.index[tree.full[0]]]
+    reference = correct[:, full]
     for fitted, scores in zip(values.gates, known.scores.unbind(-1), strict=True):
         scored = Scored(known.predictions, scores, correct, costs.fractions(), reference)
         for policy in policies:

@@ -78,20 +78,28 @@ def leaving_losses(logits: Tensor, judge: int = -1) -> Tensor:
     return 1 - logits[:, judge].double().softmax(-1).gather(1, logits.argmax(-1))
 
 
-def find_judge(accuracies: Tensor) -> int:
-    """The node whose probabilities judge all others: the most accurate on validation samples, the last of equals.
+def find_judge(correct: Tensor, full: int = -1) -> int:
+    """The node whose probabilities judge all others: the full network's, unless one is clearly the more accurate.
 
-    Mostly that is the full network. Where its own head is worse than an early exit, as in a backbone whose training was
-    cut short, sending samples there gains nothing that it could tell of.
+    Where the full network's own head is worse than an early exit, as in a backbone whose training was cut short,
+    sending samples there gains nothing that it could tell of. Clearly is by more than two standard errors of the
+    difference, which chance alone makes less often than the few samples by which late exits of a good network differ.
 
     Args:
-        accuracies: Of all nodes, `(nodes,)`.
+        correct: Which validation samples each node has right, bool `(samples, nodes)`.
+        full: The full network's node, in a chain the last.
 
     Example:
-        >>> find_judge(torch.tensor([0.7, 0.9, 0.9])), find_judge(torch.tensor([0.7, 0.9, 0.8]))
-        (2, 1)
+        >>> correct = torch.tensor([[False, True, True], [False, True, False]]).repeat(50, 1)
+        >>> find_judge(correct), find_judge(correct[:3])
+        (1, 2)
     """
-    return len(accuracies) - 1 - int(accuracies.flip(0).argmax())
+    gains = correct.double() - correct[:, full].double().unsqueeze(1)
+    means = gains.mean(0)
+    clear = means > 2 * gains.std(0) / len(gains) ** 0.5
+    if not clear.any():
+        return full % len(means)
+    return len(means) - 1 - int(means.where(clear, -1.0).flip(0).argmax())
 
 
 def fit_stopping(

@@ -34,8 +34,8 @@ def test_values_are_fitted_at_the_end_of_a_training_and_used_by_its_points(tmp_p
     assert isinstance(gate, StoppingGate)
     logits, costs = read_training(run, 10**6), run.model.network.costs.fractions()
     split = read_split(run, "val")
-    right = [(block.argmax(-1) == split.labels[rows].unsqueeze(1)).double() for rows, block in blocks(split.logits)]
-    judge = find_judge(torch.cat(right).mean(0))
+    right = [block.argmax(-1) == split.labels[rows].unsqueeze(1) for rows, block in blocks(split.logits)]
+    judge = find_judge(torch.cat(right))
     prices = fit_stopping(StoppingGate(gate.num_gates, 10), logits, costs, judge=judge).gates
     distances = [(gate.weight - other.weight).abs().max().item() for other in prices]
     assert min(distances) < 1e-3 * gate.weight.abs().max().item()

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy
+from scipy.stats import entropy, ttest_1samp
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from eenet.calibration.points import gate_from_dict, gate_to_dict, policy_from_dict, policy_to_dict
-from eenet.calibration.stopping import RIDGE, StoppingValues, fit_stopping, leaving_losses, ridge
+from eenet.calibration.stopping import RIDGE, StoppingValues, find_judge, fit_stopping, leaving_losses, ridge
 from eenet.errors import UserError
 from eenet.exporting import export_network
 from eenet.gates import StoppingGate, TreeStoppingGate
@@ -150,6 +150,18 @@ def test_routing_gives_the_answers_at_the_decided_exits(options: dict[str, bool]
         answers = torch.cat([network.gate.answers(outputs.logits[:, :3]), outputs.logits[:, 3:]], dim=1)
         assert routed.exits.tolist() == exits.tolist()
         torch.testing.assert_close(routed.logits, answers[torch.arange(len(inputs)), exits], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("gained", "lost", "full", "judge"), [(40, 20, -1, 1), (30, 20, -1, 2), (30, 20, 0, 0)])
+def test_another_node_judges_only_where_chance_does_not_explain_its_lead(
+    gained: int, lost: int, full: int, judge: int
+) -> None:
+    correct = torch.ones(1000, 3, dtype=torch.bool)
+    correct[:gained, [0, 2]] = False
+    correct[1000 - lost :, 1] = False
+    differences = correct[:, 1].double() - correct[:, full].double()
+    assert (ttest_1samp(differences.numpy(), 0).statistic > 2) == (judge == 1)
+    assert find_judge(correct, full) == judge
 
 
 def test_recall_answers_by_the_exit_that_the_last_one_agrees_with() -> None:
