@@ -224,12 +224,13 @@ def auroc(scores: Tensor, happened: Tensor) -> float | None:
         >>> auroc(torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]))
         1.0
     """
-    if scores.isnan().any() or not 0 < happened.sum() < len(happened):
+    happened = happened.double()
+    count = happened.sum().item()
+    if scores.isnan().any() or not 0 < count < len(happened):
         return None
-    from sklearn.metrics import roc_auc_score  # takes a second to import
-
-    places = scores.unique(return_inverse=True)[1]  # infinite scores, which roc_auc_score refuses, have one too
-    return float(roc_auc_score(happened.cpu().numpy(), places.cpu().numpy()))
+    _, places, equals = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (equals.cumsum(0) - (equals - 1) / 2)[places].double()
+    return (ranks @ happened / count - (count + 1) / 2).item() / (len(happened) - count)
 
 
 def failure_auroc(statistics: Tensor, last: Tensor) -> float | None:
