@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py full              # the full plan against transformers' own generate
     python benchmarks/decoding.py skipping          # k of N layers against the ideal share
+    python benchmarks/decoding.py exits RUN [max-disagreement-0.1]   # a run's exits against its full model
 
 Prints JSON; `--output` writes it, too. Rounds are interleaved and every ratio is the median of the rounds' ratios. Each
 is given in wall-clock time and in the process's CPU time: on a machine that is not idle only the second is steady.
@@ -18,8 +19,18 @@ import torch
 from jsonargparse import auto_cli
 from report import finish
 
+from eenet.api.opening import chosen_point, open_run
 from eenet.backbones import Gpt
-from eenet.decoding import Executor, count_decoder, full_plan, generate, pad_left, uniform_skipping
+from eenet.decoding import (
+    Executor,
+    RoutedExecutor,
+    count_decoder,
+    full_plan,
+    generate,
+    pad_left,
+    uniform_skipping,
+)
+from eenet.decoding.judging import full_executor
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 Seconds = dict[str, float]
@@ -125,6 +136,62 @@ def skipping(
     finish({"model": model, "goal": "share_of_ideal at least 0.9", **found}, output)
 
 
+def exits(run: str, points: list[str], texts: int = 8, rounds: int = 5, output: Path | None = None) -> None:
+    """Tokens per second of a run's points divided by those of its full model, one test text at a time.
+
+    Every text takes as many steps as the full model's own has; its prompt is read beforehand, outside the timing.
+
+    Args:
+        run: Folder of a run that trained exits on a decoder.
+        points: Of `eenet calibrate`.
+        texts: How many of the test prompts.
+        rounds: Rounds over all points.
+        output: JSON file.
+    """
+    opened = open_run(run)
+    network, prompts = opened.model.network, opened.data.prompts("test")
+    chosen = {name: chosen_point(opened, name).point for name in points}
+    some = [pad_left([prompts.prompts[row]]) for row in range(texts)]
+    steps = [len(generate(full_executor(network), one, prompts.new_tokens, prompts.stop).tokens[0]) for one in some]
+    runs = {"full": Texts(lambda: full_executor(network), some, steps)}
+    for name, point in chosen.items():
+        runs[name] = Texts(lambda point=point: RoutedExecutor(point.network(network), point.policy), some, steps)
+    times = interleave(runs, rounds)
+    found = {
+        name: {
+            "tokens_per_second": {
+                clock: sum(steps) / statistics.median(row[clock] for row in rows) for clock in CLOCKS
+            },
+            "speed": {clock: median_ratio(times["full"], rows, clock) for clock in CLOCKS},
+            "macs_fraction": runs[name].macs() / runs["full"].macs(),
+        }
+        for name, rows in times.items()
+    }
+    finish({"run": run, "steps": sum(steps), "goal": "speed above 1", **found}, output)
+
+
+class Texts:
+    """Some steps of greedy decoding after each of several prompts."""
+
+    def __init__(
+        self, executor: Callable[[], Executor], prompts: list[dict[str, torch.Tensor]], steps: list[int]
+    ) -> None:
+        self.each = [Decoding(executor(), *one) for one in zip(prompts, steps, strict=True)]
+
+    def prepare(self) -> None:
+        for text in self.each:
+            text.prepare()
+
+    def __call__(self) -> None:
+        for text in self.each:
+            text()
+
+    def macs(self) -> int:
+        """Of all steps of the last round."""
+        usages = [text.executor.usage[0] for text in self.each]
+        return sum(usage.total - usage.prefill for usage in usages)
+
+
 class Decoding:
     """Some steps of greedy decoding after prompts that are read beforehand, outside the timing."""
 
@@ -177,4 +244,4 @@ def share_of_ideal(times: dict[str, list[Seconds]], k: int, every: int, clock: s
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    auto_cli({"full": full, "skipping": skipping})
+    auto_cli({"full": full, "skipping": skipping, "exits": exits})

@@ -10,6 +10,7 @@ from eenet.decoding import DecoderNetwork, RoutedExecutor
 from eenet.decoding.judging import Row, full_rows, generated_rows, routed_rows, summarise_rows
 from eenet.decoding.pruning import ranks, size_for
 from eenet.errors import UserError
+from eenet.gates import StoppingGate
 from eenet.network import ExitOutputs
 from eenet.rank_zero import rank_zero_only
 from eenet.reporting import not_chosen_lines, show, tell, write_json
@@ -66,6 +67,9 @@ class DecoderRoutine(ExitRoutine):
         if data.max_length is not None and data.max_length > backbone.max_tokens:
             remedy = f"prompt and new tokens are more than the backbone's {backbone.max_tokens}"
             raise UserError("data.task.max_prompt_tokens", data.max_length, remedy)
+        if isinstance(self.network.gate, StoppingGate):
+            remedy = "is for finished runs of decoders: eenet calibrate --policy stopping"
+            raise UserError("model.network.gate", "StoppingGate", remedy)
         if self.features is not None:
             raise UserError(
                 "model.features", self.features.store, "must be off: tokens' features are kept in memory anyway"

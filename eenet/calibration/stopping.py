@@ -1,7 +1,7 @@
 """Optimal stopping with learned values: at which exits leaving costs less than the best way on, without labels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,12 +60,12 @@ def most_samples(gate: StoppingGate | TreeStoppingGate) -> int:
     return max(1, FIT_BYTES // (4 * max(1, gate.num_gates) * gate.num_inputs))
 
 
-def leaving_losses(logits: Tensor, judge: int = -1) -> Tensor:
+def leaving_losses(logits: Tensor, judge: int | Tensor = -1) -> Tensor:
     """Loss of leaving at each node, without labels: one minus a judge's probability of the node's prediction.
 
     Args:
         logits: `(samples, nodes, classes)`.
-        judge: The node that judges, in a chain the last exit.
+        judge: The node that judges, in a chain the last exit, or logits `(samples, classes)` of what is no node.
 
     Returns:
         Float64 `(samples, nodes)`.
@@ -75,7 +75,11 @@ def leaving_losses(logits: Tensor, judge: int = -1) -> Tensor:
         >>> leaving_losses(logits).tolist()
         [[0.5, 0.5, 0.5]]
     """
-    return 1 - logits[:, judge].double().softmax(-1).gather(1, logits.argmax(-1))
+    return 1 - _judged(logits, judge).gather(1, logits.argmax(-1))
+
+
+def _judged(logits: Tensor, judge: int | Tensor) -> Tensor:
+    return (judge if isinstance(judge, Tensor) else logits[:, judge]).double().softmax(-1)
 
 
 def find_judge(correct: Tensor, full: int = -1) -> int:
@@ -102,12 +106,64 @@ def find_judge(correct: Tensor, full: int = -1) -> int:
     return len(means) - 1 - int(means.where(clear, -1.0).flip(0).argmax())
 
 
+class Observed(NamedTuple):
+    """What training samples say of every node.
+
+    Attributes:
+        known: What is known at each early node, `(samples, inputs)`.
+        losses: Of leaving at each node, float64 `(samples, nodes)`; with recall, of the answer that is kept there.
+        better: With recall, the weights and bias by which each exit's answer takes the place of the one before.
+    """
+
+    known: list[Tensor]
+    losses: Tensor
+    better: list[tuple[Tensor, Tensor]]
+
+
+def joined(parts: Sequence[Observed]) -> Observed:
+    """What several batches of samples say; for gates without recall, whose fit needs all samples at once."""
+    known = [torch.cat(rows) for rows in zip(*(part.known for part in parts), strict=True)]
+    return Observed(known, torch.cat([part.losses for part in parts]), [])
+
+
+def check_enough(gate: StoppingGate | TreeStoppingGate, samples: int) -> None:
+    """Raise a `UserError` where there are no more training samples than a gate has inputs."""
+    if samples <= gate.num_inputs:
+        problem = f"needs more than {gate.num_inputs} training samples for its regressions and has {samples}"
+        raise UserError("policy", "stopping", f"{problem}; use --policy max_probability")
+
+
 def fit_stopping(
     gate: StoppingGate | TreeStoppingGate,
     logits: Logits,
     costs: Tensor,
     tradeoffs: Sequence[float] = TRADEOFFS,
     judge: int = -1,
+) -> StoppingValues:
+    """Fit values to samples whose logits are all at hand: `observe`, then `fit_values`.
+
+    Args:
+        gate: What is known at a node; its weights are of no account.
+        logits: Of all nodes on training samples, on the CPU, `(samples, nodes, classes)`; above `most_samples` some
+            stand for all.
+        costs: As for `fit_values`.
+        tradeoffs: As for `fit_values`.
+        judge: The node whose probabilities say what leaving elsewhere loses, see `find_judge`.
+
+    Raises:
+        UserError: The features are of another network, there are no more samples than inputs, or a lambda is no price.
+    """
+    tree, (samples, nodes, classes) = _tree(gate), logits.shape
+    if (nodes, classes) != (len(tree.nodes), gate.num_classes) or nodes != len(costs):
+        own = f"this one has {len(tree.nodes)} of {gate.num_classes} classes, and {len(costs)} costs"
+        raise UserError("features", f"{nodes} exits of {classes} classes", f"are of another network; {own}")
+    check_enough(gate, samples)
+    chosen = take(logits, spread(samples, most_samples(gate), torch.device("cpu")))
+    return fit_values(gate, observe(gate, chosen, judge), costs, tradeoffs)
+
+
+def fit_values(
+    gate: StoppingGate | TreeStoppingGate, observed: Observed, costs: Tensor, tradeoffs: Sequence[float] = TRADEOFFS
 ) -> StoppingValues:
     """Fit values by backward induction, for several prices of the cost at once.
 
@@ -118,28 +174,18 @@ def fit_stopping(
 
     Args:
         gate: What is known at a node; its weights are of no account.
-        logits: Of all nodes on training samples, on the CPU, `(samples, nodes, classes)`; above `most_samples` some
-            stand for all.
+        observed: From `observe`.
         costs: Of leaving at each node as fractions of the full network's, in any unit, `(nodes,)`.
         tradeoffs: Values of lambda.
-        judge: The node whose probabilities say what leaving elsewhere loses, see `find_judge`.
 
     Raises:
-        UserError: The features are of another network, there are no more samples than inputs, or a lambda is no price.
+        UserError: There are no more samples than inputs, or a lambda is no price.
     """
-    tree = gate.tree if isinstance(gate, TreeStoppingGate) else Tree.chain(gate.num_gates + 1)
-    samples, nodes, classes = logits.shape
-    if (nodes, classes) != (len(tree.nodes), gate.num_classes) or nodes != len(costs):
-        own = f"this one has {len(tree.nodes)} of {gate.num_classes} classes, and {len(costs)} costs"
-        raise UserError("features", f"{nodes} exits of {classes} classes", f"are of another network; {own}")
+    tree, (known, losses, better) = _tree(gate), observed
+    samples, nodes = losses.shape
     if not tradeoffs or not all(0 <= price < float("inf") for price in tradeoffs):
         raise UserError("tradeoffs", list(tradeoffs), "must be one or more prices of at least 0")
-    if samples <= gate.num_inputs:
-        problem = f"needs more than {gate.num_inputs} training samples for its regressions and has {samples}"
-        raise UserError("policy", "stopping", f"{problem}; use --policy max_probability")
-    chosen = take(logits, spread(samples, most_samples(gate), torch.device("cpu")))
-    losses = leaving_losses(chosen, judge)
-    known, better = _read(gate, chosen, losses, chosen[:, judge].double().softmax(-1))
+    check_enough(gate, samples)
     leaving = losses.unsqueeze(2) + torch.tensor(list(tradeoffs), dtype=torch.float64) * costs.double().unsqueeze(1)
     values = {node: leaving[:, node] for node in range(tree.num_early, nodes)}
     gates: list[Any] = [type(gate)(**gate.arguments()).eval() for _ in tradeoffs]
@@ -183,26 +229,30 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return weight, targets.mean(0) - mean @ weight
 
 
-def _read(
-    gate: StoppingGate | TreeStoppingGate, logits: Tensor, losses: Tensor, judged: Tensor
-) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """What is known at each early node, `(samples, inputs)`.
+def observe(gate: StoppingGate | TreeStoppingGate, logits: Tensor, judge: int | Tensor = -1) -> Observed:
+    """What samples say of every node.
 
-    With recall also the weights and bias by which each exit's answer takes the place of the one before, and the losses
-    become those of the answers, by the judge's probabilities, `(samples, classes)`.
+    Args:
+        gate: What is known at a node.
+        logits: Of all nodes, on the CPU, `(samples, nodes, classes)`.
+        judge: As for `leaving_losses`.
     """
-    better = list[tuple[Tensor, Tensor]]()
+    losses, better = leaving_losses(logits, judge), list[tuple[Tensor, Tensor]]()
     if isinstance(gate, TreeStoppingGate):
-        return [describe(logits[:, node]) for node in range(gate.num_gates)], better
+        return Observed([describe(logits[:, node]) for node in range(gate.num_gates)], losses, better)
     known, memory = torch.empty(gate.num_gates, len(logits), gate.num_inputs), gate.start(logits[:, 0])
     for exit in range(gate.num_gates):
         known[exit], memory = gate.known(logits[:, exit], memory)
         if gate.recall:
             own = losses[:, exit : exit + 1]
-            kept = 1 - judged.gather(1, memory.answer.argmax(-1, keepdim=True))
+            kept = 1 - _judged(logits, judge).gather(1, memory.answer.argmax(-1, keepdim=True))
             weight, bias = ridge(known[exit], kept - own)
             takes = known[exit].double() @ weight + bias >= 0
             better.append((weight.squeeze(1), bias.squeeze(0)))
             losses[:, exit : exit + 1] = torch.where(takes, own, kept)
             memory = memory._replace(answer=torch.where(takes, logits[:, exit], memory.answer))
-    return list(known), better
+    return Observed(list(known), losses, better)
+
+
+def _tree(gate: StoppingGate | TreeStoppingGate) -> Tree:
+    return gate.tree if isinstance(gate, TreeStoppingGate) else Tree.chain(gate.num_gates + 1)

@@ -12,8 +12,8 @@ WISHES = (
 )
 MODES = "whose quantiles, some of common,per_exit,per_exit_all,per_class"
 POLICIES = (
-    "own, max_probability, entropy, margin, per_class, patience, scheduler, geometric, random, stopping, "
-    "stopping_stateless, stopping_recall, saturation (decoders)"
+    "own, max_probability, entropy, margin, patience, stopping, stopping_stateless; "
+    "classifiers: per_class, scheduler, geometric, random, stopping_recall; decoders: saturation"
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from eenet.backbones.gpt import Gpt
 from eenet.backbones.tuned import model_digest
@@ -159,6 +160,12 @@ class DecoderNetwork(EarlyExitNetwork):
         if not self.exit_stages:
             return logits.new_empty(len(logits), 0)
         return self.gate(logits[:, :-1] if self.gate.reads == "logits" else steps)
+
+    def with_gate(self, gate: Gate) -> Self:
+        """As of any network; behind a gate that reads no logits no first head chooses candidates, so there are none."""
+        other = super().with_gate(gate)
+        other.vocabulary = self.vocabulary if gate.reads == "logits" else 0
+        return other
 
     def route(self, inputs: Any, policy: Policy) -> Routed:
         """Where the tokens of given texts leave, which read the full model's keys and values, and what that costs.

@@ -68,6 +68,7 @@ class StoppingGate(Gate):
         num_classes: Classes of the logits.
         memory: Read the exit before and the agreement of predictions too.
         recall: Let a sample be answered by any exit it has passed (arXiv 2509.22992); needs the memory.
+        probabilities: Read the roots of all probabilities too; a vocabulary of tokens has too many for a regression.
 
     Example:
         >>> StoppingGate(3, 10)(torch.zeros(2, 3, 10)).shape
@@ -77,22 +78,34 @@ class StoppingGate(Gate):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, num_gates: int, num_classes: int, memory: bool = True, recall: bool = False) -> None:
+    def __init__(
+        self,
+        num_gates: int,
+        num_classes: int,
+        memory: bool = True,
+        recall: bool = False,
+        probabilities: bool = True,
+    ) -> None:
         super().__init__(num_gates)
         self.num_classes, self.memory, self.recall = num_classes, memory, recall
+        self.probabilities = probabilities
         self.register_buffer("weight", torch.zeros(num_gates, 1 + recall, self.num_inputs))
         self.register_buffer("bias", torch.zeros(num_gates, 1 + recall))
 
     @property
     def num_inputs(self) -> int:
         """Figures that are known at an exit."""
-        own = FIGURES + self.num_classes
+        own = self._per_exit
         return 2 * own + AGREEMENT + 2 * self.recall if self.memory else own
 
+    @property
+    def _per_exit(self) -> int:
+        return FIGURES + self.num_classes * self.probabilities
+
     def arguments(self) -> dict[str, Any]:
-        """Number of gates, classes, and what is remembered."""
+        """Number of gates, classes, what is remembered and what is read."""
         own = {"num_classes": self.num_classes, "memory": self.memory, "recall": self.recall}
-        return {**super().arguments(), **own}
+        return {**super().arguments(), **own, "probabilities": self.probabilities}
 
     def start(self, logits: Tensor) -> Memory:
         """Nothing passed yet, from the first exit's logits."""
@@ -114,13 +127,14 @@ class StoppingGate(Gate):
         """
         described = describe(logits)
         if not self.memory:
-            return described, memory
+            return described[:, : self._per_exit], memory
         passed = Passed(*memory)
         prediction = logits.argmax(-1, keepdim=True)
         agrees = (prediction == passed.prediction).to(logits.dtype)
         run = agrees * (passed.run + 1)
         root = passed.described[:, FIGURES:].gather(1, prediction)
-        parts = [described, passed.described, agrees, root.square(), run]
+        both = [row[:, : self._per_exit] for row in (described, passed.described)]
+        parts = [*both, agrees, root.square(), run]
         if self.recall:
             kept = passed.answer.argmax(-1, keepdim=True)
             own = described[:, FIGURES:].gather(1, kept).square()

@@ -19,6 +19,8 @@ from eenet.calibration.points import CALIBRATION  # noqa: E402
 from eenet.cli.main import main  # noqa: E402
 from eenet.decoding.chooser import TokenChooser  # noqa: E402
 from eenet.decoding.measures import text_scores  # noqa: E402
+from eenet.decoding.scoring import Contender  # noqa: E402
+from eenet.gates import StoppingGate  # noqa: E402
 from eenet.policies import SequentialGates, Threshold  # noqa: E402
 from tests._dummies.decoders import greedy  # noqa: E402
 from tests._dummies.token_run import LAYERS, write_config  # noqa: E402
@@ -138,6 +140,32 @@ def test_calibrate_keeps_what_is_asked_and_test_and_generate_use_it(
     assert json.loads(summary.read_text())["point"] == "saturation-max-disagreement-0.2"
 
 
+@torch.no_grad()
+def test_stopping_is_fitted_to_training_tokens_and_saved(runs: dict[str, Path], tmp_path: Path) -> None:
+    wishes = ["--budget", "0.9", "--max-disagreement", "0.2", "--max-rouge-drop", "30"]
+    main(["calibrate", str(runs["joint"]), "--policy", "stopping", *wishes])
+    run = open_run(str(runs["joint"]))
+    points, table = Calibration.load(runs["joint"] / CALIBRATION).points, run.data.table("val")
+    features, labels = table.__getitems__(list(range(len(table))))
+    for wish in ("budget-0.9", "max-disagreement-0.2", "max-rouge-drop-30"):
+        point = points[f"stopping-{wish}"]
+        network = point.network(run.model.network)
+        assert isinstance(network.gate, StoppingGate)
+        assert network.gate.num_inputs == 15
+        logits, scores = network.from_features(features)
+        exits = point.policy.exits(logits.argmax(-1), scores)
+        kept = (logits[torch.arange(len(exits)), exits].argmax(-1) == labels).double().mean()  # the full model's tokens
+        assert point.got["agreement"] == pytest.approx(kept.item())
+        assert point.got["macs_fraction"] == pytest.approx(network.costs.fractions()[exits].mean().item())
+    assert points["stopping-budget-0.9"].got["macs_fraction"] <= 0.9
+    assert points["stopping-max-disagreement-0.2"].got["agreement"] >= 0.8 - 1e-9
+    assert points["stopping-max-rouge-drop-30"].got["rougeL_full"] >= 0.7
+    summary = tmp_path / "summary.json"
+    point = ["--point", "stopping-max-disagreement-0.2", "--summary", str(summary)]
+    main(["generate", str(runs["joint"]), "--prompt", "the rain wins", "--max_new_tokens", "5", *point])
+    assert json.loads(summary.read_text())["point"] == "stopping-max-disagreement-0.2"
+
+
 def test_generation_without_leaving_is_the_full_models(runs: dict[str, Path], tmp_path: Path) -> None:
     main(["calibrate", str(runs["calm"]), "--max-disagreement", "0", "--policy", "max_probability"])
     calibration = Calibration.load(runs["calm"] / CALIBRATION)
@@ -169,6 +197,8 @@ def test_a_wish_that_cannot_be_met_keeps_no_other_from_it(runs: dict[str, Path],
 def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs: dict[str, Path], mistake: Any) -> None:
     run = str(runs["calm"])
     assert "is for classifiers" in mistake("calibrate", run, "--max-accuracy-drop", "1")
+    recall = mistake("calibrate", run, "--policy", "stopping_recall", "--budget", "0.9")
+    assert "policy = 'stopping_recall': must be one of own" in recall
     assert "policy = 'scheduler'" in mistake("calibrate", run, "--policy", "scheduler", "--budget", "0.9")
     assert "max-disagreement = 2" in mistake("calibrate", run, "--max-disagreement", "2")
     assert "point = 'nowhere'" in mistake("generate", run, "--prompt", "the sun", "--point", "nowhere")
@@ -184,6 +214,10 @@ def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs:
         ("--model.init_args.network.init_args.inference_module.init_args.rank=99", "rank = 99"),
         ("--data=datamodules.Digits", "datamodules.Continuations"),
         ("--model.init_args.features=memory", "model.features"),
+        (
+            '--model.init_args.network.init_args.gate={"class_path": "StoppingGate", "init_args": {"num_classes": 14}}',
+            "is for finished runs of decoders",
+        ),
     ],
 )
 def test_mistakes_of_a_configuration_are_one_clear_line(
@@ -196,23 +230,23 @@ def test_mistakes_of_a_configuration_are_one_clear_line(
 def test_no_order_of_the_prompts_changes_a_certificate() -> None:
     """Prompts are the samples: their texts' distances, and their tokens' scores, move along with them."""
     prompts, length = [[row, 3, row % 5] for row in range(60)], 4
-    scores, correct = torch.rand(60, length, 2), torch.rand(60, length, 3) < 0.9
+    scores, correct = torch.rand(60, length, 3, 2), torch.rand(60, length, 3) < 0.9  # at three prices of the cost
     risks = 0.6 * torch.rand(60) ** 2
 
     def certified(order: torch.Tensor) -> Any:
         rows = (scores[order].flatten(0, 1), correct[order].flatten(0, 1))
         scored = Scored(rows[1].long(), *rows, torch.tensor([0.3, 0.6, 1.0]).double())
+        priced = [scored._replace(scores=found) for found in rows[0].unbind(1)]
         table = SimpleNamespace(texts=torch.arange(60).repeat_interleave(length))
         data = SimpleNamespace(
             table=lambda _: table, prompts=lambda _: SimpleNamespace(prompts=[prompts[row] for row in order])
         )
         chooser = SimpleNamespace(
             data=data,
-            scored=scored,
-            policy=Threshold([0.0, 0.0]),
-            distances=lambda policy: risks[order] * (1 - scored.cost(policy)),
+            contenders=[Contender(Threshold([0.0, 0.0]), None, scored) for scored in priced],
+            distances=lambda contender, policy: risks[order] * (1 - contender.scored.cost(policy)),
         )
-        policy, kept = TokenChooser.certified(chooser, 0.2, 0.1)  # type: ignore[arg-type]
+        (_, policy), kept = TokenChooser.certified(chooser, 0.2, 0.1)  # type: ignore[arg-type]
         return policy.arguments(), pytest.approx(kept)
 
     first = certified(torch.arange(60))

@@ -12,7 +12,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from eenet.calibration.points import gate_from_dict, gate_to_dict, policy_from_dict, policy_to_dict
-from eenet.calibration.stopping import RIDGE, StoppingValues, find_judge, fit_stopping, leaving_losses, ridge
+from eenet.calibration.stopping import (
+    RIDGE,
+    StoppingValues,
+    find_judge,
+    fit_stopping,
+    fit_values,
+    joined,
+    leaving_losses,
+    observe,
+    ridge,
+)
 from eenet.errors import UserError
 from eenet.exporting import export_network
 from eenet.gates import StoppingGate, TreeStoppingGate
@@ -23,7 +33,7 @@ from eenet.runtime import load
 from eenet.tree import Tree
 from tests._dummies import make_network
 
-OPTIONS = [{}, {"memory": False}, {"recall": True}]
+OPTIONS = [{}, {"memory": False}, {"recall": True}, {"probabilities": False}]
 COSTS = torch.tensor([0.2, 0.5, 0.8, 1.1])
 
 
@@ -61,6 +71,30 @@ def test_memory_is_the_exit_before_and_how_long_predictions_agree() -> None:
             assert known[0, 17].item() == pytest.approx(probability.item(), abs=1e-6)
         before = own
     assert runs == [[0, 0], [1, 1], [1, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("recall", [False, True])
+def test_without_probabilities_the_figures_alone_are_known(recall: bool) -> None:
+    logits, classes = torch.randn(5, 3, 7), 7
+    whole, cheap = StoppingGate(3, classes, recall=recall), StoppingGate(3, classes, recall=recall, probabilities=False)
+    kept = [*range(6), *range(6 + classes, 12 + classes), *range(12 + 2 * classes, whole.num_inputs)]
+    memory, little = whole.start(logits[:, 0]), cheap.start(logits[:, 0])
+    for exit in range(3):
+        known, memory = whole.known(logits[:, exit], memory)
+        found, little = cheap.known(logits[:, exit], little)
+        assert torch.equal(found, known[:, kept])
+    alone = StoppingGate(3, classes, memory=False, probabilities=False)
+    assert torch.equal(alone.known(logits[:, 0], ())[0], describe(logits[:, 0])[:, :6])
+    assert (alone.num_inputs, cheap.num_inputs) == (6, 15 + 2 * recall)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_samples_may_be_read_in_batches(probabilities: bool) -> None:
+    logits, gate = drifting(300, 4), StoppingGate(3, 10, probabilities=probabilities)
+    together = fit_stopping(gate, logits, COSTS, [0.01, 0.3])
+    parts = [observe(gate, rows, rows[:, -1]) for rows in logits.split(64)]
+    apart = fit_values(gate, joined(parts), COSTS, [0.01, 0.3])
+    torch.testing.assert_close(apart(logits[:, :3]), together(logits[:, :3]), atol=1e-6, rtol=1e-5)
 
 
 def test_the_regression_is_that_of_scikit_learn() -> None:

@@ -11,7 +11,7 @@ from eenet.backbones.gpt import Gpt
 from eenet.costs import count_macs
 from eenet.decoding import DecoderNetwork, Executor, RoutedExecutor, follow, full_plan, generate, pad_left
 from eenet.errors import UserError
-from eenet.gates import ConfidenceGate, Gate, SaturationGate, UncertaintyGate
+from eenet.gates import ConfidenceGate, Gate, SaturationGate, StoppingGate, UncertaintyGate
 from eenet.inference_modules import LinearHead, OwnHead, TiedHead
 from eenet.network import EarlyExitNetwork
 from eenet.policies import Patience, Policy, SequentialGates, Threshold
@@ -19,12 +19,22 @@ from tests._dummies import make_vit
 from tests._dummies.decoders import LAYERS, TEXTS, greedy, make_decoder
 
 EXITS = [0, 2]
+
+
+def make_stopping(gates: int) -> StoppingGate:
+    """One whose values are drawn."""
+    gate = StoppingGate(gates, 30, probabilities=False)
+    gate.weight.normal_()
+    return gate
+
+
 GATES: dict[str, Callable[[int], Gate]] = {
     "max_probability": ConfidenceGate,
     "margin": partial(ConfidenceGate, measure="margin"),
     "saturation": SaturationGate,
     "learned": UncertaintyGate,
     "patience": ConfidenceGate,
+    "stopping": make_stopping,
 }
 
 
@@ -111,6 +121,7 @@ def test_generation_equals_running_all_layers_and_taking_the_decided_exit(name: 
     ("name", "decider"),
     [
         ("llama", "margin"),
+        ("llama", "stopping"),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in [("opt", "learned"), ("gpt2", "max_probability")]),
     ],
 )
@@ -138,6 +149,17 @@ def test_all_tokens_as_candidates_change_nothing_and_training_sees_all_tokens() 
         pruned = few.eval()(pad_left(TEXTS)).logits
     assert ((pruned > -1e3).sum(-1)[:, 1:] == 3).all()
     assert ((pruned > -1e3).sum(-1)[:, 0] == 30).all()
+
+
+@torch.no_grad()
+def test_behind_a_gate_that_runs_no_head_heads_choose_among_all_tokens() -> None:
+    network, whole = make_network(vocabulary=4).with_gate(SaturationGate(2)), make_network(gate=SaturationGate)
+    policy = make_policy("saturation", whole)
+    for one, other in zip(network(pad_left(TEXTS)), whole(pad_left(TEXTS)), strict=True):
+        assert torch.equal(one, other)
+    found, expected = (generate(RoutedExecutor(one, policy), pad_left(TEXTS), 10) for one in (network, whole))
+    assert (found.tokens, found.usage) == (expected.tokens, expected.usage)
+    assert network.costs == whole.costs
 
 
 def test_candidates_need_a_first_head_that_runs() -> None:
