@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from eenet.api.integers import IntegerPoint, choose_integers
 from eenet.api.opening import Chosen, Run, chosen_point, class_names, example, opened
+from eenet.decoding.network import DecoderNetwork
 from eenet.errors import UserError
 from eenet.exporting import Description, export_network, set_rules
 from eenet.runtime.manifest import WEIGHTS, Format
@@ -58,7 +59,7 @@ def export(
         checkpoint: Of a folder: `last`, `best` or a file.
 
     Raises:
-        UserError: No such run or point, a folder that exists, or a network that has no form in the format.
+        UserError: No such run or point, a folder that exists, a decoder, or a network that has no form in the format.
     """
     if format not in get_args(Format):
         raise UserError("format", format, f"must be one of {', '.join(get_args(Format))}")
@@ -70,6 +71,8 @@ def export(
     if int8_samples is not None and not int8:
         raise UserError("int8-samples", int8_samples, "are for the ranges of --int8; give it, or leave them out")
     run = opened(run, checkpoint, read_data=None)
+    if isinstance(run.model.network, DecoderNetwork):
+        raise UserError("run", str(run.folder), "holds a decoder, which has no exported form; `eenet generate` runs it")
     chosen = chosen_point(run, point)
     about = about_point(run, chosen)
     with ExitStack() as held:

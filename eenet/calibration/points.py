@@ -300,5 +300,8 @@ def gate_to_dict(gate: Gate) -> dict[str, Any]:
 def gate_from_dict(values: Mapping[str, Any]) -> Gate:
     """The gate that `gate_to_dict` wrote; only classes of `GATES` are made."""
     gate = GATES[values["class"]](**values["arguments"])
-    gate.load_state_dict({name: torch.tensor(weight) for name, weight in values["weights"].items()})
+    weights = {name: torch.tensor(weight) for name, weight in values["weights"].items()}
+    gate.load_state_dict(weights)
+    if any(weight.isnan().any() for weight in weights.values()):
+        raise ValueError("a weight of its gate is not a number")
     return gate.eval().requires_grad_(False)

@@ -86,8 +86,8 @@ def find_judge(correct: Tensor, full: int = -1) -> int:
     """The node whose probabilities judge all others: the full network's, unless one is clearly the more accurate.
 
     Where the full network's own head is worse than an early exit, as in a backbone whose training was cut short,
-    sending samples there gains nothing that it could tell of. Clearly is by more than two standard errors of the
-    difference, which chance alone makes less often than the few samples by which late exits of a good network differ.
+    sending samples there gains nothing that it could tell of. Clearly is, of the samples that one of the two has right
+    and the other wrong, by more than two standard errors (McNemar's test).
 
     Args:
         correct: Which validation samples each node has right, bool `(samples, nodes)`.
@@ -95,15 +95,15 @@ def find_judge(correct: Tensor, full: int = -1) -> int:
 
     Example:
         >>> correct = torch.tensor([[False, True, True], [False, True, False]]).repeat(50, 1)
-        >>> find_judge(correct), find_judge(correct[:3])
+        >>> find_judge(correct), find_judge(correct[:4])
         (1, 2)
     """
-    gains = correct.double() - correct[:, full].double().unsqueeze(1)
-    means = gains.mean(0)
-    clear = means > 2 * gains.std(0) / len(gains) ** 0.5
+    gains = correct.long() - correct[:, full].long().unsqueeze(1)
+    leads = gains.sum(0)
+    clear = leads > 2 * gains.abs().sum(0).sqrt()
     if not clear.any():
-        return full % len(means)
-    return len(means) - 1 - int(means.where(clear, -1.0).flip(0).argmax())
+        return full % len(leads)
+    return len(leads) - 1 - int(leads.where(clear, -1).flip(0).argmax())
 
 
 class Observed(NamedTuple):

@@ -17,6 +17,8 @@ from datamodules import RunData
 from eenet.calibration import Calibration
 from eenet.cli.progress import ProgressLine
 from eenet.errors import UserError
+from eenet.parsing.given import find_given
+from eenet.parsing.nulls import first_null
 from eenet.parsing.refusals import Refusals
 from eenet.reporting import write_text
 from eenet.runs import RunFolder, Training, portable, read_checkpoint
@@ -123,11 +125,17 @@ class EenetCLI(LightningCLI):
         """Let the command's own parser do all of it, whose result the one around it would parse and check again."""
         own = getattr(self, "_subcommand_parsers", {}).get(self.asked)
         if own is None or self.asked is None:
-            return super().parse_arguments(parser, args)
-        for name in ("parent_parser", "print_config"):  # who would print the configuration; what was refused before it
-            vars(own).pop(name, None)
-        self.config = Namespace(subcommand=self.asked, **{self.asked: own.parse_args(args[1:])})
-        return None
+            super().parse_arguments(parser, args)
+        else:
+            for name in (
+                "parent_parser",
+                "print_config",
+            ):  # who would print the configuration; what was refused before it
+                vars(own).pop(name, None)
+            self.config = Namespace(subcommand=self.asked, **{self.asked: own.parse_args(args[1:])})
+        if null := first_null(self.config if own is None else self.config[self.asked]):
+            given = find_given(args, null[0]) if isinstance(args, list) else None
+            raise UserError(null[0], None, f"must be {null[1]}, not null{given.place if given else ''}")
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint: those of eenet have none, and others' are refused."""

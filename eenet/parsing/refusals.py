@@ -276,7 +276,7 @@ def choice(cause: Cause, said: re.Match[str]) -> Explained:
 
 def no_import(cause: Cause, said: re.Match[str]) -> Explained | None:
     """A class that cannot be imported."""
-    path = cause.path or said["name"]
+    path = cause.path or said["name"] or ".".join(re.findall(r"'(\S+)'", said["reason"]))  # `--data.help` names no path
     if cause.path is None and PLAIN.search(cause.text):
         return None  # it was meant to be something else
     module, _, name = path.rpartition(".")

@@ -196,6 +196,7 @@ def test_a_wish_that_cannot_be_met_keeps_no_other_from_it(runs: dict[str, Path],
 
 def test_wishes_of_the_other_kind_and_promises_without_prompts_are_refused(runs: dict[str, Path], mistake: Any) -> None:
     run = str(runs["calm"])
+    assert "holds a decoder, which has no exported form" in mistake("export", run, "--out", f"{run}_shipped")
     assert "is for classifiers" in mistake("calibrate", run, "--max-accuracy-drop", "1")
     recall = mistake("calibrate", run, "--policy", "stopping_recall", "--budget", "0.9")
     assert "policy = 'stopping_recall': must be one of own" in recall

@@ -95,6 +95,8 @@ CALLBACK = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_arg
 IN_FILES: list[tuple[str, Any, str]] = [
     ("trainer.max_epoch", 3, "trainer.max_epoch = 3: is no option of `eenet fit`; did you mean trainer.max_epochs?"),
     ("trainr", {"strategy": 1}, "trainr.strategy = 1: is no option of `eenet fit`; did you mean trainer.strategy?"),
+    ("model.init_args.tradeoff", None, "model.init_args.tradeoff = None: must be float, not null"),
+    ("data.init_args.batch_size", None, "data.init_args.batch_size = None: must be int, not null"),
     ("modle", {}, "modle = {}: is no option of `eenet fit`; did you mean model?"),
     (
         f"{BACKBONE}.init_args.dephts",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy, ttest_1samp
+from scipy.stats import binomtest, entropy, norm
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -193,9 +193,15 @@ def test_another_node_judges_only_where_chance_does_not_explain_its_lead(
     correct = torch.ones(1000, 3, dtype=torch.bool)
     correct[:gained, [0, 2]] = False
     correct[1000 - lost :, 1] = False
-    differences = correct[:, 1].double() - correct[:, full].double()
-    assert (ttest_1samp(differences.numpy(), 0).statistic > 2) == (judge == 1)
+    chance = binomtest(gained, gained + lost, alternative="greater").pvalue  # the exact form of McNemar's test
+    assert (chance < norm.sf(2)) == (judge == 1)
     assert find_judge(correct, full) == judge
+
+
+def test_a_handful_of_samples_makes_no_judge() -> None:
+    for samples in range(1, 5):
+        assert find_judge(torch.tensor([[True, False]]).repeat(samples, 1)) == 1
+    assert find_judge(torch.tensor([[True, False]]).repeat(5, 1)) == 0
 
 
 def test_recall_answers_by_the_exit_that_the_last_one_agrees_with() -> None:
