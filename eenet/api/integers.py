@@ -28,6 +28,7 @@ from eenet.policies import FixedExit
 from eenet.profile import Costs
 from eenet.reporting import gather_exits
 from eenet.runtime.clock import medians
+from eenet.runtime.onnx_program import like
 
 CLOCKED = (1, 32)
 """Batches on which the int8 network is timed beside the float one."""
@@ -71,18 +72,19 @@ def choose_integers(run: Run, chosen: Chosen, samples: int, held: ExitStack) -> 
     """
     own, network = chosen.point, chosen.point.network(run.model.network)
     check_integers(network)
-    wishes, inputs = wishes_of(own), training_inputs(run, samples)
+    wishes, few = wishes_of(own), example(run)
+    inputs = like(few, training_inputs(run, samples))
     check_unseen(run)
     exact = read_split(run, "val")
     network = network.cpu()
     folder = Path(held.enter_context(TemporaryDirectory(prefix="eenet-")))
     integers = Integers(inputs, folder / "ranges.json")
-    steps, _, beyond = onnx_steps(network, own.policy, folder / "steps", example(run))
+    steps, _, beyond = onnx_steps(network, own.policy, folder / "steps", few)
     made = to_integers(integers, steps, beyond)
     whole, plain = AllExits(made.whole), AllExits(made.plain)
     labels, logits = exact.labels, LogitFile(len(exact.labels), run.folder)
     for batch, _ in run.batches("val"):
-        logits.append(whole(pytree.tree_map(Tensor.cpu, batch)))
+        logits.append(whole(pytree.tree_map(Tensor.cpu, like(few, batch))))
     known = read_exits(logits, labels, network.gate)
     before = read_exits(exact.logits, labels, run.model.network.gate if own.gate is None else own.gate)
     if own.kept is not None:

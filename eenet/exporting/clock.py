@@ -20,7 +20,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy
 from eenet.profile import Seconds
 from eenet.runtime.clock import medians
-from eenet.runtime.onnx_program import feed, make_session
+from eenet.runtime.onnx_program import feed, like, make_session
 
 NOTHING = """<ir_version: 10, opset_import: ["": 20]> nothing (float[1] input_0) => (float[1] same) {
 same = Identity(input_0) }"""
@@ -51,7 +51,8 @@ def clock_onnx(
     onnx: Any = import_module("onnx")
     with TemporaryDirectory(prefix="eenet-") as folder:
         steps, specs, _ = onnx_steps(network, policy, Path(folder, "steps"), example)
-    tensors, batch = pytree.tree_leaves(inputs), len(pytree.tree_leaves(inputs)[0])
+    tensors = pytree.tree_leaves(like(example, inputs))
+    batch = len(tensors[0])
     macs = network.costs.columns["macs"].routed
     whole = make_session(compose(never(steps), specs, macs, one=batch == 1).SerializeToString())
     given = {entry.name: tensor.numpy() for entry, tensor in zip(whole.get_inputs(), tensors, strict=True)}

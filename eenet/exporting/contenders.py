@@ -18,7 +18,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
 from eenet.runtime.contenders import Contender, InParts
 from eenet.runtime.load import load
-from eenet.runtime.onnx_program import feed, make_session
+from eenet.runtime.onnx_program import feed, like, make_session
 from eenet.runtime.trace import shortened, trace_function
 
 
@@ -69,7 +69,7 @@ def full_network(network: EarlyExitNetwork, example: Any) -> InParts:
     names = [entry.name for entry in sessions[0].get_inputs()]
 
     def run(inputs: Any) -> Tensor:
-        tensors = pytree.tree_leaves(inputs)
+        tensors = pytree.tree_leaves(like(example, inputs))
         return torch.from_numpy(sessions[len(tensors[0]) > 1].run(None, feed(names, tensors))[0])
 
     return InParts(run)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from eenet.backbones import Bert
 from eenet.errors import UserError
 from eenet.exporting import export_network
+from eenet.exporting.contenders import full_network
 from eenet.exporting.folder import choose_exits
 from eenet.exporting.integers import AllExits, Integers, IntegerSteps
 from eenet.gates import ConfidenceGate, StoppingGate
@@ -101,6 +102,18 @@ def test_rows_that_are_not_finite_are_marked_and_an_empty_batch_is_answered(resn
         assert found["exit"].tolist() == [-1 if row in (0, 4, 5) else expected[row].item() for row in range(len(rows))]
     assert found["logits"].isnan().all()
     assert runtime.run(inputs[:0])["logits"].shape == (0, 10)
+
+
+def test_texts_are_taken_by_their_keys_whatever_the_order_of_the_data() -> None:
+    """Tokenizers put `token_type_ids` before the mask, which an example does not have."""
+    torch.manual_seed(0)
+    network = EarlyExitNetwork(Bert(4, overrides=BERT | WORDS, pooling="mean")).eval()
+    ids = torch.randint(1, 9, (4, 6))
+    mask = (torch.arange(6) < torch.tensor([[6], [3], [6], [2]])).long()
+    example = {"input_ids": torch.ones(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    given = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": mask}
+    with torch.no_grad():
+        torch.testing.assert_close(full_network(network, example).run(given), network.backbone(given))
 
 
 @pytest.mark.slow
