@@ -41,7 +41,7 @@ format: .venv/installed-dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: .venv/installed-dev  ## the default tests, a little over 8 minutes on two cores
+test: .venv/installed-dev  ## the default tests, 4 to 8 minutes on two cores
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed-dev  ## the slow studies too
