@@ -237,7 +237,8 @@ def observe(gate: StoppingGate | TreeStoppingGate, logits: Tensor, judge: int | 
         logits: Of all nodes, on the CPU, `(samples, nodes, classes)`.
         judge: As for `leaving_losses`.
     """
-    losses, better = leaving_losses(logits, judge), list[tuple[Tensor, Tensor]]()
+    losses, judged = leaving_losses(logits, judge), _judged(logits, judge)
+    better = list[tuple[Tensor, Tensor]]()
     if isinstance(gate, TreeStoppingGate):
         return Observed([describe(logits[:, node]) for node in range(gate.num_gates)], losses, better)
     known, memory = torch.empty(gate.num_gates, len(logits), gate.num_inputs), gate.start(logits[:, 0])
@@ -245,7 +246,7 @@ def observe(gate: StoppingGate | TreeStoppingGate, logits: Tensor, judge: int | 
         known[exit], memory = gate.known(logits[:, exit], memory)
         if gate.recall:
             own = losses[:, exit : exit + 1]
-            kept = 1 - _judged(logits, judge).gather(1, memory.answer.argmax(-1, keepdim=True))
+            kept = 1 - judged.gather(1, memory.answer.argmax(-1, keepdim=True))
             weight, bias = ridge(known[exit], kept - own)
             takes = known[exit].double() @ weight + bias >= 0
             better.append((weight.squeeze(1), bias.squeeze(0)))

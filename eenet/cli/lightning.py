@@ -127,11 +127,9 @@ class EenetCLI(LightningCLI):
         if own is None or self.asked is None:
             super().parse_arguments(parser, args)
         else:
-            for name in (
-                "parent_parser",
-                "print_config",
-            ):  # who would print the configuration; what was refused before it
-                vars(own).pop(name, None)
+            # who would print the configuration; what was refused before it
+            vars(own).pop("parent_parser", None)
+            vars(own).pop("print_config", None)
             self.config = Namespace(subcommand=self.asked, **{self.asked: own.parse_args(args[1:])})
         if null := first_null(self.config if own is None else self.config[self.asked]):
             given = find_given(args, null[0]) if isinstance(args, list) else None
