@@ -10,7 +10,7 @@ from eenet.errors import UserError
 from eenet.quantization.grid import Grid, activation_codes, quantize_activation, quantize_rows, row_codes
 
 NATIVE_WIDTH = 8
-"""The width of the integer products."""
+"""Bits of the integer products' factors: codes of fewer bits are multiplied as well."""
 
 
 class Weights(NamedTuple):
@@ -83,13 +83,13 @@ class NativeLinear(nn.Module):
 
     Args:
         layer: The float layer.
-        weights: Its weight on the grid, 8 bits.
-        rounding: Of the input, 8 bits.
+        weights: Its weight on the grid, at most 8 bits.
+        rounding: Of the input, at most 8 bits.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, weights: Weights, rounding: Rounding) -> None:
         super().__init__()
-        self.rounding, self.codes = rounding, weights.codes.flatten(1)
+        self.rounding, self.codes = rounding, weights.codes.to(torch.int8).flatten(1)
         self.scales = weights.scales.to(torch.promote_types(weights.scales.dtype, torch.float32))
         self.offsets = weights.shifts.to(self.scales)
         if layer.bias is not None:
@@ -120,8 +120,8 @@ class NativeConv2d(NativeLinear):
 
     Args:
         layer: The float layer.
-        weights: Its weight on the grid, 8 bits.
-        rounding: Of the input, 8 bits.
+        weights: Its weight on the grid, at most 8 bits.
+        rounding: Of the input, at most 8 bits.
     """
 
     def __init__(self, layer: nn.Conv2d, weights: Weights, rounding: Grid) -> None:

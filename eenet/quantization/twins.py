@@ -72,7 +72,7 @@ class Twins(nn.Module):
         widths: Bits of the weights, from the widest to the narrowest; activations have no fewer than 4.
         rest_width: Bits of attention's products, and of the linear layers and convolutions that are in no stage.
         wider: The least width of some layers by name.
-        native: Run 8 bits by integer products.
+        native: Run 8 bits and fewer by int8 products.
         embed_macs: What is before the first stage.
         stage_layers: The layers of each stage.
         classifier_macs: The backbone's own head.
@@ -277,7 +277,7 @@ class Twins(nn.Module):
         """The backbone with its stages at a width; a `UserError` where it is not calibrated."""
         if width == FLOAT:
             return self.backbone
-        key = width, self.native and width == NATIVE_WIDTH
+        key = width, self.native and width <= NATIVE_WIDTH
         if key not in self._twins:
             if self.range_methods[self.widths.index(width)] < 0:
                 remedy = (
@@ -297,7 +297,8 @@ class Twins(nn.Module):
             rounding: Rounding = activation_grid(lowest, highest, bits)
             if by_rows and isinstance(layer, nn.Linear):
                 rounding = bits
-            integer = native_layer(layer, weights, rounding) if native else None
+            narrow = self.layer_width(name, width) <= NATIVE_WIDTH
+            integer = native_layer(layer, weights, rounding) if native and narrow else None
             layers[name] = integer or SimulatedLayer(layer, weights, rounding)
         attends = [part.attention_macs > 0 for part in self.stage_layers]
         return Twin(replace_layers(self.backbone, layers), self.rest_width, attends).eval()

@@ -55,26 +55,28 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("width", [8, 4])
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
 @torch.no_grad()
-def test_native_convolutions_agree_with_simulated_ones(arguments: dict[str, Any]) -> None:
+def test_native_convolutions_agree_with_simulated_ones(arguments: dict[str, Any], width: int) -> None:
     layer, values = nn.Conv2d(6, 9, **arguments), torch.randn(4, 6, 11, 12)
-    grid = activation_grid(values.min().item(), values.max().item(), 8)
-    native = native_layer(layer, weights_of(layer, 8), grid)
+    grid = activation_grid(values.min().item(), values.max().item(), width)
+    native = native_layer(layer, weights_of(layer, width), grid)
     assert isinstance(native, NativeConv2d)
-    expected = SimulatedLayer(layer, weights_of(layer, 8), grid)(values)
+    expected = SimulatedLayer(layer, weights_of(layer, width), grid)(values)
     assert (native(values) - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
+@pytest.mark.parametrize("width", [8, 6, 4, 2])
 @pytest.mark.parametrize("shape", [(1, 64), (3, 17, 64)])
 @torch.no_grad()
-def test_native_linear_layers_agree_with_simulated_ones(shape: tuple[int, ...]) -> None:
+def test_native_linear_layers_agree_with_simulated_ones(shape: tuple[int, ...], width: int) -> None:
     layer, values = nn.Linear(64, 33), torch.randn(shape)
-    grid = activation_grid(-2.0, 2.5, 8)
-    native = native_layer(layer, weights_of(layer, 8), grid)
+    grid = activation_grid(-2.0, 2.5, width)
+    native = native_layer(layer, weights_of(layer, width), grid)
     assert isinstance(native, NativeLinear)
     assert native.codes.dtype == torch.int8
-    expected = SimulatedLayer(layer, weights_of(layer, 8), grid)(values)
+    expected = SimulatedLayer(layer, weights_of(layer, width), grid)(values)
     assert (native(values) - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
@@ -84,19 +86,20 @@ def test_layers_without_a_kernel_have_no_native_form() -> None:
     assert [native_layer(layer, weights_of(layer, 8), grid) for layer in [*layers, nn.Conv1d(4, 4, 3)]] == [None] * 4
 
 
+@pytest.mark.parametrize("width", [8, 4])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_native_layers_with_ranges_of_each_row_agree_with_simulated_ones(kind: torch.dtype) -> None:
+def test_native_layers_with_ranges_of_each_row_agree_with_simulated_ones(kind: torch.dtype, width: int) -> None:
     layer, values = nn.Linear(64, 33).to(kind), (torch.randn(3, 17, 64) * torch.rand(3, 17, 1)).to(kind)
-    weights = weights_of(layer, 8)
-    expected = SimulatedLayer(layer, weights, 8)(values)
-    native = NativeLinear(layer, weights, 8)(values)
+    weights = weights_of(layer, width)
+    expected = SimulatedLayer(layer, weights, width)(values)
+    native = NativeLinear(layer, weights, width)(values)
     assert native.dtype == expected.dtype == kind
     tolerance = TOLERANCE if kind == torch.float32 else 2**-7
     assert (native - expected).abs().max() <= tolerance * expected.abs().max()
-    plain = torch.func.functional_call(layer, {"weight": quantize_weight(layer.weight, 8)}, (values,))
+    plain = torch.func.functional_call(layer, {"weight": quantize_weight(layer.weight, width)}, (values,))
     shifts = torch.linspace(-0.1, 0.1, 33)
-    assert (expected - plain - shifts).abs().max() < 0.02 * plain.abs().max()
+    assert (expected - plain - shifts).abs().max() < 4 * 2**-width * plain.abs().max()
 
 
 @torch.no_grad()

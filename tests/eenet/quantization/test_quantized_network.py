@@ -245,8 +245,8 @@ def test_following_moves_stops_where_a_sample_stays() -> None:
 @torch.no_grad()
 def test_the_native_network_agrees_with_the_simulated_one() -> None:
     torch.manual_seed(1)
-    for backbone in (make_vit(embed_dim=32), make_resnet()):
-        network = QuantizedNetwork(backbone, [0, 2], widths=[32, 8]).eval()
+    for backbone, edge_width in ((make_vit(embed_dim=32), None), (make_resnet(), None), (make_resnet(), 16)):
+        network = QuantizedNetwork(backbone, [0, 2], widths=[32, 8, 6], edge_width=edge_width).eval()
         rows = inputs(network, 32)
         network.calibrate([rows])
         simulated = network(rows).logits
@@ -256,7 +256,7 @@ def test_the_native_network_agrees_with_the_simulated_one() -> None:
         difference = (native - simulated).abs() / simulated.std()
         assert difference.mean() < 2e-3
         assert difference.max() < 0.05
-        assert network.memory()["codes"] == sum(
+        assert network.memory()["codes"] == (2 if edge_width is None else 4) * sum(
             network.backbone.get_submodule(name).weight.numel()  # type: ignore[union-attr, operator]
             for name in network.layer_names
         )
