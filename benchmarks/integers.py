@@ -1,10 +1,13 @@
 """What int8 arithmetic takes by the clock, whole and routed, on ONNX Runtime.
 
     python benchmarks/integers.py --networks '[cifar_resnet_14]'
+    python benchmarks/integers.py --run runs/fashion_mnist_resnet_decoupled
 
 Prints JSON; `--output` writes it, too. Weights are random but for MiniLM's backbone: what is timed depends on where
 samples leave, not on whether they are right. Thresholds of the float and of the int8 network are set each on its own
-scores of validation samples, to the same mean MACs. One thread; contenders take turns on the same test samples, in
+scores of validation samples, to the same mean MACs. With `--run` the weights are that run's, and both thresholds are
+the cheapest with which the routed network is right on as many validation samples as the full int8 network; how many
+test samples each gets right is told beside the times. One thread; contenders take turns on the same test samples, in
 processor time, and a ratio is the median of the rounds' ratios to the full float network.
 """
 
@@ -23,15 +26,15 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from datamodules import SplitData
-from eenet.api.opening import drawn
-from eenet.calibration.search import Scored, within_budget
+from eenet.api.opening import drawn, open_run
+from eenet.calibration.search import Scored, policy_for_accuracy, within_budget
 from eenet.exporting import export_network
 from eenet.exporting.contenders import full_network
 from eenet.exporting.folder import choose_exits, onnx_steps
 from eenet.exporting.integers import AllExits, Integers
 from eenet.gates import ConfidenceGate
 from eenet.network import EarlyExitNetwork
-from eenet.policies import Policy
+from eenet.policies import Policy, Threshold
 from eenet.runtime import load
 from eenet.runtime.contenders import Contender, InParts, device_name, race
 from eenet.runtime.onnx_program import make_session
@@ -39,9 +42,14 @@ from eenet.runtime.onnx_program import make_session
 
 def inputs_of(data: SplitData, split: str, samples: int) -> Any:
     """Inputs of samples of a split, drawn once."""
+    return batch_of(data, split, samples)[0]
+
+
+def batch_of(data: SplitData, split: str, samples: int | None) -> Any:
+    """Inputs and labels of samples of a split, drawn once; of all of them with `None`."""
     dataset = data.dataset(split)  # type: ignore[arg-type]
     rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:samples].tolist()
-    return next(iter(data.load(Subset(dataset, rows), batch_size=samples)))[0]
+    return next(iter(data.load(Subset(dataset, rows), batch_size=len(rows))))
 
 
 def chosen(network: EarlyExitNetwork, policy: Policy, logits: Tensor, budget: float) -> Policy:
@@ -50,6 +58,21 @@ def chosen(network: EarlyExitNetwork, policy: Policy, logits: Tensor, budget: fl
     right = torch.ones_like(predictions, dtype=torch.bool)
     scored = Scored(predictions, scores, right, network.costs.fractions())
     return within_budget(policy, scored, budget, "budget", dearest=True)
+
+
+def as_right(network: EarlyExitNetwork, policy: Policy, logits: Tensor, labels: Tensor, least: float) -> Policy:
+    """A policy turned to the cheapest setting that is right on at least such a share of the samples."""
+    predictions, scores = logits.argmax(-1), network.gate(logits[:, :-1])
+    correct = predictions == labels.unsqueeze(1)
+    drop = 100 * (correct[:, -1].double().mean().item() - least)
+    return policy_for_accuracy(policy, Scored(predictions, scores, correct, network.costs.fractions()), max(drop, 0.0))
+
+
+def open_network(run: str) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
+    """The network of a run with thresholds on its highest probability, and its data."""
+    opened = open_run(run)
+    exits = opened.model.network.num_exits - 1
+    return opened.model.network.with_gate(ConfidenceGate(exits)).eval(), Threshold([0.9] * exits), opened.data
 
 
 class Last:
@@ -68,9 +91,26 @@ class Last:
         return torch.from_numpy(self.session.run(None, given)[0])
 
 
+def judged(network: EarlyExitNetwork, batch: Any, *networks: tuple[AllExits, Policy]) -> dict[str, Any]:
+    """Accuracy in percent of the full and the routed network and the latter's share of MACs, in float and in int8."""
+    inputs, labels = batch
+    rows = {}
+    for kind, (run, policy) in zip(("float", "int8"), networks, strict=True):
+        logits = run(inputs)
+        exits, _ = choose_exits(network, policy, logits)
+        right = logits.argmax(-1) == labels.unsqueeze(1)
+        rows[kind] = {
+            "full": 100 * right[:, -1].double().mean().item(),
+            "routed": 100 * right.gather(1, exits.unsqueeze(1)).double().mean().item(),
+            "macs": network.costs.fractions()[exits].mean().item(),
+        }
+    return rows
+
+
 @torch.no_grad()
 def integers(
     networks: list[str] | None = None,
+    run: str | None = None,
     exits: list[int] | None = None,
     batches: list[int] | None = None,
     budget: float = 0.6,
@@ -84,6 +124,7 @@ def integers(
 
     Args:
         networks: Of `benchmarks/runtime.py`; its ViT-8, its ResNet-14 and MiniLM by default.
+        run: Run with trained exits instead; thresholds are then those that are as right as the full int8 network.
         exits: Stages after which an exit reads; every second by default.
         batches: Batch sizes, 1, 32 and 256 by default.
         budget: Mean MACs of both routed networks, as a fraction of the full network's.
@@ -95,25 +136,31 @@ def integers(
     """
     torch.set_num_threads(1)
     found = {}
-    for name in networks or [name for name in BACKBONES if "tiny" not in name]:
-        network, policy, data = prepare(name, budget, exits or "second", ConfidenceGate)
+    for name in networks or ([run] if run else [name for name in BACKBONES if "tiny" not in name]):
+        made = open_network(run) if run else prepare(name, budget, exits or "second", ConfidenceGate)
+        network, policy, data = made
         example = pytree.tree_map(lambda leaf: leaf[:3], inputs_of(data, "val", 3))
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
         with TemporaryDirectory(prefix="eenet-") as folder:
             place = Path(folder)
             ranges = Integers(inputs_of(data, "train", calibrating), place / "ranges.json")
-            made = ranges.convert(onnx_steps(network, policy, place / "steps", example)[0])
-            plain, whole, known = AllExits(made.plain), AllExits(made.whole), inputs_of(data, "val", samples)
-            exact = chosen(network, policy, plain(known), budget)
-            coarse = chosen(network, policy, whole(known), budget)
+            graphs = ranges.convert(onnx_steps(network, policy, place / "steps", example)[0])
+            plain, whole = AllExits(graphs.plain), AllExits(graphs.whole)
+            known, labels = batch_of(data, "val", None if run else samples)
+            said = plain(known), whole(known)
+            if run:
+                least = (said[1][:, -1].argmax(-1) == labels).double().mean().item()
+                exact, coarse = (as_right(network, policy, logits, labels, least) for logits in said)
+            else:
+                exact, coarse = (chosen(network, policy, logits, budget) for logits in said)
             export_network(network, exact, place / "float", example, "onnx", one=True)
             export_network(network, coarse, place / "int8", example, "onnx", one=True, integers=ranges)
             routed, routed_int8 = load(place / "float"), load(place / "int8")
             costs = {unit: column.full for unit, column in network.costs.columns.items()}
             contenders = [
                 Contender("full, float", "full", full_network(network, example), costs),
-                Contender("full, int8", "static", InParts(Last(made.whole, -1)), costs),
+                Contender("full, int8", "static", InParts(Last(graphs.whole, -1)), costs),
                 Contender("routed, float", "routed", InParts(routed)),
                 Contender("routed, int8", "routed", InParts(routed_int8)),
             ]
@@ -132,8 +179,10 @@ def integers(
                 }
             logits = [run(inputs_of(data, "test", samples))[:, -1] for run in (plain, whole)]
             agree = (logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item()
-            layers = {"layers": made.layers, "left": made.left, "same_class": agree}
+            layers = {"layers": graphs.layers, "left": graphs.left, "same_class": agree}
             found[name] = {"exits": network.exit_stages, **layers, **timed}
+            if run:
+                found[name]["test"] = judged(network, batch_of(data, "test", None), (plain, exact), (whole, coarse))
     about = {"device": device_name(CPU), "budget": budget, "samples": samples, "calibrating": calibrating}
     about |= {"rounds": rounds, "in_a_row": in_a_row}
     finish({**about, "onnxruntime": version("onnxruntime"), "networks": found}, output)
