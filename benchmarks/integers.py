@@ -81,8 +81,8 @@ class Last:
     def __init__(self, model: Any, exit: int) -> None:
         from eenet.exporting.one_graph import heads_of
 
-        model = heads_of(model, [model.graph.output[exit].name])
-        self.session = make_session(model.SerializeToString())
+        self.model = heads_of(model, [model.graph.output[exit].name])
+        self.session = make_session(self.model.SerializeToString())
         self.names = [entry.name for entry in self.session.get_inputs()]
 
     def __call__(self, inputs: Any) -> Tensor:
