@@ -68,11 +68,13 @@ def as_right(network: EarlyExitNetwork, policy: Policy, logits: Tensor, labels: 
     return policy_for_accuracy(policy, Scored(predictions, scores, correct, network.costs.fractions()), max(drop, 0.0))
 
 
-def open_network(run: str) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
-    """The network of a run with thresholds on its highest probability, and its data."""
+def open_network(run: str, stages: list[int] | None) -> tuple[EarlyExitNetwork, Threshold, SplitData]:
+    """The network of a run with thresholds on its highest probability at exits after some stages, and its data."""
     opened = open_run(run)
-    exits = opened.model.network.num_exits - 1
-    return opened.model.network.with_gate(ConfidenceGate(exits)).eval(), Threshold([0.9] * exits), opened.data
+    network = opened.model.network
+    kept = [network.exit_stages.index(stage) for stage in stages or network.exit_stages]
+    network = network.keeping(kept, ConfidenceGate(len(kept))).eval()
+    return network, Threshold([0.9] * len(kept)), opened.data
 
 
 class Last:
@@ -125,7 +127,7 @@ def integers(
     Args:
         networks: Of `benchmarks/runtime.py`; its ViT-8, its ResNet-14 and MiniLM by default.
         run: Run with trained exits instead; thresholds are then those that are as right as the full int8 network.
-        exits: Stages after which an exit reads; every second by default.
+        exits: Stages after which an exit reads; by default every second, of a run all that it has.
         batches: Batch sizes, 1, 32 and 256 by default.
         budget: Mean MACs of both routed networks, as a fraction of the full network's.
         samples: Test samples of a round, and validation samples that thresholds are set on.
@@ -137,7 +139,7 @@ def integers(
     torch.set_num_threads(1)
     found = {}
     for name in networks or ([run] if run else [name for name in BACKBONES if "tiny" not in name]):
-        made = open_network(run) if run else prepare(name, budget, exits or "second", ConfidenceGate)
+        made = open_network(run, exits) if run else prepare(name, budget, exits or "second", ConfidenceGate)
         network, policy, data = made
         example = pytree.tree_map(lambda leaf: leaf[:3], inputs_of(data, "val", 3))
         if isinstance(example, dict):
