@@ -23,6 +23,7 @@ from eenet.errors import WHERE, UserError, said, some
 from eenet.files import sha256
 from eenet.progress import tracked
 from eenet.runtime import ExportedRuntime, RoutedOnnx, load
+from eenet.tokens import like
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class Router:
     def __init__(self, run: Run, chosen: Chosen, runtime: ExportedRuntime | RoutedOnnx | None = None) -> None:
         self.point, self.runtime = chosen.name, runtime
         self.network, self.policy = chosen.point.network(run.model.network), chosen.point.policy
-        self.temperatures = None
+        self.example, self.temperatures = self.network.backbone.example_input(), None
         if chosen.temperatures is not None:
             self.temperatures = chosen.point.own(chosen.temperatures, run.model.network)
         if runtime is not None and self.temperatures is not None:  # of int8 they are others
@@ -321,7 +322,7 @@ class Router:
     def route(self, inputs: Any) -> list[Row]:
         """What is written of routed inputs; probabilities are tempered at a calibrated point."""
         if self.runtime is not None:
-            routed = self.runtime(inputs)
+            routed = self.runtime(like(self.example, inputs))
         else:
             routed = self.network.route(to_device(inputs, self.network), self.policy)
         return rows_of(routed, self.names, self.temperatures, self.network.tree)

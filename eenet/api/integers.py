@@ -28,7 +28,7 @@ from eenet.policies import FixedExit
 from eenet.profile import Costs
 from eenet.reporting import gather_exits
 from eenet.runtime.clock import medians
-from eenet.runtime.onnx_program import like
+from eenet.tokens import like
 
 CLOCKED = (1, 32)
 """Batches on which the int8 network is timed beside the float one."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from eenet.backbones.base import StagedBackbone, State
 from eenet.backbones.huggingface import describe, load_model, read_tokens, trim_padding
 from eenet.errors import UserError
 from eenet.files import NameOrPath
+from eenet.tokens import IDS, MASK, TYPES, example_pair
 
 FAMILIES = ("bert", "roberta", "distilbert")
 
@@ -19,8 +19,8 @@ class Bert(StagedBackbone):
     """A text classifier whose features are the first token or the mean of the tokens.
 
     It takes a tokenized batch: `input_ids`, `attention_mask` and `token_type_ids`, each `(batch, tokens)`; the last two
-    may be absent, and DistilBERT, which has no token types, does not read them. The wrapped `transformers` model is
-    the attribute `model`.
+    may be absent, and models of one token type, as DistilBERT and RoBERTa as published, do not read the types. The
+    wrapped `transformers` model is the attribute `model`.
 
     Args:
         num_classes: Number of classes.
@@ -68,6 +68,7 @@ class Bert(StagedBackbone):
         reserved = config.pad_token_id + 1 if self.family == "roberta" else 0
         self.max_tokens = config.max_position_embeddings - reserved
         self.example_tokens = min(example_tokens, self.max_tokens)
+        self.has_types = getattr(config, "type_vocab_size", 0) > 1
         self.num_stages = len(self.layers)
         self.feature_dims = [config.hidden_size] * self.num_stages
 
@@ -80,7 +81,7 @@ class Bert(StagedBackbone):
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
         """Token, position and type embeddings, `hidden`, `(batch, tokens, dim)`, beside the `attention_mask`."""
         ids, mask = read_tokens(inputs, self.max_tokens)
-        types = {} if self.family == "distilbert" else {"token_type_ids": inputs.get("token_type_ids")}
+        types = {TYPES: inputs.get(TYPES)} if self.has_types else {}
         return {"hidden": self.model.base_model.embeddings(input_ids=ids, **types), "attention_mask": mask}
 
     def run_stage(self, i: int, state: State) -> State:
@@ -111,9 +112,8 @@ class Bert(StagedBackbone):
         return model.classifier(model.dropout(pooled))
 
     def example_input(self) -> dict[str, Tensor]:
-        """One text of `example_tokens` tokens without padding."""
-        ids = torch.zeros(1, self.example_tokens, dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        """Texts of `example_tokens` tokens without padding, a pair where the model has token types."""
+        return example_pair([IDS, MASK, *([TYPES] if self.has_types else [])], self.example_tokens)
 
     def description(self) -> dict[str, Any]:
         """Family, pooling, classes and the values of the configuration."""

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from eenet.backbones.base import StagedBackbone, State, select, to_device
 from eenet.errors import UserError
+from eenet.tokens import TYPES
 
 TOLERANCE = 1e-4
 """Largest difference relative to the largest value."""
@@ -82,19 +83,23 @@ def original_of(backbone: StagedBackbone, inputs: Any) -> Callable[[Any, Any], T
 
 
 def varied(example: Any) -> Any:
-    """Samples like an example's, as many as proofs need; floats and whole numbers are drawn where there are fewer."""
+    """Samples like an example's, as many as proofs need; floats and whole numbers are drawn where there are fewer.
+
+    Zeros are taken for numbers of tokens, of which there are others, too, but for those of token types.
+    """
     draw = torch.Generator().manual_seed(0)
 
-    def rows(values: Tensor) -> Tensor:
+    def rows(path: tuple[Any, ...], values: Tensor) -> Tensor:
         if len(values) >= ROWS:
             return values[:ROWS].detach().cpu()
         shape = (ROWS, *values.shape[1:])
         if values.is_floating_point():
             return torch.randn(shape, generator=draw).to(values.dtype)
         low, high = int(values.min()), int(values.max())
-        return torch.randint(low, max(high, 3 * (low == 0)) + 1, shape, generator=draw).to(values.dtype)
+        least = 3 if low == 0 and pytree.MappingKey(TYPES) not in path else high
+        return torch.randint(low, max(high, least) + 1, shape, generator=draw).to(values.dtype)
 
-    return pytree.tree_map(rows, example)
+    return pytree.tree_map_with_path(rows, example)
 
 
 def disturbed(backbone: StagedBackbone) -> StagedBackbone:

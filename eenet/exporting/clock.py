@@ -20,7 +20,8 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy
 from eenet.profile import Seconds
 from eenet.runtime.clock import medians
-from eenet.runtime.onnx_program import feed, like, make_session
+from eenet.runtime.onnx_program import feed, make_session
+from eenet.tokens import like
 
 NOTHING = """<ir_version: 10, opset_import: ["": 20]> nothing (float[1] input_0) => (float[1] same) {
 same = Identity(input_0) }"""

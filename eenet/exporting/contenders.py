@@ -18,8 +18,9 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import Policy, Threshold
 from eenet.runtime.contenders import Contender, InParts
 from eenet.runtime.load import load
-from eenet.runtime.onnx_program import feed, like, make_session
+from eenet.runtime.onnx_program import feed, make_session
 from eenet.runtime.trace import shortened, trace_function
+from eenet.tokens import like
 
 
 def onnx_contenders(
@@ -53,7 +54,8 @@ def routed_network(network: EarlyExitNetwork, policy: Policy, example: Any) -> I
     """A network as `eenet export --format onnx --one` writes it, loaded again."""
     with TemporaryDirectory(prefix="eenet-") as folder:
         export_network(network, policy, Path(folder, "routed"), example, "onnx", one=True)
-        return InParts(load(Path(folder, "routed")))
+        runtime = load(Path(folder, "routed"))
+    return InParts(runtime if isinstance(example, Tensor) else lambda inputs: runtime(like(example, inputs)))
 
 
 @torch.no_grad()

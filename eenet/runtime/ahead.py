@@ -27,6 +27,7 @@ from eenet.progress import tracked
 from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.codes import code_of
 from eenet.runtime.trace import Traced, shortened, trace, trace_function
+from eenet.tokens import with_usual
 
 if TYPE_CHECKING:
     from eenet.network import EarlyExitNetwork
@@ -168,7 +169,8 @@ def input_check(example: Any, traced: Traced) -> Callable[[Any], list[Tensor]]:
         return len(found) == len(kind) and all(one in (None, other) for one, other in zip(kind, found, strict=True))
 
     def check(inputs: Any) -> list[Tensor]:
-        tensors = [inputs] if isinstance(inputs, Tensor) else [inputs.get(name) for name in names]
+        given: Any = {None: inputs} if isinstance(inputs, Tensor) else with_usual(inputs)
+        tensors = [given.get(name) for name in names]
         if len(tensors) != len(names) or not all(map(fits, tensors, wanted)):
             found = [
                 tensor if tensor is None else (*tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors

@@ -16,6 +16,7 @@ from eenet.routing.route import Routed, route_steps
 from eenet.routing.steps import Result, Step, place_steps, split_results
 from eenet.runtime.manifest import Manifest
 from eenet.runtime.program import DTYPES
+from eenet.tokens import IDS, TYPES, with_usual
 
 
 class ExportedNetwork:
@@ -67,9 +68,12 @@ class Exported:
             )
         return self.manifest.preprocessing.read
 
-    def _check(self, inputs: Any) -> None:
+    def _checked(self, inputs: Any) -> Any:
+        """Inputs as the programs take them; see `_with_other_types` for what a tokenizer may give or not."""
         specs = self.manifest.inputs
         names = {spec.name for spec in specs}
+        if isinstance(inputs, Mapping) and IDS in names and (TYPES in inputs) != (TYPES in names):
+            inputs = _with_other_types(inputs)
         found = {None: inputs} if isinstance(inputs, Tensor) else inputs
         if not isinstance(found, Mapping) or set(found) != names:
             wanted = "a tensor" if None in names else f"a dict of {', '.join(sorted(map(str, names)))}"
@@ -91,6 +95,23 @@ class Exported:
             rows = len(tensor) if rows is None else rows
             if len(tensor) != rows:
                 raise UserError(field, given, f"must have {rows} rows, as what is before it")
+        return inputs
+
+
+def _with_other_types(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts with token types of 0 where they have none, or without those of 0 that they have.
+
+    Raises:
+        UserError: They have others.
+    """
+    if TYPES not in inputs:
+        return {name: tensor for name, tensor in with_usual(inputs).items() if name in (*inputs, TYPES)}
+    if not isinstance(inputs[TYPES], Tensor) or inputs[TYPES].any():
+        problem = (
+            "must be: this export does not tell the texts of a pair apart; if its model does, export the run again"
+        )
+        raise UserError(f"inputs.{TYPES}", "not all 0", problem)
+    return {name: tensor for name, tensor in inputs.items() if name != TYPES}
 
 
 class ExportedRuntime(Exported):
@@ -131,7 +152,7 @@ class ExportedRuntime(Exported):
         Raises:
             UserError: The inputs are of another kind, dtype or shape.
         """
-        self._check(inputs)
+        inputs = self._checked(inputs)
         return route_steps(cast(Any, self.network), inputs, self.steps, compaction, self.first_node)
 
     def _tensors(self, inputs: Any) -> list[Tensor]:

@@ -57,18 +57,6 @@ def feed(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
     return {name: tensors[place_of(name)].numpy() for name in names}
 
 
-def like(example: Any, inputs: Any) -> Any:
-    """Inputs with the keys that a program was made with alone, in their order, which its inputs are numbered by.
-
-    Data may have others and another order, as tokenizers put `token_type_ids` before the mask.
-
-    Example:
-        >>> like({"ids": 0, "mask": 0}, {"types": 1, "mask": 2, "ids": 3})
-        {'ids': 3, 'mask': 2}
-    """
-    return {key: inputs[key] for key in example} if isinstance(example, Mapping) else inputs
-
-
 def make_session(model: Path | bytes, sizes: Mapping[str, int] | None = None) -> Any:
     """An ONNX Runtime session on the processor, with torch's number of threads.
 

@@ -100,14 +100,14 @@ class RoutedOnnx(Exported):
         tensor, and what it returns is looked at by Python, whose operations are quicker than numpy's or torch's.
         """
         if not isinstance(inputs, Tensor):
-            self._check(inputs)
+            inputs = self._checked(inputs)
         try:
             named = {INPUT: inputs} if isinstance(inputs, Tensor) else inputs
             given = {name: named[name].numpy() for name in self._inputs}
             batch = len(given[self._inputs[0]])
             results: list[np.ndarray] = (self._one if batch == 1 else self._any).run(self.outputs, given)
         except Exception as error:  # its exceptions have no common class
-            self._check(inputs)
+            self._checked(inputs)
             raise UserError("export", self.source, f"cannot be run on these inputs ({said(error)})") from error
         logits, exits, macs, *_ = results
         classes, numbers, count = self.manifest.num_classes, exits.tolist(), self.network.num_exits

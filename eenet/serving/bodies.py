@@ -14,6 +14,7 @@ import numpy as np
 from eenet.errors import Unreadable, said
 from eenet.images import UnreadableImage
 from eenet.runtime.manifest import InputSpec
+from eenet.tokens import TYPES
 
 Row = np.ndarray | dict[str, np.ndarray]
 """One input without its batch axis: an array, or arrays by name."""
@@ -110,13 +111,16 @@ class Inputs:
             return [self._text(number, row) for number, row in enumerate(values[key])]
         names = [spec.name for spec in self.specs]
         found = {None: values[key]} if names == [None] else values[key]
+        if isinstance(found, dict) and set(names) - set(found) == {TYPES}:
+            names.remove(TYPES)  # single texts have none but 0
         if not isinstance(found, dict) or set(found) != set(names):
             raise Refused(400, f"send {', '.join(map(str, names))} of every row, as {self.example}")
         for rows in found.values():
             self._count(rows)
         if len({len(rows) for rows in found.values()}) > 1:
             raise Refused(422, f"{', '.join(map(str, names))} have different numbers of rows")
-        columns = [[numbers(spec, place, row) for place, row in enumerate(found[spec.name])] for spec in self.specs]
+        specs = [spec for spec in self.specs if spec.name in names]
+        columns = [[numbers(spec, place, row) for place, row in enumerate(found[spec.name])] for spec in specs]
         if names == [None]:
             return list(columns[0])
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ from eenet.api.serving import of_run
 from eenet.cli.main import main
 from eenet.errors import UserError
 from eenet.network import EarlyExitNetwork
-from eenet.serving import Asked, Refused, answers
+from eenet.runtime.manifest import InputSpec
+from eenet.serving import Asked, Inputs, Refused, answers
 from tests._dummies.cluster import Here
 from tests.cli.test_cli import QUIET, SMALL_BERT, tiny
 from tests.datamodules.tiny_files import films, write_tokenizer
@@ -268,10 +269,13 @@ def test_mistakes_are_one_clear_error(
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit_texts(tmp_path_factory.mktemp("text"), ["text"])
+
+
+def fit_texts(folder: Path, columns: list[str]) -> Path:
     pytest.importorskip("transformers")
     pytest.importorskip("datasets")
-    folder = tmp_path_factory.mktemp("text")
-    rows = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(films(80))]
+    rows = [dict.fromkeys(columns, text) | {"label": ("bad", "good")[n % 2]} for n, text in enumerate(films(80))]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = yaml.safe_load(
         tiny(folder / "t.yaml", "JointExits", folder / "run", warmup_epochs=1, phase_batches=2).read_text()
@@ -282,6 +286,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "init_args": bert,
     }
     arguments = {"train": str(folder / "train.jsonl"), "test": None, "tokenizer": write_tokenizer(folder / "words")}
+    arguments["text"] = columns
     config["data"] = {"class_path": "datamodules.TextClassification", "init_args": {**arguments, "batch_size": 16}}
     (folder / "t.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config", str(folder / "t.yaml"), *QUIET])
@@ -314,6 +319,26 @@ def test_texts_are_read_with_the_runs_tokenizer(text_run: Path, tmp_path: Path) 
         }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [["text"], ["first", "second"]])
+def test_an_exported_file_takes_what_the_tokenizer_gives(columns: list[str], tmp_path: Path) -> None:
+    run, shipped = fit_texts(tmp_path, columns), tmp_path / "shipped"
+    main(["export", str(run), "--format", "onnx", "--one", "--out", str(shipped)])
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(dict.fromkeys(columns, text)) + "\n" for text in films(9)))
+    for batch_size in (1, 4):
+        outputs = []
+        for place in ([], ["--exported", shipped]):
+            outputs.append(tmp_path / f"{batch_size}-{len(place)}.jsonl")
+            source = ["--input", tmp_path / "new.jsonl", "--output", outputs[-1]]
+            infer(run, *source, "--batch-size", batch_size, *place)
+        for own, other in zip(*map(read, outputs), strict=True):
+            near = {key: pytest.approx(own[key], abs=1e-5) for key in ("probability", "probabilities")}
+            assert other == own | near
+    main(["bench", str(run), "--runtime", "onnx", "--batch-size", "1,4", "--samples", "8", "--rounds", "1"])
+    main(["bench", str(run), "--profile", "--runtime", "onnx", "--batch-size", "1", "--rounds", "1"])
+    main(["calibrate", str(run), "--budget-ms", "1000", "--runtime", "onnx", "--alpha", "0.5"])
+
+
 def test_served_texts_are_answered_as_the_network_routes_them_alone(text_run: Path) -> None:
     opened = open_run(text_run, False)
     service = of_run(opened, None, 16)
@@ -329,6 +354,18 @@ def test_served_texts_are_answered_as_the_network_routes_them_alone(text_run: Pa
         routed = chosen.point.network(opened.model.network).route(tokens, chosen.point.policy)
         assert row["probabilities"] == pytest.approx(routed.logits[0].softmax(-1).tolist(), abs=1e-5)
         assert (row["exit"], row["macs"]) == (routed.exits.item(), routed.macs.item())
+
+
+def test_numbers_of_a_single_text_need_no_token_types() -> None:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = Inputs(tuple(InputSpec(name, "int64", (None,)) for name in names), 4)
+    ids = {"input_ids": [[5, 7]], "attention_mask": [[1, 1]]}
+    for given in (ids, ids | {"token_type_ids": [[0, 1]]}):
+        (row,) = inputs.read("application/json", json.dumps({"inputs": given}).encode())
+        assert isinstance(row, dict)
+        assert {name: [values.tolist()] for name, values in row.items()} == given
+    with pytest.raises(Refused, match="send input_ids, attention_mask, token_type_ids"):
+        inputs.read("application/json", json.dumps({"inputs": {"input_ids": [[5, 7]]}}).encode())
 
 
 @pytest.mark.parametrize(

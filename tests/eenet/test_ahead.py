@@ -92,12 +92,13 @@ def test_texts_of_any_length_and_order_of_their_parts(interpreted: list[str]) ->
         ids = torch.randint(1, 50, (rows, tokens))
         mask = torch.ones_like(ids)
         mask[-1, 4:] = 0
-        inputs = {"attention_mask": mask, "input_ids": ids}
-        expected, routed = route(network, inputs, Threshold([0.4])), runtime(inputs)
-        assert routed.exits.tolist() == expected.exits.tolist()
-        torch.testing.assert_close(routed.logits, expected.logits)
+        pair = {"attention_mask": mask, "token_type_ids": torch.randint(0, 2, ids.shape), "input_ids": ids}
+        for inputs in (pair, {"input_ids": ids}):
+            expected, routed = route(network, inputs, Threshold([0.4])), runtime(inputs)
+            assert routed.exits.tolist() == expected.exits.tolist()
+            torch.testing.assert_close(routed.logits, expected.logits)
     with pytest.raises(UserError, match=r"inputs = .*None"):
-        runtime({"input_ids": ids})
+        runtime({"attention_mask": mask})
 
 
 @pytest.mark.slow

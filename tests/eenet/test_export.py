@@ -3,7 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from eenet.backbones import Bert, CifarResNet, EfficientNetLite0, StagedBackbone
+from eenet.backbones.proofs import varied
 from eenet.errors import UserError
 from eenet.exporting import Description, export_network
 from eenet.gates import ConfidenceGate, SchedulerGate
@@ -21,7 +22,7 @@ from eenet.network import EarlyExitNetwork
 from eenet.policies import FixedExit, Patience, Policy, RandomExits, SequentialGates, Threshold
 from eenet.quantization import QuantizedBackbone
 from eenet.runtime import ALWAYS, load
-from eenet.runtime.manifest import MANIFEST, WEIGHTS, manifest_digest, sha256
+from eenet.runtime.manifest import MANIFEST, WEIGHTS, Format, manifest_digest, sha256
 from tests._dummies import Layers, make_network, make_resnet, make_vit
 
 
@@ -136,30 +137,43 @@ def test_every_part_is_exported_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert torch.equal(routed.macs, expected.macs)
 
 
-def texts(*lengths: int) -> dict[str, Tensor]:
+def pairs(*lengths: int) -> dict[str, Tensor]:
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": torch.randint(1, 30, mask.shape) * mask, "attention_mask": mask}
+    ids, types = torch.randint(1, 30, mask.shape) * mask, torch.randint(0, 2, mask.shape) * mask
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+
+
+SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
+SIZES_DISTIL = {"dim": 8, "n_heads": 2, "hidden_dim": 16, "n_layers": 2}
+
+
+def make_texts(family: Literal["bert", "distilbert"] = "bert") -> EarlyExitNetwork:
+    pytest.importorskip("transformers")
+    sizes = SIZES if family == "bert" else SIZES_DISTIL
+    bert = Bert(4, family=family, overrides=sizes | {"vocab_size": 30, "initializer_range": 0.3}, pooling="mean")
+    return EarlyExitNetwork(bert).eval()
 
 
 def test_texts_of_any_length_are_routed_alike(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
-    bert = Bert(4, overrides=sizes | {"vocab_size": 30, "initializer_range": 0.3}, pooling="mean")
-    network = EarlyExitNetwork(bert).eval()
-    export_network(network, SequentialGates(-0.1), tmp_path / "out", texts(5, 5, 5))
+    network = make_texts()
+    export_network(network, SequentialGates(-0.1), tmp_path / "out", varied(network.backbone.example_input()))
     runtime = load(tmp_path / "out")
     assert [(spec.name, spec.dtype, spec.shape) for spec in runtime.manifest.inputs] == [
         ("input_ids", "int64", (None,)),
         ("attention_mask", "int64", (None,)),
+        ("token_type_ids", "int64", (None,)),
     ]
     for lengths in ([1], [12], [3, 9, 1, 4, 2, 7, 7, 5], [2, 2, 2]):
-        inputs = texts(*lengths)
+        inputs = pairs(*lengths)
         expected, routed = network.route(inputs, SequentialGates(-0.1)), runtime(inputs)
         assert torch.equal(routed.exits, expected.exits)
         torch.testing.assert_close(routed.logits, expected.logits, atol=1e-5, rtol=1e-5)
-    known = texts(3, 2)
+    known = pairs(3, 2)
+    single = {**known, "token_type_ids": torch.zeros(2, 3, dtype=torch.long)}
+    del known["token_type_ids"]
+    assert torch.equal(runtime(known).logits, runtime(single).logits)
     for wrong, problem in (
-        ({"input_ids": known["input_ids"]}, r"inputs = \['input_ids'\]: must be a dict of attention_mask, input_ids"),
+        ({"input_ids": known["input_ids"]}, r"inputs = .*'input_ids'.*must be a dict of attention_mask, input_ids"),
         ({**known, None: 1}, "inputs = .*'None', 'attention_mask'.*must be a dict"),
         (
             {**known, "attention_mask": [[1, 1, 1], [1, 1, 0]]},
@@ -169,6 +183,21 @@ def test_texts_of_any_length_are_routed_alike(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=problem):
             runtime(wrong)
+
+
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_folder_without_token_types_takes_those_of_single_texts(format: Format, tmp_path: Path) -> None:
+    """As of DistilBERT, and as BERT was exported before examples had them."""
+    network = make_texts("distilbert")
+    export_network(network, SequentialGates(-0.1), tmp_path / "out", varied(network.backbone.example_input()), format)
+    runtime, texts = load(tmp_path / "out"), pairs(4, 6, 2)
+    assert [spec.name for spec in runtime.manifest.inputs] == ["input_ids", "attention_mask"]
+    with pytest.raises(UserError, match=r"^inputs\.token_type_ids = 'not all 0'.*export the run again$"):
+        runtime(texts)
+    texts["token_type_ids"].zero_()
+    expected, routed = network.route(texts, SequentialGates(-0.1)), runtime(texts)
+    assert torch.equal(routed.exits, expected.exits)
+    torch.testing.assert_close(routed.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
 def test_the_folder_says_what_it_is(network: EarlyExitNetwork, policy: Policy, exported: Path) -> None:

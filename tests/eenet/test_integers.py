@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.backbones import Bert
+from eenet.backbones.proofs import varied
 from eenet.errors import UserError
 from eenet.exporting import export_network
 from eenet.exporting.contenders import full_network
@@ -21,7 +22,7 @@ from eenet.policies import Threshold
 from eenet.runtime import RoutedOnnx, load
 from tests._dummies import make_network, make_resnet, make_vit
 from tests.eenet.test_export import digits
-from tests.eenet.test_routed_onnx import BERT, WORDS, between_scores, branch_of, texts
+from tests.eenet.test_routed_onnx import BERT, WORDS, between_scores, branch_of, pairs
 
 onnx = pytest.importorskip("onnx")
 for _package in ("onnxscript", "onnxruntime"):
@@ -105,15 +106,17 @@ def test_rows_that_are_not_finite_are_marked_and_an_empty_batch_is_answered(resn
 
 
 def test_texts_are_taken_by_their_keys_whatever_the_order_of_the_data() -> None:
-    """Tokenizers put `token_type_ids` before the mask, which an example does not have."""
+    """Tokenizers put `token_type_ids` before the mask, where an example has them behind it, or not at all."""
     torch.manual_seed(0)
     network = EarlyExitNetwork(Bert(4, overrides=BERT | WORDS, pooling="mean")).eval()
     ids = torch.randint(1, 9, (4, 6))
     mask = (torch.arange(6) < torch.tensor([[6], [3], [6], [2]])).long()
-    example = {"input_ids": torch.ones(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
-    given = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": mask}
+    run = full_network(network, varied(network.backbone.example_input())).run
+    given = {"input_ids": ids, "token_type_ids": torch.randint(0, 2, ids.shape), "attention_mask": mask}
+    single = {"input_ids": ids, "attention_mask": mask}
     with torch.no_grad():
-        torch.testing.assert_close(full_network(network, example).run(given), network.backbone(given))
+        for inputs in (given, single):
+            torch.testing.assert_close(run(inputs), network.backbone(inputs))
 
 
 @pytest.mark.slow
@@ -125,8 +128,8 @@ def test_transformers_leave_alone_where_they_leave_in_any_batch(family: str, tmp
     network = make_network(exits=[0, 2], gate=ConfidenceGate)
     if family == "bert":
         network = EarlyExitNetwork(Bert(4, overrides=BERT | WORDS, pooling="mean"), gate=ConfidenceGate).eval()
-        inputs = texts(66)
-        example = {key: torch.ones(3, 5, dtype=torch.long) for key in inputs}
+        inputs = pairs(66)
+        example = varied(network.backbone.example_input())
     made = make_int8(network, inputs, example, tmp_path)
     routes_alike(made, inputs)
     assert made[2].left == ()

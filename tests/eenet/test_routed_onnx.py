@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from eenet.backbones import Bert, Gpt
+from eenet.backbones.proofs import varied
 from eenet.calibration.conformal import prediction_sets
 from eenet.errors import UserError
 from eenet.exporting import Description, export_network
@@ -233,6 +234,11 @@ def texts(samples: int, longest: int = 12) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, 30, mask.shape) * mask, "attention_mask": mask}
 
 
+def pairs(samples: int) -> dict[str, Tensor]:
+    found = texts(samples)
+    return {**found, "token_type_ids": torch.randint(0, 2, found["input_ids"].shape)}
+
+
 BERT = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 3}
 GPT = {"n_embd": 8, "n_head": 2, "n_layer": 3, "n_positions": 64, "pad_token_id": 0}
 WORDS = {"vocab_size": 30, "initializer_range": 0.3}
@@ -252,14 +258,14 @@ def test_every_family_and_policy_leaves_where_the_network_does(
 ) -> None:
     torch.manual_seed(0)
     network = FAMILIES[name]().eval()
-    inputs: Any = texts(66) if name in ("bert", "gpt") else digits()[:66]
+    inputs: Any = {"bert": pairs, "gpt": texts}.get(name, lambda rows: digits()[:rows])(66)
     policy: Policy = Patience(1) if name == "patience" else between_scores(network, inputs)
     if name == "jei_dnn":
         with torch.no_grad():
             policy = SequentialGates(-between_scores(network, inputs).arguments()["thresholds"][0])
     if name == "gpt":  # as if it were larger than ONNX's format can hold
         monkeypatch.setattr("eenet.exporting.folder.LARGEST_INSIDE", 0)
-    example = inputs[:3] if isinstance(inputs, Tensor) else {key: torch.ones(3, 5, dtype=torch.long) for key in inputs}
+    example = inputs[:3] if isinstance(inputs, Tensor) else varied(network.backbone.example_input())
     export_network(network, policy, tmp_path / "out", example, "onnx", one=True)
     runtime = load(tmp_path / "out")
     assert isinstance(runtime, RoutedOnnx)

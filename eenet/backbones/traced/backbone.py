@@ -21,6 +21,7 @@ from eenet.backbones.traced.stages import Stage, make_stage
 from eenet.backbones.weight_files import Which
 from eenet.errors import UserError
 from eenet.files import NameOrPath
+from eenet.tokens import example_pair, with_usual
 
 Mode = tuple[bool, torch.dtype]
 
@@ -135,13 +136,12 @@ class Traced(StagedBackbone):
         return self._run(self.num_stages, state)[0]
 
     def example_input(self) -> Any:
-        """One input: a black image, or a text of `example_tokens` tokens without padding."""
+        """One input: a black image, or texts of `example_tokens` tokens without padding."""
         if self._example is not None:
             return pytree.tree_map(lambda rows: rows[:1], self._example)
         if self.input_shape is not None:
             return torch.zeros(1, *self.input_shape)
-        ids = torch.zeros(1, min(self.example_tokens, self.max_tokens or self.example_tokens), dtype=torch.long)
-        return {name: torch.ones_like(ids) if name == "attention_mask" else ids for name in self.names}
+        return example_pair(self.names, min(self.example_tokens, self.max_tokens or self.example_tokens))
 
     def find_stage(self, name: str) -> int:
         """The stage that ends where a module ends."""
@@ -162,12 +162,11 @@ class Traced(StagedBackbone):
 
     def _named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs that the model was captured with; a mask or token types that are absent are the usual ones."""
-        ids = inputs.get("input_ids")
-        usual = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-        absent = [name for name in self.names if name not in inputs and (ids is None or name not in usual)]
+        found = with_usual(inputs)
+        absent = [name for name in self.names if name not in found]
         if absent:
             raise UserError("inputs", sorted(inputs), f"the model was captured with {', '.join(absent)}, too")
-        return {name: inputs[name] if name in inputs else usual[name](ids) for name in self.names}  # type: ignore[arg-type]
+        return {name: found[name] for name in self.names}
 
     def _begin(self, exits_at: ExitsAt, channels: Channels) -> None:
         captured, places = self._captured((False, self._dtype()))

@@ -1,3 +1,5 @@
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,6 +8,7 @@ from eenet.backbones.base import select
 from eenet.backbones.bert import Bert
 from eenet.backbones.traced import Traced
 from eenet.errors import UserError
+from eenet.tokens import like
 
 SMALL = {
     "hidden_size": 8,
@@ -72,12 +75,39 @@ def test_token_types_count_and_the_mask_may_be_absent(bert: Bert) -> None:
     assert not torch.allclose(bert(inputs), bert({"input_ids": ids}), atol=1e-3)
 
 
-@pytest.mark.parametrize(("family", "limit"), [("bert", 12), ("distilbert", 12), ("roberta", 10)])
-def test_texts_longer_than_the_model_are_refused(family: str, limit: int) -> None:
+def make(family: Literal["bert", "roberta", "distilbert"], **overrides: Any) -> Bert:
     names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+    names["intermediate_size"] = "hidden_dim"
     values = {names.get(key, key) if family == "distilbert" else key: value for key, value in SMALL.items()}
-    values.pop("intermediate_size")
-    bert = Bert(4, family=family, overrides=values)
+    return Bert(4, family=family, overrides=values | overrides).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "overrides", "reads"),
+    [
+        ("bert", {}, True),
+        ("bert", {"type_vocab_size": 1}, False),
+        ("distilbert", {}, False),
+        ("roberta", {"type_vocab_size": 1}, False),
+        ("roberta", {}, True),
+    ],
+)
+def test_an_example_has_what_the_model_reads(family: Any, overrides: dict[str, int], reads: bool) -> None:
+    """Exported programs have the inputs of the example; what it has not must not count."""
+    bert = make(family, **overrides)
+    example = bert.example_input()
+    assert list(example) == ["input_ids", "attention_mask", *(["token_type_ids"] if reads else [])]
+    pair = {**padded(8, 5), "token_type_ids": (torch.arange(8) > 3).long().expand(2, -1)}
+    single = {**pair, "token_type_ids": torch.zeros(2, 8, dtype=torch.long)}
+    assert torch.equal(bert(single), bert(padded(8, 5)))
+    assert torch.equal(bert(pair), bert(single)) == (not reads)
+    assert torch.equal(bert(like(example, pair)), bert(pair))
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 12), ("distilbert", 12), ("roberta", 10)])
+def test_texts_longer_than_the_model_are_refused(family: Any, limit: int) -> None:
+    bert = make(family)
     assert bert(padded(limit)).shape == (1, 4)
     assert bert.example_input()["input_ids"].shape == (1, limit)
     with pytest.raises(UserError, match=f"max_length={limit}"):

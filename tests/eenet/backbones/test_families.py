@@ -17,6 +17,7 @@ from eenet.backbones.bert import Bert
 from eenet.backbones.cifar_resnet import CifarResNet
 from eenet.backbones.efficientnet import EfficientNetLite0
 from eenet.backbones.gpt import Gpt
+from eenet.backbones.proofs import varied
 from eenet.backbones.timm_generic import TimmBackbone
 from eenet.backbones.weights import load_weights
 from eenet.costs import count_macs
@@ -211,6 +212,7 @@ def test_example_and_description(case: Case) -> None:
     backbone = case.make().eval()
     assert backbone(backbone.example_input()).shape[0] == 1
     assert backbone(backbone.example_input()).shape[-1] == backbone.num_classes
+    assert backbone(varied(backbone.example_input())).isfinite().all()
     assert json.loads(json.dumps(backbone.description())) == case.make().description()
 
 

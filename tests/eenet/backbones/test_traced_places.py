@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.backbones import Traced
+from eenet.backbones.proofs import varied
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -67,6 +68,20 @@ def test_stages_of_a_text_encoder_are_its_layers() -> None:
     small = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20, "pad_token_id": 1}
     net = Traced("transformers:bert", 3, arguments={**small, "num_hidden_layers": 5}, example_tokens=8)
     assert net.stage_names == [f"bert.encoder.layer.{layer}" for layer in range(5)]
+
+
+def test_examples_of_texts_have_token_types_that_there_are() -> None:
+    """BERT tells two texts apart: an embedding has two rows."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    small = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
+    model = BertForSequenceClassification(BertConfig(vocab_size=20, **small))
+    ids = torch.randint(3, 20, (1, 7))
+    one = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}
+    for net in (Traced(model, example=one), Traced("transformers:bert", 2, arguments={**small, "vocab_size": 20})):
+        example = varied(net.example_input())
+        assert example["token_type_ids"].max() <= 1
+        assert torch.allclose(net.eval()(example), net.model.eval()(**example).logits, atol=1e-6)
 
 
 class Shuffled(nn.Module):
