@@ -85,10 +85,10 @@ def study_layers(
     read = load_data(data)
     gpt, tokenizer = open_model(model, download, place, dtype)
     sizes = parse_budgets(budgets, gpt.num_stages)
+    settings = Settings(sizes, tokens, batch_size, seed, prompt, keys).check(gpt.num_stages)
     families = plan_families(gpt.num_stages, sizes, seed, names(skipping))
     weights = PlanWeights(gpt, names(tuned))
     loaded = {path: load_gates(path, gpt) for path in names(gates)}
-    settings = Settings(sizes, tokens, batch_size, seed, prompt, keys).check(gpt.num_stages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -40,9 +40,22 @@ def check_widths(widths: Sequence[int], field: str = "network.widths") -> tuple[
         >>> check_widths([4, 32])
         (32, 4)
     """
-    if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(WIDTHS):
-        raise UserError(field, list(widths), f"must be different widths among {', '.join(map(str, WIDTHS))} bits")
+    several = isinstance(widths, Sequence) and all(type(width) is int for width in widths)
+    if not several or not widths or len(set(widths)) < len(widths) or not set(widths) <= set(WIDTHS):
+        raise UserError(field, widths, f"must be different widths among {', '.join(map(str, WIDTHS))} bits")
     return tuple(sorted(widths, reverse=True))
+
+
+def check_edge(width: int, field: str) -> int:
+    """The least bits of the first and the last layer.
+
+    Raises:
+        UserError: It has no grid; floating point has none.
+    """
+    if type(width) is not int or width == FLOAT or width not in WIDTHS:
+        grids = ", ".join(str(width) for width in WIDTHS if width != FLOAT)
+        raise UserError(field, width, f"must be one of {grids} bits, or null for the width of the other layers")
+    return width
 
 
 def activation_width(width: int) -> int:

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
 from eenet.backbones import StagedBackbone
 from eenet.backbones.base import State
 from eenet.errors import UserError
 from eenet.profile import bitops
-from eenet.quantization.grid import activation_grid, activation_width, check_widths
+from eenet.quantization.grid import activation_grid, activation_width, check_edge, check_widths
 from eenet.quantization.layers import NATIVE_WIDTH, Rounding, SimulatedLayer, Weights, channels, native_layer
 from eenet.quantization.products import Split, check_rest, quantized_products
 from eenet.quantization.ranges import METHODS, Observed, observe, output_means
@@ -120,8 +121,8 @@ class Twins(nn.Module):
             raise UserError("network.backbone", type(self.backbone).__name__, problem)
         self.wider = {}
         if edge_width is not None:
-            check_widths([edge_width], field.rpartition(".")[0] + ".edge_width")
-            self.wider = {self.layer_names[end]: edge_width for end in (0, -1)}
+            least = check_edge(edge_width, field.rpartition(".")[0] + ".edge_width")
+            self.wider = {self.layer_names[end]: least for end in (0, -1)}
         self._shapes = [self.backbone.get_parameter(f"{name}.weight").shape for name in self.layer_names]
         total, outputs = sum(shape.numel() for shape in self._shapes), sum(shape[0] for shape in self._shapes)
         for width in self.quantized_widths:
@@ -162,17 +163,25 @@ class Twins(nn.Module):
         layers, attention, floats = (
             sum(getattr(part, name) for part in self.stage_layers) for name in ("macs", "attention_macs", "float_macs")
         )
+        edges = sum(
+            macs
+            for part in self.stage_layers
+            for name, macs in zip(part.layers, part.layer_macs, strict=True)
+            if name in self.wider
+        )
         others = floats + sum(split.rest for split in outer.values())
         found = []
         for width in self.widths:
             rest = self.rest_width if width != FLOAT else FLOAT
-            own = sum(self.stage_bitops_at(width)) - bitops(attention, rest, rest) - bitops(floats)
-            rows = [("layers of the stages", layers, width, activation_width(width), own)]
+            rows = [("layers of the stages", layers - edges, width, activation_width(width))]
+            if self.wider:
+                least = self.layer_width(self.layer_names[0], width)
+                rows.append(("first and last layer", edges, least, activation_width(least)))
             narrow = [("attention's products", attention), *((name, split.quantized) for name, split in outer.items())]
-            rows += [(name, macs, rest, rest, bitops(macs, rest, rest)) for name, macs in narrow]
-            rows += [("all else", others, FLOAT, FLOAT, bitops(others))]
-            keys = ("part", "macs", "weight_bits", "activation_bits", "bitops")
-            found += [{"width": width, **dict(zip(keys, row, strict=True))} for row in rows]
+            rows += [(name, macs, rest, rest) for name, macs in narrow]
+            rows += [("all else", others, FLOAT, FLOAT)]
+            keys = ("part", "macs", "weight_bits", "activation_bits")
+            found += [{"width": width, **dict(zip(keys, row, strict=True)), "bitops": bitops(*row[1:])} for row in rows]
         return found
 
     def take_ranges(self, inputs: Callable[[str, int], Iterable[Any]], batches: int) -> list[Tensor]:
@@ -198,12 +207,19 @@ class Twins(nn.Module):
         Raises:
             UserError: There is no batch, all samples are the same, or a value is no number.
         """
-        batches = list(batches)
+        for name in self.layer_names:
+            if not self.backbone.get_parameter(f"{name}.weight").isfinite().all():
+                raise UserError("network.backbone", name, "has weights that are no finite numbers")
+        batches = filled(batches)
         observed = observe(self.backbone, self.layer_names, batches)
-        checks = batches if checks is None else list(checks)
+        checks = batches if checks is None else filled(checks)
+        if not checks:
+            raise UserError("checks", 0, "ranges are chosen on at least one batch; without checks on the others")
         methods = range(len(METHODS) if any(seen.by_rows for seen in observed) else 1)
         with evaluation(self.backbone):
             wanted = [self.backbone(batch).log_softmax(-1) for batch in checks]
+            if not all(rows.isfinite().all() for rows in wanted):
+                raise UserError("checks", "nan", "give logits that are no finite numbers; look at the data")
             for number, width in enumerate(self.widths):
                 self.range_methods[number] = 0
                 if width != FLOAT:
@@ -219,8 +235,6 @@ class Twins(nn.Module):
             layer, bits = self.backbone.get_submodule(name), self.layer_width(name, width)
             assert isinstance(layer, nn.Linear | nn.Conv2d)
             matrix = as_matrix(layer.weight, getattr(layer, "groups", 1)).double()
-            if not matrix.isfinite().all():
-                raise UserError("network.backbone", name, "has weights that are no finite numbers")
             scales = mse_scales(matrix, bits, seen.moments.diagonal(dim1=1, dim2=2).unsqueeze(1).double())
             scales = scales.to(weights.scales).to(scales)  # rounded with the scales that are kept
             weights.codes.copy_(gptq_codes(matrix, seen.moments, scales, bits).view_as(weights.codes))
@@ -334,6 +348,11 @@ class Twins(nn.Module):
             "quantized_layers": self.layer_names,
             "float_layers": [name for stage in self.stage_layers for name in stage.float_layers],
         }
+
+
+def filled(batches: Iterable[Any]) -> list[Any]:
+    """The batches with a sample."""
+    return [batch for batch in batches if len(pytree.tree_leaves(batch)[0])]
 
 
 KINDS = ("codes", "scales", "shifts")

@@ -154,7 +154,7 @@ def _route_tree(
             continue
         rows, nodes, given = merge(waiting.pop(place))
         given, logits, after = step(given)
-        if after is None:
+        if after is None or not batch:
             parts.append(_Part(rows, nodes, logits))
             continue
         for node in after.unique().tolist():

@@ -270,12 +270,21 @@ def nan_weights() -> StagedBackbone:
         (make_vit, [], "calibration_batches = 0: activations need at least one batch"),
         (make_vit, [torch.zeros(4, 1, 8, 8), torch.zeros(2, 1, 8, 8)], "constant': all samples are the same"),
         (make_vit, [torch.full((4, 1, 8, 8), torch.nan)], "no finite numbers"),
-        (nan_weights, [torch.randn(4, 1, 8, 8)], "no finite numbers"),
+        (make_vit, [torch.zeros(0, 1, 8, 8)], "calibration_batches = 0: activations need at least one batch"),
+        (nan_weights, [torch.randn(4, 1, 8, 8)], r"attn\.qkv': has weights that are no finite numbers"),
     ],
 )
 def test_a_calibration_that_says_nothing_is_refused(backbone: Any, batches: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         QuantizedBackbone(backbone(), 4).calibrate(batches)
+
+
+@pytest.mark.parametrize(
+    ("checks", "message"), [([], "checks = 0"), ([torch.full((4, 1, 8, 8), torch.nan)], "checks = 'nan'")]
+)
+def test_checks_that_say_nothing_are_refused(checks: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        QuantizedBackbone(make_vit(), 4).calibrate([torch.randn(4, 1, 8, 8)], checks)
 
 
 def test_without_calibration_nothing_runs() -> None:

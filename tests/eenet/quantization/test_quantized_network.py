@@ -262,6 +262,39 @@ def test_the_native_network_agrees_with_the_simulated_one() -> None:
         )
 
 
+@pytest.mark.parametrize("edge_width", [None, 8])
+def test_every_part_is_billed_at_the_bits_that_it_is_told_with(edge_width: int | None) -> None:
+    network = QuantizedNetwork(make_resnet(), [0, 2], widths=[32, 4], edge_width=edge_width)
+    rows = network.part_rows({})
+    assert all(row["bitops"] == row["macs"] * row["weight_bits"] * row["activation_bits"] for row in rows)
+    for width in network.widths:
+        own = [row["bitops"] for row in rows if row["width"] == width and not row["part"].startswith("head")]
+        assert sum(own) == sum(network.stage_bitops_at(width)) + sum(network.outer_bitops_at(width))
+    edges = [row["macs"] for row in rows if row["part"] == "first and last layer"]
+    assert bool(edges) == (edge_width is not None)
+
+
+def test_a_batch_of_nobody_is_routed_nowhere() -> None:
+    network = QuantizedNetwork(make_vit(), [0, 2], widths=[8, 4]).eval()
+    network.calibrate([inputs(network, 8)])
+    routed = network.route(inputs(network, 8)[:0], network.policy(8, 0.1))
+    assert (routed.logits.shape[0], routed.exits.tolist()) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": 8}, r"network\.widths = 8: must be different widths"),
+        ({"widths": [8.0]}, r"network\.widths = \[8\.0\]: must be different"),
+        ({"edge_width": 32}, r"network\.edge_width = 32: must be one of 16, 8, 6, 4, 3, 2 bits"),
+        ({"edge_width": 5}, r"network\.edge_width = 5: must be one of"),
+    ],
+)
+def test_widths_without_a_grid_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        QuantizedNetwork(make_vit(), [0], **settings)
+
+
 @torch.no_grad()
 def test_loading_a_checkpoint_brings_its_ranges_into_use() -> None:
     network = QuantizedNetwork(make_vit(), [0], widths=[4]).eval()
