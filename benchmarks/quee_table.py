@@ -21,8 +21,14 @@ def mean(values: Sequence[float], digits: int = 2) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print Markdown."""
-    for row in (head, ["---"] * len(head), *rows):
+    """Print Markdown; rows that say the same are one, with all that they are called."""
+    merged: list[list[str]] = []
+    for name, *cells in rows:
+        if merged and merged[-1][1:] == cells:
+            merged[-1][0] = f"{merged[-1][0].split(' to ')[0]} to {name}"
+        else:
+            merged.append([name, *cells])
+    for row in (head, ["---"] * len(head), *merged):
         print("| " + " | ".join(row) + " |")
     print()
 
