@@ -15,9 +15,9 @@ Results = list[dict[str, Any]]
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and spread."""
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):.{digits}f} ± {spread:.{digits}f}"
+    """Mean and spread, or the value of one seed."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
