@@ -138,9 +138,10 @@ def integers(
     """
     torch.set_num_threads(1)
     found = {}
-    for name in networks or ([run] if run else [name for name in BACKBONES if "tiny" not in name]):
-        made = open_network(run, exits) if run else prepare(name, budget, exits or "second", ConfidenceGate)
-        network, policy, data = made
+    for name in [run] if run else networks or [name for name in BACKBONES if "tiny" not in name]:
+        network, policy, data = (
+            open_network(run, exits) if run else prepare(name, budget, exits or "second", ConfidenceGate)
+        )
         example = pytree.tree_map(lambda leaf: leaf[:3], inputs_of(data, "val", 3))
         if isinstance(example, dict):
             example["attention_mask"] = torch.ones_like(example["attention_mask"])
@@ -179,7 +180,7 @@ def integers(
                         {key: row[key] for key in keys} for row in race(contenders, given, size, rounds, CPU, in_a_row)
                     ],
                 }
-            logits = [run(inputs_of(data, "test", samples))[:, -1] for run in (plain, whole)]
+            logits = [graph(inputs_of(data, "test", samples))[:, -1] for graph in (plain, whole)]
             agree = (logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item()
             layers = {"layers": graphs.layers, "left": graphs.left, "same_class": agree}
             found[name] = {"exits": network.exit_stages, **layers, **timed}

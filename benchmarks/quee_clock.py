@@ -37,7 +37,7 @@ WIDTH = 8
 
 
 def four_bits(model: Any) -> Any:
-    """An ONNX graph whose products with weights have these in 4 bits, in blocks of 32, and activations in 8 bits."""
+    """Runs an ONNX graph with the weights of its products in 4 bits, in blocks of 32; `None` where it has no such."""
     logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
     quantizer = MatMulNBitsQuantizer(model, bits=4, block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()

@@ -291,7 +291,7 @@ class Twins(nn.Module):
         """The backbone with its stages at a width; a `UserError` where it is not calibrated."""
         if width == FLOAT:
             return self.backbone
-        key = width, self.native and width <= NATIVE_WIDTH
+        key = width, self.native
         if key not in self._twins:
             if self.range_methods[self.widths.index(width)] < 0:
                 remedy = (
